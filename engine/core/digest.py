@@ -1,0 +1,37 @@
+"""Chained page digests: the name of a prefix, the same on every worker and router.
+
+digest(page i) = blake2b-128(digest(page i-1) | tokens of page i as little-endian int32)
+digest(root)   = blake2b-128(length-prefixed salt | length-prefixed model hash)
+
+So a digest names all tokens up to the end of its page, inside one tenant salt and one model.
+"""
+
+from array import array
+from hashlib import blake2b
+
+DIGEST_BYTES = 16
+
+
+def root_digest(cache_salt: bytes, model_hash: str) -> bytes:
+    """The digest of the empty prefix of one tenant and model. Fields are length-prefixed so they cannot run together."""
+    model = model_hash.encode()
+    head = len(cache_salt).to_bytes(4, "little") + cache_salt + len(model).to_bytes(4, "little") + model
+    return blake2b(head, digest_size=DIGEST_BYTES).digest()
+
+
+def extend_digest(parent: bytes, tokens: "array[int] | memoryview") -> bytes:
+    """The digest of a prefix extended by `tokens` (int32, usually one page; fewer for a last partial page)."""
+    return blake2b(parent + bytes(tokens), digest_size=DIGEST_BYTES).digest()
+
+
+def page_digests(root: bytes, tokens: "array[int]", page_size: int, num_pages: int | None = None) -> list[bytes]:
+    """Digests of the full pages of `tokens` (int32 buffer), at most `num_pages` of them, in chain order."""
+    full = len(tokens) // page_size
+    count = full if num_pages is None else min(full, num_pages)
+    view = memoryview(tokens).cast("B")
+    width = page_size * tokens.itemsize
+    digests, parent = [], root
+    for start in range(0, count * width, width):
+        parent = blake2b(parent + view[start : start + width], digest_size=DIGEST_BYTES).digest()
+        digests.append(parent)
+    return digests
