@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from engine.core.types import FinishReason, Sampling, TokenLogprob
+from engine.core.types import FinishReason, Sampling, TokenLogprob, WorkerInfo, WorkerLoad
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,3 +53,35 @@ class Generator(Protocol):
 
     def generate(self, call: GenerateCall) -> AsyncIterator[Delta]:
         """Stream one call. Raises BatonError (deadline, overload, no worker). Closing the iterator cancels."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatus:
+    """One worker as the router sees it now."""
+
+    info: WorkerInfo
+    state: str
+    """One word for people: joining, ready, refused, lost."""
+    detail: str = ""
+    """Why it is not ready, in plain words."""
+    load: WorkerLoad | None = None
+    load_age_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceStatus:
+    """The whole service as the router sees it now. `ready` is true when a request could be served."""
+
+    ready: bool
+    detail: str = ""
+    """Why it is not ready, in plain words."""
+    workers: tuple[WorkerStatus, ...] = ()
+    queued_requests: int = 0
+    running_requests: int = 0
+
+
+class StatusSource(Protocol):
+    """What the doors show of the service: health checks and the status page."""
+
+    def status(self) -> ServiceStatus:
+        """A snapshot; cheap enough for every health check."""
