@@ -1,0 +1,147 @@
+"""Frames <-> protobuf messages of worker.proto: the hot direction, one message a step for all rows."""
+
+from engine.core.messages import (
+    Adopted,
+    Finished,
+    Frame,
+    HandoffFailed,
+    KVEvent,
+    PagesRemoved,
+    PagesStored,
+    Started,
+    TicketIssued,
+)
+from engine.core.types import FinishReason, TokenLogprob, WorkerLoad
+from engine.wire import worker_pb2 as pb
+
+_REASON_TO_PROTO = {
+    FinishReason.STOP: pb.FINISH_REASON_STOP,
+    FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
+    FinishReason.CANCELLED: pb.FINISH_REASON_CANCELLED,
+    FinishReason.DEADLINE: pb.FINISH_REASON_DEADLINE,
+    FinishReason.ERROR: pb.FINISH_REASON_ERROR,
+}
+_REASON_FROM_PROTO = {number: reason for reason, number in _REASON_TO_PROTO.items()}
+
+
+def _logprob_to_proto(value: TokenLogprob) -> pb.TokenLogprob:
+    return pb.TokenLogprob(
+        token=value.token,
+        logprob=value.logprob,
+        top_tokens=[token for token, _ in value.top],
+        top_logprobs=[logprob for _, logprob in value.top],
+    )
+
+
+def _logprob_from_proto(message: pb.TokenLogprob) -> TokenLogprob:
+    return TokenLogprob(
+        message.token, message.logprob, tuple(zip(message.top_tokens, message.top_logprobs, strict=True))
+    )
+
+
+def _event_to_proto(event: KVEvent) -> pb.KVEvent:
+    match event:
+        case PagesStored(parent, digests):
+            return pb.KVEvent(stored=pb.PagesStored(parent=parent, digests=digests))
+        case PagesRemoved(digests):
+            return pb.KVEvent(removed=pb.PagesRemoved(digests=digests))
+
+
+def _event_from_proto(message: pb.KVEvent) -> KVEvent:
+    if message.HasField("stored"):
+        return PagesStored(message.stored.parent, tuple(message.stored.digests))
+    return PagesRemoved(tuple(message.removed.digests))
+
+
+def load_to_proto(load: WorkerLoad) -> pb.WorkerLoad:
+    """Every field."""
+    return pb.WorkerLoad(
+        seq=load.seq,
+        reported_s=load.reported_s,
+        queued_requests=load.queued_requests,
+        queued_tokens=load.queued_tokens,
+        running_rows=load.running_rows,
+        free_pages=load.free_pages,
+        num_pages=load.num_pages,
+        step_s=load.step_s,
+        prefill_tokens_per_s=load.prefill_tokens_per_s,
+        pages_by_state=[pb.PageCount(state=state, pages=pages) for state, pages in load.pages_by_state],
+    )
+
+
+def load_from_proto(message: pb.WorkerLoad) -> WorkerLoad:
+    """The inverse of `load_to_proto`."""
+    return WorkerLoad(
+        seq=message.seq,
+        reported_s=message.reported_s,
+        queued_requests=message.queued_requests,
+        queued_tokens=message.queued_tokens,
+        running_rows=message.running_rows,
+        free_pages=message.free_pages,
+        num_pages=message.num_pages,
+        step_s=message.step_s,
+        prefill_tokens_per_s=message.prefill_tokens_per_s,
+        pages_by_state=tuple((count.state, count.pages) for count in message.pages_by_state),
+    )
+
+
+def _logprob_rows(rows: list[TokenLogprob | None] | None) -> list[pb.LogprobRow]:
+    return [pb.LogprobRow(value=_logprob_to_proto(row)) if row else pb.LogprobRow() for row in rows or ()]
+
+
+def frame_to_proto(frame: Frame) -> pb.Frame:
+    """Token rows stay parallel lists; the rest is rare."""
+    return pb.Frame(
+        step_id=frame.step_id,
+        ids=frame.ids,
+        tokens=frame.tokens,
+        logprobs=_logprob_rows(frame.logprobs),
+        prompt_logprobs=[
+            pb.PromptLogprobs(id=id, values=map(_logprob_to_proto, values)) for id, values in frame.prompt_logprobs
+        ],
+        started=[pb.Started(id=s.id, cached_tokens=s.cached_tokens, queue_s=s.queue_s) for s in frame.started],
+        finished=[
+            pb.Finished(id=f.id, reason=_REASON_TO_PROTO[f.reason], message=f.message, stop_token=f.stop_token)
+            for f in frame.finished
+        ],
+        tickets=[pb.TicketIssued(id=t.id, ticket=t.ticket, last=t.last) for t in frame.tickets],
+        adopted=[
+            pb.Adopted(
+                id=a.id,
+                transfer_bytes=a.transfer_bytes,
+                transfer_s=a.transfer_s,
+                pulled_pages=a.pulled_pages,
+                local_pages=a.local_pages,
+            )
+            for a in frame.adopted
+        ],
+        handoff_failed=[
+            pb.HandoffFailed(id=h.id, message=h.message, peer_lost=h.peer_lost) for h in frame.handoff_failed
+        ],
+        kv_events=map(_event_to_proto, frame.kv_events),
+        kv_seq=frame.kv_seq,
+        load=load_to_proto(frame.load) if frame.load else None,
+    )
+
+
+def frame_from_proto(message: pb.Frame) -> Frame:
+    """The inverse of `frame_to_proto`; a frame without log probabilities has `logprobs` None."""
+    rows = [_logprob_from_proto(row.value) if row.HasField("value") else None for row in message.logprobs]
+    return Frame(
+        step_id=message.step_id,
+        ids=list(message.ids),
+        tokens=list(message.tokens),
+        logprobs=rows or None,
+        prompt_logprobs=[(p.id, [_logprob_from_proto(value) for value in p.values]) for p in message.prompt_logprobs],
+        started=[Started(s.id, s.cached_tokens, s.queue_s) for s in message.started],
+        finished=[
+            Finished(f.id, _REASON_FROM_PROTO[f.reason], f.message, f.stop_token if f.HasField("stop_token") else None)
+            for f in message.finished
+        ],
+        tickets=[TicketIssued(t.id, t.ticket, t.last) for t in message.tickets],
+        adopted=[Adopted(a.id, a.transfer_bytes, a.transfer_s, a.pulled_pages, a.local_pages) for a in message.adopted],
+        handoff_failed=[HandoffFailed(h.id, h.message, h.peer_lost) for h in message.handoff_failed],
+        kv_events=[_event_from_proto(event) for event in message.kv_events],
+        kv_seq=message.kv_seq,
+        load=load_from_proto(message.load) if message.HasField("load") else None,
+    )
