@@ -1,7 +1,7 @@
 """What the HTTP and gRPC doors need from the router behind them. Pure values and one protocol."""
 
 from array import array
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -51,8 +51,8 @@ class Delta:
 class Generator(Protocol):
     """The router as its doors see it."""
 
-    def generate(self, call: GenerateCall) -> AsyncIterator[Delta]:
-        """Stream one call. Raises BatonError (deadline, overload, no worker). Closing the iterator cancels."""
+    def generate(self, call: GenerateCall) -> AsyncGenerator[Delta, None]:
+        """Stream one call. Raises BatonError (deadline, overload, no worker). `aclose()` cancels."""
 
 
 @dataclass(frozen=True, slots=True)
