@@ -4,80 +4,83 @@
 # source: engine/wire/worker.proto
 # Protobuf Python Version: 7.35.1
 """Generated protocol buffer code."""
-
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import descriptor_pool as _descriptor_pool
 from google.protobuf import runtime_version as _runtime_version
 from google.protobuf import symbol_database as _symbol_database
 from google.protobuf.internal import builder as _builder
-
 _runtime_version.ValidateProtobufRuntimeVersion(
-    _runtime_version.Domain.PUBLIC, 7, 35, 1, "", "engine/wire/worker.proto"
+    _runtime_version.Domain.PUBLIC,
+    7,
+    35,
+    1,
+    '',
+    'engine/wire/worker.proto'
 )
 # @@protoc_insertion_point(imports)
 
 _sym_db = _symbol_database.Default()
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(
-    b'\n\x18\x65ngine/wire/worker.proto\x12\x08\x62\x61ton.v1"\x11\n\x0f\x44\x65scribeRequest"\xad\x01\n\x08KVLayout\x12\x12\n\nmodel_hash\x18\x01 \x01(\t\x12\x12\n\nnum_layers\x18\x02 \x01(\r\x12\x14\n\x0cnum_kv_heads\x18\x03 \x01(\r\x12\x10\n\x08head_dim\x18\x04 \x01(\r\x12\x11\n\tpage_size\x18\x05 \x01(\r\x12\r\n\x05\x64type\x18\x06 \x01(\t\x12\x0f\n\x07tp_size\x18\x07 \x01(\r\x12\r\n\x05order\x18\x08 \x01(\t\x12\x0f\n\x07version\x18\t \x01(\r"7\n\x13TransportDescriptor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\ndescriptor\x18\x02 \x01(\x0c"#\n\x05Label\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t"\x80\x02\n\nWorkerInfo\x12\n\n\x02id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12\r\n\x05roles\x18\x03 \x03(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12\r\n\x05model\x18\x05 \x01(\t\x12"\n\x06layout\x18\x06 \x01(\x0b\x32\x12.baton.v1.KVLayout\x12\x11\n\tnum_pages\x18\x07 \x01(\r\x12\x15\n\rmax_model_len\x18\x08 \x01(\r\x12\x31\n\ntransports\x18\t \x03(\x0b\x32\x1d.baton.v1.TransportDescriptor\x12!\n\x08topology\x18\n \x03(\x0b\x32\x0f.baton.v1.Label"\xfb\x02\n\x08Sampling\x12\x12\n\nmax_tokens\x18\x01 \x01(\r\x12\x12\n\nmin_tokens\x18\x02 \x01(\r\x12\x13\n\x0btemperature\x18\x03 \x01(\x01\x12\r\n\x05top_p\x18\x04 \x01(\x01\x12\r\n\x05top_k\x18\x05 \x01(\r\x12\r\n\x05min_p\x18\x06 \x01(\x01\x12\x1a\n\x12repetition_penalty\x18\x07 \x01(\x01\x12\x18\n\x10presence_penalty\x18\x08 \x01(\x01\x12\x19\n\x11\x66requency_penalty\x18\t \x01(\x01\x12\x13\n\x0b\x62ias_tokens\x18\n \x03(\x05\x12\x13\n\x0b\x62ias_values\x18\x0b \x03(\x01\x12\x0c\n\x04seed\x18\x0c \x01(\x06\x12\x16\n\x0estop_token_ids\x18\r \x03(\x05\x12\x19\n\x0cnum_logprobs\x18\x0e \x01(\rH\x00\x88\x01\x01\x12 \n\x13num_prompt_logprobs\x18\x0f \x01(\rH\x01\x88\x01\x01\x42\x0f\n\r_num_logprobsB\x16\n\x14_num_prompt_logprobs"\xae\x01\n\x07Request\x12\n\n\x02id\x18\x01 \x01(\x06\x12\x0e\n\x06tokens\x18\x02 \x01(\x0c\x12\x12\n\nnum_prompt\x18\x03 \x01(\r\x12$\n\x08sampling\x18\x04 \x01(\x0b\x32\x12.baton.v1.Sampling\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x05 \x01(\x12\x12\x10\n\x08priority\x18\x06 \x01(\x11\x12\x12\n\ncache_salt\x18\x07 \x01(\x0c\x12\x12\n\nrequest_id\x18\x08 \x01(\t"+\n\rDeliverTicket\x12\n\n\x02id\x18\x01 \x01(\x06\x12\x0e\n\x06ticket\x18\x02 \x01(\x0c"2\n\x08PeerLeft\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06"\xb0\x02\n\x07\x43ommand\x12%\n\x08generate\x18\x01 \x01(\x0b\x32\x11.baton.v1.RequestH\x00\x12$\n\x07prefill\x18\x02 \x01(\x0b\x32\x11.baton.v1.RequestH\x00\x12"\n\x05\x61\x64opt\x18\x03 \x01(\x0b\x32\x11.baton.v1.RequestH\x00\x12\x31\n\x0e\x64\x65liver_ticket\x18\x04 \x01(\x0b\x32\x17.baton.v1.DeliverTicketH\x00\x12\x10\n\x06\x63\x61ncel\x18\x05 \x01(\x06H\x00\x12\x11\n\x07release\x18\x06 \x01(\x06H\x00\x12+\n\x0bpeer_joined\x18\x07 \x01(\x0b\x32\x14.baton.v1.WorkerInfoH\x00\x12\'\n\tpeer_left\x18\x08 \x01(\x0b\x32\x12.baton.v1.PeerLeftH\x00\x42\x06\n\x04kind"X\n\x0cTokenLogprob\x12\r\n\x05token\x18\x01 \x01(\x05\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12\x12\n\ntop_tokens\x18\x03 \x03(\x05\x12\x14\n\x0ctop_logprobs\x18\x04 \x03(\x02"3\n\nLogprobRow\x12%\n\x05value\x18\x01 \x01(\x0b\x32\x16.baton.v1.TokenLogprob"D\n\x0ePromptLogprobs\x12\n\n\x02id\x18\x01 \x01(\x06\x12&\n\x06values\x18\x02 \x03(\x0b\x32\x16.baton.v1.TokenLogprob"=\n\x07Started\x12\n\n\x02id\x18\x01 \x01(\x06\x12\x15\n\rcached_tokens\x18\x02 \x01(\r\x12\x0f\n\x07queue_s\x18\x03 \x01(\x01"w\n\x08\x46inished\x12\n\n\x02id\x18\x01 \x01(\x06\x12&\n\x06reason\x18\x02 \x01(\x0e\x32\x16.baton.v1.FinishReason\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x17\n\nstop_token\x18\x04 \x01(\x05H\x00\x88\x01\x01\x42\r\n\x0b_stop_token"8\n\x0cTicketIssued\x12\n\n\x02id\x18\x01 \x01(\x06\x12\x0e\n\x06ticket\x18\x02 \x01(\x0c\x12\x0c\n\x04last\x18\x03 \x01(\x08"l\n\x07\x41\x64opted\x12\n\n\x02id\x18\x01 \x01(\x06\x12\x16\n\x0etransfer_bytes\x18\x02 \x01(\x04\x12\x12\n\ntransfer_s\x18\x03 \x01(\x01\x12\x14\n\x0cpulled_pages\x18\x04 \x01(\r\x12\x13\n\x0blocal_pages\x18\x05 \x01(\r"?\n\rHandoffFailed\x12\n\n\x02id\x18\x01 \x01(\x06\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x11\n\tpeer_lost\x18\x03 \x01(\x08".\n\x0bPagesStored\x12\x0e\n\x06parent\x18\x01 \x01(\x0c\x12\x0f\n\x07\x64igests\x18\x02 \x03(\x0c"\x1f\n\x0cPagesRemoved\x12\x0f\n\x07\x64igests\x18\x01 \x03(\x0c"e\n\x07KVEvent\x12\'\n\x06stored\x18\x01 \x01(\x0b\x32\x15.baton.v1.PagesStoredH\x00\x12)\n\x07removed\x18\x02 \x01(\x0b\x32\x16.baton.v1.PagesRemovedH\x00\x42\x06\n\x04kind")\n\tPageCount\x12\r\n\x05state\x18\x01 \x01(\t\x12\r\n\x05pages\x18\x02 \x01(\r"\xf5\x01\n\nWorkerLoad\x12\x0b\n\x03seq\x18\x01 \x01(\x04\x12\x12\n\nreported_s\x18\x02 \x01(\x01\x12\x17\n\x0fqueued_requests\x18\x03 \x01(\r\x12\x15\n\rqueued_tokens\x18\x04 \x01(\r\x12\x14\n\x0crunning_rows\x18\x05 \x01(\r\x12\x12\n\nfree_pages\x18\x06 \x01(\r\x12\x11\n\tnum_pages\x18\x07 \x01(\r\x12\x0e\n\x06step_s\x18\x08 \x01(\x01\x12\x1c\n\x14prefill_tokens_per_s\x18\t \x01(\x01\x12+\n\x0epages_by_state\x18\n \x03(\x0b\x32\x13.baton.v1.PageCount"\xb2\x03\n\x05\x46rame\x12\x0f\n\x07step_id\x18\x01 \x01(\x04\x12\x0b\n\x03ids\x18\x02 \x03(\x06\x12\x0e\n\x06tokens\x18\x03 \x03(\x05\x12&\n\x08logprobs\x18\x04 \x03(\x0b\x32\x14.baton.v1.LogprobRow\x12\x31\n\x0fprompt_logprobs\x18\x05 \x03(\x0b\x32\x18.baton.v1.PromptLogprobs\x12"\n\x07started\x18\x06 \x03(\x0b\x32\x11.baton.v1.Started\x12$\n\x08\x66inished\x18\x07 \x03(\x0b\x32\x12.baton.v1.Finished\x12\'\n\x07tickets\x18\x08 \x03(\x0b\x32\x16.baton.v1.TicketIssued\x12"\n\x07\x61\x64opted\x18\t \x03(\x0b\x32\x11.baton.v1.Adopted\x12/\n\x0ehandoff_failed\x18\n \x03(\x0b\x32\x17.baton.v1.HandoffFailed\x12$\n\tkv_events\x18\x0b \x03(\x0b\x32\x11.baton.v1.KVEvent\x12\x0e\n\x06kv_seq\x18\x0c \x01(\x04\x12"\n\x04load\x18\r \x01(\x0b\x32\x14.baton.v1.WorkerLoad*\xb1\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1b\n\x17\x46INISH_REASON_CANCELLED\x10\x03\x12\x1a\n\x16\x46INISH_REASON_DEADLINE\x10\x04\x12\x17\n\x13\x46INISH_REASON_ERROR\x10\x05\x32x\n\x06Worker\x12;\n\x08\x44\x65scribe\x12\x19.baton.v1.DescribeRequest\x1a\x14.baton.v1.WorkerInfo\x12\x31\n\x07Session\x12\x11.baton.v1.Command\x1a\x0f.baton.v1.Frame(\x01\x30\x01\x62\x06proto3'
-)
+
+
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x65ngine/wire/worker.proto\x12\x08\x62\x61ton.v1\"\x11\n\x0f\x44\x65scribeRequest\"\xad\x01\n\x08KVLayout\x12\x12\n\nmodel_hash\x18\x01 \x01(\t\x12\x12\n\nnum_layers\x18\x02 \x01(\r\x12\x14\n\x0cnum_kv_heads\x18\x03 \x01(\r\x12\x10\n\x08head_dim\x18\x04 \x01(\r\x12\x11\n\tpage_size\x18\x05 \x01(\r\x12\r\n\x05\x64type\x18\x06 \x01(\t\x12\x0f\n\x07tp_size\x18\x07 \x01(\r\x12\r\n\x05order\x18\x08 \x01(\t\x12\x0f\n\x07version\x18\t \x01(\r\"7\n\x13TransportDescriptor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\ndescriptor\x18\x02 \x01(\x0c\"#\n\x05Label\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"\x80\x02\n\nWorkerInfo\x12\n\n\x02id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12\r\n\x05roles\x18\x03 \x03(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12\r\n\x05model\x18\x05 \x01(\t\x12\"\n\x06layout\x18\x06 \x01(\x0b\x32\x12.baton.v1.KVLayout\x12\x11\n\tnum_pages\x18\x07 \x01(\r\x12\x15\n\rmax_model_len\x18\x08 \x01(\r\x12\x31\n\ntransports\x18\t \x03(\x0b\x32\x1d.baton.v1.TransportDescriptor\x12!\n\x08topology\x18\n \x03(\x0b\x32\x0f.baton.v1.Label\"\xfb\x02\n\x08Sampling\x12\x12\n\nmax_tokens\x18\x01 \x01(\r\x12\x12\n\nmin_tokens\x18\x02 \x01(\r\x12\x13\n\x0btemperature\x18\x03 \x01(\x01\x12\r\n\x05top_p\x18\x04 \x01(\x01\x12\r\n\x05top_k\x18\x05 \x01(\r\x12\r\n\x05min_p\x18\x06 \x01(\x01\x12\x1a\n\x12repetition_penalty\x18\x07 \x01(\x01\x12\x18\n\x10presence_penalty\x18\x08 \x01(\x01\x12\x19\n\x11\x66requency_penalty\x18\t \x01(\x01\x12\x13\n\x0b\x62ias_tokens\x18\n \x03(\x05\x12\x13\n\x0b\x62ias_values\x18\x0b \x03(\x01\x12\x0c\n\x04seed\x18\x0c \x01(\x06\x12\x16\n\x0estop_token_ids\x18\r \x03(\x05\x12\x19\n\x0cnum_logprobs\x18\x0e \x01(\rH\x00\x88\x01\x01\x12 \n\x13num_prompt_logprobs\x18\x0f \x01(\rH\x01\x88\x01\x01\x42\x0f\n\r_num_logprobsB\x16\n\x14_num_prompt_logprobs\"\xae\x01\n\x07Request\x12\n\n\x02id\x18\x01 \x01(\x06\x12\x0e\n\x06tokens\x18\x02 \x01(\x0c\x12\x12\n\nnum_prompt\x18\x03 \x01(\r\x12$\n\x08sampling\x18\x04 \x01(\x0b\x32\x12.baton.v1.Sampling\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x05 \x01(\x12\x12\x10\n\x08priority\x18\x06 \x01(\x11\x12\x12\n\ncache_salt\x18\x07 \x01(\x0c\x12\x12\n\nrequest_id\x18\x08 \x01(\t\"+\n\rDeliverTicket\x12\n\n\x02id\x18\x01 \x01(\x06\x12\x0e\n\x06ticket\x18\x02 \x01(\x0c\"2\n\x08PeerLeft\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\"\xb0\x02\n\x07\x43ommand\x12%\n\x08generate\x18\x01 \x01(\x0b\x32\x11.baton.v1.RequestH\x00\x12$\n\x07prefill\x18\x02 \x01(\x0b\x32\x11.baton.v1.RequestH\x00\x12\"\n\x05\x61\x64opt\x18\x03 \x01(\x0b\x32\x11.baton.v1.RequestH\x00\x12\x31\n\x0e\x64\x65liver_ticket\x18\x04 \x01(\x0b\x32\x17.baton.v1.DeliverTicketH\x00\x12\x10\n\x06\x63\x61ncel\x18\x05 \x01(\x06H\x00\x12\x11\n\x07release\x18\x06 \x01(\x06H\x00\x12+\n\x0bpeer_joined\x18\x07 \x01(\x0b\x32\x14.baton.v1.WorkerInfoH\x00\x12\'\n\tpeer_left\x18\x08 \x01(\x0b\x32\x12.baton.v1.PeerLeftH\x00\x42\x06\n\x04kind\"X\n\x0cTokenLogprob\x12\r\n\x05token\x18\x01 \x01(\x05\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12\x12\n\ntop_tokens\x18\x03 \x03(\x05\x12\x14\n\x0ctop_logprobs\x18\x04 \x03(\x02\"3\n\nLogprobRow\x12%\n\x05value\x18\x01 \x01(\x0b\x32\x16.baton.v1.TokenLogprob\"D\n\x0ePromptLogprobs\x12\n\n\x02id\x18\x01 \x01(\x06\x12&\n\x06values\x18\x02 \x03(\x0b\x32\x16.baton.v1.TokenLogprob\"=\n\x07Started\x12\n\n\x02id\x18\x01 \x01(\x06\x12\x15\n\rcached_tokens\x18\x02 \x01(\r\x12\x0f\n\x07queue_s\x18\x03 \x01(\x01\"w\n\x08\x46inished\x12\n\n\x02id\x18\x01 \x01(\x06\x12&\n\x06reason\x18\x02 \x01(\x0e\x32\x16.baton.v1.FinishReason\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x17\n\nstop_token\x18\x04 \x01(\x05H\x00\x88\x01\x01\x42\r\n\x0b_stop_token\"8\n\x0cTicketIssued\x12\n\n\x02id\x18\x01 \x01(\x06\x12\x0e\n\x06ticket\x18\x02 \x01(\x0c\x12\x0c\n\x04last\x18\x03 \x01(\x08\"l\n\x07\x41\x64opted\x12\n\n\x02id\x18\x01 \x01(\x06\x12\x16\n\x0etransfer_bytes\x18\x02 \x01(\x04\x12\x12\n\ntransfer_s\x18\x03 \x01(\x01\x12\x14\n\x0cpulled_pages\x18\x04 \x01(\r\x12\x13\n\x0blocal_pages\x18\x05 \x01(\r\"?\n\rHandoffFailed\x12\n\n\x02id\x18\x01 \x01(\x06\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x11\n\tpeer_lost\x18\x03 \x01(\x08\".\n\x0bPagesStored\x12\x0e\n\x06parent\x18\x01 \x01(\x0c\x12\x0f\n\x07\x64igests\x18\x02 \x03(\x0c\"\x1f\n\x0cPagesRemoved\x12\x0f\n\x07\x64igests\x18\x01 \x03(\x0c\"e\n\x07KVEvent\x12\'\n\x06stored\x18\x01 \x01(\x0b\x32\x15.baton.v1.PagesStoredH\x00\x12)\n\x07removed\x18\x02 \x01(\x0b\x32\x16.baton.v1.PagesRemovedH\x00\x42\x06\n\x04kind\")\n\tPageCount\x12\r\n\x05state\x18\x01 \x01(\t\x12\r\n\x05pages\x18\x02 \x01(\r\"\xf5\x01\n\nWorkerLoad\x12\x0b\n\x03seq\x18\x01 \x01(\x04\x12\x12\n\nreported_s\x18\x02 \x01(\x01\x12\x17\n\x0fqueued_requests\x18\x03 \x01(\r\x12\x15\n\rqueued_tokens\x18\x04 \x01(\r\x12\x14\n\x0crunning_rows\x18\x05 \x01(\r\x12\x12\n\nfree_pages\x18\x06 \x01(\r\x12\x11\n\tnum_pages\x18\x07 \x01(\r\x12\x0e\n\x06step_s\x18\x08 \x01(\x01\x12\x1c\n\x14prefill_tokens_per_s\x18\t \x01(\x01\x12+\n\x0epages_by_state\x18\n \x03(\x0b\x32\x13.baton.v1.PageCount\"\xb2\x03\n\x05\x46rame\x12\x0f\n\x07step_id\x18\x01 \x01(\x04\x12\x0b\n\x03ids\x18\x02 \x03(\x06\x12\x0e\n\x06tokens\x18\x03 \x03(\x05\x12&\n\x08logprobs\x18\x04 \x03(\x0b\x32\x14.baton.v1.LogprobRow\x12\x31\n\x0fprompt_logprobs\x18\x05 \x03(\x0b\x32\x18.baton.v1.PromptLogprobs\x12\"\n\x07started\x18\x06 \x03(\x0b\x32\x11.baton.v1.Started\x12$\n\x08\x66inished\x18\x07 \x03(\x0b\x32\x12.baton.v1.Finished\x12\'\n\x07tickets\x18\x08 \x03(\x0b\x32\x16.baton.v1.TicketIssued\x12\"\n\x07\x61\x64opted\x18\t \x03(\x0b\x32\x11.baton.v1.Adopted\x12/\n\x0ehandoff_failed\x18\n \x03(\x0b\x32\x17.baton.v1.HandoffFailed\x12$\n\tkv_events\x18\x0b \x03(\x0b\x32\x11.baton.v1.KVEvent\x12\x0e\n\x06kv_seq\x18\x0c \x01(\x04\x12\"\n\x04load\x18\r \x01(\x0b\x32\x14.baton.v1.WorkerLoad*\xb1\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1b\n\x17\x46INISH_REASON_CANCELLED\x10\x03\x12\x1a\n\x16\x46INISH_REASON_DEADLINE\x10\x04\x12\x17\n\x13\x46INISH_REASON_ERROR\x10\x05\x32x\n\x06Worker\x12;\n\x08\x44\x65scribe\x12\x19.baton.v1.DescribeRequest\x1a\x14.baton.v1.WorkerInfo\x12\x31\n\x07Session\x12\x11.baton.v1.Command\x1a\x0f.baton.v1.Frame(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
-_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, "engine.wire.worker_pb2", _globals)
+_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'engine.wire.worker_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-    DESCRIPTOR._loaded_options = None
-    _globals["_FINISHREASON"]._serialized_start = 3092
-    _globals["_FINISHREASON"]._serialized_end = 3269
-    _globals["_DESCRIBEREQUEST"]._serialized_start = 38
-    _globals["_DESCRIBEREQUEST"]._serialized_end = 55
-    _globals["_KVLAYOUT"]._serialized_start = 58
-    _globals["_KVLAYOUT"]._serialized_end = 231
-    _globals["_TRANSPORTDESCRIPTOR"]._serialized_start = 233
-    _globals["_TRANSPORTDESCRIPTOR"]._serialized_end = 288
-    _globals["_LABEL"]._serialized_start = 290
-    _globals["_LABEL"]._serialized_end = 325
-    _globals["_WORKERINFO"]._serialized_start = 328
-    _globals["_WORKERINFO"]._serialized_end = 584
-    _globals["_SAMPLING"]._serialized_start = 587
-    _globals["_SAMPLING"]._serialized_end = 966
-    _globals["_REQUEST"]._serialized_start = 969
-    _globals["_REQUEST"]._serialized_end = 1143
-    _globals["_DELIVERTICKET"]._serialized_start = 1145
-    _globals["_DELIVERTICKET"]._serialized_end = 1188
-    _globals["_PEERLEFT"]._serialized_start = 1190
-    _globals["_PEERLEFT"]._serialized_end = 1240
-    _globals["_COMMAND"]._serialized_start = 1243
-    _globals["_COMMAND"]._serialized_end = 1547
-    _globals["_TOKENLOGPROB"]._serialized_start = 1549
-    _globals["_TOKENLOGPROB"]._serialized_end = 1637
-    _globals["_LOGPROBROW"]._serialized_start = 1639
-    _globals["_LOGPROBROW"]._serialized_end = 1690
-    _globals["_PROMPTLOGPROBS"]._serialized_start = 1692
-    _globals["_PROMPTLOGPROBS"]._serialized_end = 1760
-    _globals["_STARTED"]._serialized_start = 1762
-    _globals["_STARTED"]._serialized_end = 1823
-    _globals["_FINISHED"]._serialized_start = 1825
-    _globals["_FINISHED"]._serialized_end = 1944
-    _globals["_TICKETISSUED"]._serialized_start = 1946
-    _globals["_TICKETISSUED"]._serialized_end = 2002
-    _globals["_ADOPTED"]._serialized_start = 2004
-    _globals["_ADOPTED"]._serialized_end = 2112
-    _globals["_HANDOFFFAILED"]._serialized_start = 2114
-    _globals["_HANDOFFFAILED"]._serialized_end = 2177
-    _globals["_PAGESSTORED"]._serialized_start = 2179
-    _globals["_PAGESSTORED"]._serialized_end = 2225
-    _globals["_PAGESREMOVED"]._serialized_start = 2227
-    _globals["_PAGESREMOVED"]._serialized_end = 2258
-    _globals["_KVEVENT"]._serialized_start = 2260
-    _globals["_KVEVENT"]._serialized_end = 2361
-    _globals["_PAGECOUNT"]._serialized_start = 2363
-    _globals["_PAGECOUNT"]._serialized_end = 2404
-    _globals["_WORKERLOAD"]._serialized_start = 2407
-    _globals["_WORKERLOAD"]._serialized_end = 2652
-    _globals["_FRAME"]._serialized_start = 2655
-    _globals["_FRAME"]._serialized_end = 3089
-    _globals["_WORKER"]._serialized_start = 3271
-    _globals["_WORKER"]._serialized_end = 3391
+  DESCRIPTOR._loaded_options = None
+  _globals['_FINISHREASON']._serialized_start=3092
+  _globals['_FINISHREASON']._serialized_end=3269
+  _globals['_DESCRIBEREQUEST']._serialized_start=38
+  _globals['_DESCRIBEREQUEST']._serialized_end=55
+  _globals['_KVLAYOUT']._serialized_start=58
+  _globals['_KVLAYOUT']._serialized_end=231
+  _globals['_TRANSPORTDESCRIPTOR']._serialized_start=233
+  _globals['_TRANSPORTDESCRIPTOR']._serialized_end=288
+  _globals['_LABEL']._serialized_start=290
+  _globals['_LABEL']._serialized_end=325
+  _globals['_WORKERINFO']._serialized_start=328
+  _globals['_WORKERINFO']._serialized_end=584
+  _globals['_SAMPLING']._serialized_start=587
+  _globals['_SAMPLING']._serialized_end=966
+  _globals['_REQUEST']._serialized_start=969
+  _globals['_REQUEST']._serialized_end=1143
+  _globals['_DELIVERTICKET']._serialized_start=1145
+  _globals['_DELIVERTICKET']._serialized_end=1188
+  _globals['_PEERLEFT']._serialized_start=1190
+  _globals['_PEERLEFT']._serialized_end=1240
+  _globals['_COMMAND']._serialized_start=1243
+  _globals['_COMMAND']._serialized_end=1547
+  _globals['_TOKENLOGPROB']._serialized_start=1549
+  _globals['_TOKENLOGPROB']._serialized_end=1637
+  _globals['_LOGPROBROW']._serialized_start=1639
+  _globals['_LOGPROBROW']._serialized_end=1690
+  _globals['_PROMPTLOGPROBS']._serialized_start=1692
+  _globals['_PROMPTLOGPROBS']._serialized_end=1760
+  _globals['_STARTED']._serialized_start=1762
+  _globals['_STARTED']._serialized_end=1823
+  _globals['_FINISHED']._serialized_start=1825
+  _globals['_FINISHED']._serialized_end=1944
+  _globals['_TICKETISSUED']._serialized_start=1946
+  _globals['_TICKETISSUED']._serialized_end=2002
+  _globals['_ADOPTED']._serialized_start=2004
+  _globals['_ADOPTED']._serialized_end=2112
+  _globals['_HANDOFFFAILED']._serialized_start=2114
+  _globals['_HANDOFFFAILED']._serialized_end=2177
+  _globals['_PAGESSTORED']._serialized_start=2179
+  _globals['_PAGESSTORED']._serialized_end=2225
+  _globals['_PAGESREMOVED']._serialized_start=2227
+  _globals['_PAGESREMOVED']._serialized_end=2258
+  _globals['_KVEVENT']._serialized_start=2260
+  _globals['_KVEVENT']._serialized_end=2361
+  _globals['_PAGECOUNT']._serialized_start=2363
+  _globals['_PAGECOUNT']._serialized_end=2404
+  _globals['_WORKERLOAD']._serialized_start=2407
+  _globals['_WORKERLOAD']._serialized_end=2652
+  _globals['_FRAME']._serialized_start=2655
+  _globals['_FRAME']._serialized_end=3089
+  _globals['_WORKER']._serialized_start=3271
+  _globals['_WORKER']._serialized_end=3391
 # @@protoc_insertion_point(module_scope)
