@@ -35,6 +35,22 @@ class RopeConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class AttentionConfig:
+    """Facts about the attention of every layer, all ranks together."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rope: RopeConfig = RopeConfig()
+    sliding_windows: tuple[int | None, ...] = ()
+    """Per layer: a token sees itself and the `window - 1` tokens before it; None sees everything."""
+    qkv_bias: bool = False
+    output_bias: bool = False
+    qk_norm: bool = False
+    """RMSNorm over each head's query and key before rotation (Qwen3)."""
+
+
+@dataclass(frozen=True, slots=True)
 class ModelConfig:
     """Facts about one decoder of the Llama family; behaviour follows from them, never from a brand name."""
 
@@ -43,26 +59,16 @@ class ModelConfig:
     num_layers: int
     hidden_size: int
     intermediate_size: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
     vocab_size: int
+    max_position: int
+    """Tokens of the longest sequence, prompt and output together."""
+    attention: AttentionConfig
     rms_norm_eps: float
     dtype: str
     """Of the weights as published: float32, bfloat16 or float16."""
-    rope: RopeConfig = RopeConfig()
-    max_position: int = 2048
-    """Tokens of the longest sequence, prompt and output together."""
     eos_token_ids: tuple[int, ...] = ()
     """From generation_config.json, else config.json."""
-    sliding_windows: tuple[int | None, ...] = ()
-    """Per layer: a token sees itself and the `window - 1` tokens before it; None sees everything."""
-    qkv_bias: bool = False
-    output_bias: bool = False
-    """Bias of the attention's output projection."""
     mlp_bias: bool = False
-    qk_norm: bool = False
-    """RMSNorm over each head's query and key before rotation (Qwen3)."""
     tied_embeddings: bool = False
     """The output projection is the embedding table."""
 

@@ -1,6 +1,6 @@
 """Architectures that Baton serves, and how each one's config.json becomes a ModelConfig. Standard library only.
 
-To add a brand of the family: one function that states its facts, one row in ARCHITECTURES.
+To add a brand of the family: one function that states its attention's facts, one row in ARCHITECTURES.
 """
 
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from engine.core.errors import CheckpointError
-from engine.models.config import DTYPES, ModelConfig, load_generation_config
+from engine.models.config import DTYPES, AttentionConfig, ModelConfig, load_generation_config
 from engine.models.facts import Facts
 from engine.models.rope_config import parse_rope
 
@@ -34,39 +34,44 @@ def load_config(folder: Path, max_model_len: int | None = None) -> ModelConfig:
         raise facts.wrong("quantization_config", "none (float32, bfloat16 or float16 weights)")
     if facts.text("hidden_act", "silu") != "silu":
         raise facts.wrong("hidden_act", '"silu"')
-    config = ARCHITECTURES[name](facts, _common(facts, name))
-    rope, max_position = parse_rope(facts, config.head_dim, max_model_len)
-    eos = load_generation_config(folder).eos_token_ids
-    return replace(config, rope=rope, max_position=max_position, eos_token_ids=eos)
-
-
-def _llama(facts: Facts, common: ModelConfig) -> ModelConfig:
-    bias = facts.boolean("attention_bias", False)
-    return replace(common, qkv_bias=bias, output_bias=bias, mlp_bias=facts.boolean("mlp_bias", False))
-
-
-def _mistral(facts: Facts, common: ModelConfig) -> ModelConfig:
-    window = facts.integer("sliding_window") if facts.present("sliding_window") else None
-    return replace(common, sliding_windows=(window,) * common.num_layers)
-
-
-def _qwen2(facts: Facts, common: ModelConfig) -> ModelConfig:
-    return replace(common, qkv_bias=True, sliding_windows=_qwen_windows(facts, common.num_layers))
-
-
-def _qwen3(facts: Facts, common: ModelConfig) -> ModelConfig:
-    bias = facts.boolean("attention_bias", False)
-    return replace(
-        common,
-        qkv_bias=bias,
-        output_bias=bias,
-        qk_norm=True,
-        head_dim=facts.integer("head_dim", 128),
-        sliding_windows=_qwen_windows(facts, common.num_layers),
+    attention = ARCHITECTURES[name](facts, _heads(facts))
+    rope, max_position = parse_rope(facts, attention.head_dim, max_model_len)
+    return ModelConfig(
+        architecture=name,
+        num_layers=facts.integer("num_hidden_layers"),
+        hidden_size=facts.integer("hidden_size"),
+        intermediate_size=facts.integer("intermediate_size"),
+        vocab_size=facts.integer("vocab_size"),
+        max_position=max_position,
+        attention=replace(attention, rope=rope),
+        rms_norm_eps=facts.number("rms_norm_eps", 1e-6),
+        dtype=_dtype(facts),
+        eos_token_ids=load_generation_config(folder).eos_token_ids,
+        mlp_bias=facts.boolean("mlp_bias", False),
+        tied_embeddings=facts.boolean("tie_word_embeddings", False),
     )
 
 
-ARCHITECTURES: dict[str, Callable[[Facts, ModelConfig], ModelConfig]] = {
+def _llama(facts: Facts, heads: AttentionConfig) -> AttentionConfig:
+    bias = facts.boolean("attention_bias", False)
+    return replace(heads, qkv_bias=bias, output_bias=bias)
+
+
+def _mistral(facts: Facts, heads: AttentionConfig) -> AttentionConfig:
+    window = facts.integer("sliding_window") if facts.present("sliding_window") else None
+    return replace(heads, sliding_windows=(window,) * len(heads.sliding_windows))
+
+
+def _qwen2(facts: Facts, heads: AttentionConfig) -> AttentionConfig:
+    return replace(heads, qkv_bias=True, sliding_windows=_qwen_windows(facts))
+
+
+def _qwen3(facts: Facts, heads: AttentionConfig) -> AttentionConfig:
+    bias = facts.boolean("attention_bias", False)
+    return replace(heads, qkv_bias=bias, output_bias=bias, qk_norm=True, sliding_windows=_qwen_windows(facts))
+
+
+ARCHITECTURES: dict[str, Callable[[Facts, AttentionConfig], AttentionConfig]] = {
     "LlamaForCausalLM": _llama,
     "MistralForCausalLM": _mistral,
     "Qwen2ForCausalLM": _qwen2,
@@ -74,11 +79,10 @@ ARCHITECTURES: dict[str, Callable[[Facts, ModelConfig], ModelConfig]] = {
 }
 
 
-def _common(facts: Facts, architecture: str) -> ModelConfig:
-    """What every architecture of the family states in the same words."""
+def _heads(facts: Facts) -> AttentionConfig:
+    """What every architecture of the family states in the same words; no biases, no windows."""
     num_heads = facts.integer("num_attention_heads")
     num_kv_heads = facts.integer("num_key_value_heads", num_heads)
-    num_layers = facts.integer("num_hidden_layers")
     hidden_size = facts.integer("hidden_size")
     if num_heads % num_kv_heads:
         raise facts.wrong("num_key_value_heads", f"a divisor of num_attention_heads ({num_heads})")
@@ -87,28 +91,21 @@ def _common(facts: Facts, architecture: str) -> ModelConfig:
     head_dim = facts.integer("head_dim", hidden_size // num_heads)
     if head_dim % 2:
         raise CheckpointError(f"{facts.path}: head_dim is {head_dim}, expected an even number")
-    dtype_field = "dtype" if facts.present("dtype") else "torch_dtype"
-    dtype = facts.text(dtype_field, "float32").removeprefix("torch.")
+    no_windows = (None,) * facts.integer("num_hidden_layers")
+    return AttentionConfig(num_heads, num_kv_heads, head_dim, sliding_windows=no_windows)
+
+
+def _dtype(facts: Facts) -> str:
+    field = "dtype" if facts.present("dtype") else "torch_dtype"
+    dtype = facts.text(field, "float32").removeprefix("torch.")
     if dtype not in DTYPES:
-        raise facts.wrong(dtype_field, f"one of {', '.join(DTYPES)}")
-    return ModelConfig(
-        architecture=architecture,
-        num_layers=num_layers,
-        hidden_size=hidden_size,
-        intermediate_size=facts.integer("intermediate_size"),
-        num_heads=num_heads,
-        num_kv_heads=num_kv_heads,
-        head_dim=head_dim,
-        vocab_size=facts.integer("vocab_size"),
-        rms_norm_eps=facts.number("rms_norm_eps", 1e-6),
-        dtype=dtype,
-        sliding_windows=(None,) * num_layers,
-        tied_embeddings=facts.boolean("tie_word_embeddings", False),
-    )
+        raise facts.wrong(field, f"one of {', '.join(DTYPES)}")
+    return dtype
 
 
-def _qwen_windows(facts: Facts, num_layers: int) -> tuple[int | None, ...]:
+def _qwen_windows(facts: Facts) -> tuple[int | None, ...]:
     """Qwen slides only when told to, and then in the layers from max_window_layers on (or as layer_types says)."""
+    num_layers = facts.integer("num_hidden_layers")
     if not facts.boolean("use_sliding_window", False) or not facts.present("sliding_window"):
         return (None,) * num_layers
     window = facts.integer("sliding_window")
