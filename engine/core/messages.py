@@ -72,7 +72,15 @@ class PeerLeft:
     incarnation: int
 
 
-Command = Generate | Prefill | Adopt | DeliverTicket | Cancel | Release | PeerJoined | PeerLeft
+@dataclass(frozen=True, slots=True)
+class SendPrefixes:
+    """Say again which pages the prefix cache holds: PagesCleared, then PagesStored of all of it.
+
+    Sent by a router that joined late or saw a gap in kv_seq.
+    """
+
+
+Command = Generate | Prefill | Adopt | DeliverTicket | Cancel | Release | PeerJoined | PeerLeft | SendPrefixes
 
 # ---------------------------------------------------------------- worker -> router
 
@@ -142,7 +150,12 @@ class PagesRemoved:
     digests: tuple[bytes, ...]
 
 
-KVEvent = PagesStored | PagesRemoved
+@dataclass(frozen=True, slots=True)
+class PagesCleared:
+    """No page is in the prefix cache any more; a snapshot begins with this."""
+
+
+KVEvent = PagesStored | PagesRemoved | PagesCleared
 
 
 @dataclass(slots=True)
@@ -164,7 +177,7 @@ class Frame:
     handoff_failed: list[HandoffFailed] = field(default_factory=list)
     kv_events: list[KVEvent] = field(default_factory=list)
     kv_seq: int = 0
-    """Counts the batches of kv_events of this incarnation: a gap means the router must resynchronize."""
+    """Counts the batches of kv_events of this incarnation from 1. After a gap the router asks with SendPrefixes."""
     load: WorkerLoad | None = None
 
     def __bool__(self) -> bool:

@@ -18,6 +18,7 @@ from engine.core.messages import (
     PeerLeft,
     Prefill,
     Release,
+    SendPrefixes,
 )
 from engine.core.types import KVLayout, Request, Sampling, WorkerInfo
 from engine.wire import worker_pb2 as pb
@@ -195,6 +196,8 @@ def command_to_proto(command: Command, now: float) -> pb.Command:
             return pb.Command(peer_joined=info_to_proto(info))
         case PeerLeft(worker_id, incarnation):
             return pb.Command(peer_left=pb.PeerLeft(worker_id=worker_id, incarnation=incarnation))
+        case SendPrefixes():
+            return pb.Command(send_prefixes=pb.SendPrefixes())
 
 
 def command_from_proto(message: pb.Command, now: float) -> Command | None:
@@ -216,5 +219,7 @@ def command_from_proto(message: pb.Command, now: float) -> Command | None:
             return PeerJoined(info_from_proto(message.peer_joined))
         case "peer_left":
             return PeerLeft(message.peer_left.worker_id, message.peer_left.incarnation)
+        case "send_prefixes":
+            return SendPrefixes()
         case _:
             return None

@@ -6,6 +6,7 @@ from engine.core.messages import (
     Frame,
     HandoffFailed,
     KVEvent,
+    PagesCleared,
     PagesRemoved,
     PagesStored,
     Started,
@@ -45,11 +46,15 @@ def _event_to_proto(event: KVEvent) -> pb.KVEvent:
             return pb.KVEvent(stored=pb.PagesStored(parent=parent, digests=digests))
         case PagesRemoved(digests):
             return pb.KVEvent(removed=pb.PagesRemoved(digests=digests))
+        case PagesCleared():
+            return pb.KVEvent(cleared=pb.PagesCleared())
 
 
 def _event_from_proto(message: pb.KVEvent) -> KVEvent:
     if message.HasField("stored"):
         return PagesStored(message.stored.parent, tuple(message.stored.digests))
+    if message.HasField("cleared"):
+        return PagesCleared()
     return PagesRemoved(tuple(message.removed.digests))
 
 

@@ -158,8 +158,12 @@ class PeerLeft(_message.Message):
     incarnation: int
     def __init__(self, worker_id: _Optional[str] = ..., incarnation: _Optional[int] = ...) -> None: ...
 
+class SendPrefixes(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class Command(_message.Message):
-    __slots__ = ("generate", "prefill", "adopt", "deliver_ticket", "cancel", "release", "peer_joined", "peer_left")
+    __slots__ = ("generate", "prefill", "adopt", "deliver_ticket", "cancel", "release", "peer_joined", "peer_left", "send_prefixes")
     GENERATE_FIELD_NUMBER: _ClassVar[int]
     PREFILL_FIELD_NUMBER: _ClassVar[int]
     ADOPT_FIELD_NUMBER: _ClassVar[int]
@@ -168,6 +172,7 @@ class Command(_message.Message):
     RELEASE_FIELD_NUMBER: _ClassVar[int]
     PEER_JOINED_FIELD_NUMBER: _ClassVar[int]
     PEER_LEFT_FIELD_NUMBER: _ClassVar[int]
+    SEND_PREFIXES_FIELD_NUMBER: _ClassVar[int]
     generate: Request
     prefill: Request
     adopt: Request
@@ -176,7 +181,8 @@ class Command(_message.Message):
     release: int
     peer_joined: WorkerInfo
     peer_left: PeerLeft
-    def __init__(self, generate: _Optional[_Union[Request, _Mapping]] = ..., prefill: _Optional[_Union[Request, _Mapping]] = ..., adopt: _Optional[_Union[Request, _Mapping]] = ..., deliver_ticket: _Optional[_Union[DeliverTicket, _Mapping]] = ..., cancel: _Optional[int] = ..., release: _Optional[int] = ..., peer_joined: _Optional[_Union[WorkerInfo, _Mapping]] = ..., peer_left: _Optional[_Union[PeerLeft, _Mapping]] = ...) -> None: ...
+    send_prefixes: SendPrefixes
+    def __init__(self, generate: _Optional[_Union[Request, _Mapping]] = ..., prefill: _Optional[_Union[Request, _Mapping]] = ..., adopt: _Optional[_Union[Request, _Mapping]] = ..., deliver_ticket: _Optional[_Union[DeliverTicket, _Mapping]] = ..., cancel: _Optional[int] = ..., release: _Optional[int] = ..., peer_joined: _Optional[_Union[WorkerInfo, _Mapping]] = ..., peer_left: _Optional[_Union[PeerLeft, _Mapping]] = ..., send_prefixes: _Optional[_Union[SendPrefixes, _Mapping]] = ...) -> None: ...
 
 class TokenLogprob(_message.Message):
     __slots__ = ("token", "logprob", "top_tokens", "top_logprobs")
@@ -274,13 +280,19 @@ class PagesRemoved(_message.Message):
     digests: _containers.RepeatedScalarFieldContainer[bytes]
     def __init__(self, digests: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
+class PagesCleared(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class KVEvent(_message.Message):
-    __slots__ = ("stored", "removed")
+    __slots__ = ("stored", "removed", "cleared")
     STORED_FIELD_NUMBER: _ClassVar[int]
     REMOVED_FIELD_NUMBER: _ClassVar[int]
+    CLEARED_FIELD_NUMBER: _ClassVar[int]
     stored: PagesStored
     removed: PagesRemoved
-    def __init__(self, stored: _Optional[_Union[PagesStored, _Mapping]] = ..., removed: _Optional[_Union[PagesRemoved, _Mapping]] = ...) -> None: ...
+    cleared: PagesCleared
+    def __init__(self, stored: _Optional[_Union[PagesStored, _Mapping]] = ..., removed: _Optional[_Union[PagesRemoved, _Mapping]] = ..., cleared: _Optional[_Union[PagesCleared, _Mapping]] = ...) -> None: ...
 
 class PageCount(_message.Message):
     __slots__ = ("state", "pages")

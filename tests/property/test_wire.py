@@ -15,12 +15,14 @@ from engine.core.messages import (
     Frame,
     Generate,
     HandoffFailed,
+    PagesCleared,
     PagesRemoved,
     PagesStored,
     PeerJoined,
     PeerLeft,
     Prefill,
     Release,
+    SendPrefixes,
     Started,
     TicketIssued,
 )
@@ -100,6 +102,7 @@ commands: st.SearchStrategy[Command] = st.one_of(
     st.builds(Release, u64),
     st.builds(PeerJoined, infos),
     st.builds(PeerLeft, names, u64),
+    st.just(SendPrefixes()),
 )
 
 logprobs = st.builds(TokenLogprob, token=token, logprob=float32, top=pairs32)
@@ -141,7 +144,10 @@ def frames(draw: st.DrawFn) -> Frame:
         handoff_failed=draw(st.lists(st.builds(HandoffFailed, u64, names, st.booleans()), max_size=2)),
         kv_events=draw(
             st.lists(
-                st.builds(PagesStored, st.binary(max_size=16), digests) | st.builds(PagesRemoved, digests), max_size=2
+                st.builds(PagesStored, st.binary(max_size=16), digests)
+                | st.builds(PagesRemoved, digests)
+                | st.just(PagesCleared()),
+                max_size=2,
             )
         ),
         kv_seq=draw(u64),
