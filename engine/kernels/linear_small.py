@@ -1,18 +1,30 @@
 """x @ W^T for few rows, near the memory limit: every weight byte is read once and nothing else matters.
 
-A program owns BLOCK_N output features and walks all of D. The weight tile is the tall operand of the dot, the rows of x the
-narrow one, so a batch of 1 to 16 costs the same weight traffic. Fused around the product, because at these sizes a launch
-costs as much as the work it starts:
+A program owns BLOCK_N output features and walks all of D. The weight tile is the tall operand of the dot, the rows of x
+the narrow one, so a batch of 1 to 16 costs the same weight traffic. Fused around the product, because at these sizes a
+launch costs as much as the work it starts:
 
     before: RMSNorm of x (each program sums its own squares: x is a few kilobytes and lives in L2)
     after:  the residual addition, or SiLU(gate) * up for a packed gate-up weight
 """
+
+from dataclasses import dataclass
 
 import torch
 import triton
 import triton.language as tl
 
 MAX_ROWS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """How one product is cut: output features and input features of a tile, warps of a program, loads in flight."""
+
+    block_n: int = 16
+    block_d: int = 256
+    num_warps: int = 4
+    num_stages: int = 4
 
 
 @triton.jit
@@ -66,22 +78,24 @@ def linear_small(
     silu_mul: bool = False,
     residual_MN: torch.Tensor | None = None,
     bias_N: torch.Tensor | None = None,
-    block_n: int = 16,
-    block_d: int = 256,
+    tiles: Tiles | None = None,
 ) -> torch.Tensor:
     """x @ weight^T for at most MAX_ROWS rows, with the optional stages that the module's text lists.
 
-    norm: (weight_D, eps) of an RMSNorm applied to x first. silu_mul: weight is [gate; up] stacked, the output has half its rows.
-    residual_MN: added to the output. Returns out_MN in x's dtype.
+    norm: (weight_D, eps) of an RMSNorm applied to x first. silu_mul: weight is [gate; up] stacked, the output has
+    half its rows. residual_MN: added to the output. Returns out_MN in x's dtype.
     """
+    cut = tiles or Tiles()
     num_rows, width = x_MD.shape
     num_out = weight_ND.shape[0] // 2 if silu_mul else weight_ND.shape[0]
     out_MN = x_MD.new_empty(num_rows, num_out)
     norm_weight, eps = norm if norm is not None else (x_MD, 0.0)
-    _linear_small_kernel[(triton.cdiv(num_out, block_n),)](
-        x_MD, weight_ND, norm_weight, residual_MN if residual_MN is not None else x_MD, bias_N if bias_N is not None else x_MD,
+    _linear_small_kernel[(triton.cdiv(num_out, cut.block_n),)](
+        x_MD, weight_ND, norm_weight,
+        residual_MN if residual_MN is not None else x_MD, bias_N if bias_N is not None else x_MD,
         out_MN, num_rows, num_out, eps,
         D=width, NORM=norm is not None, SILU_MUL=silu_mul, RESIDUAL=residual_MN is not None, BIAS=bias_N is not None,
-        BLOCK_M=16, BLOCK_N=block_n, BLOCK_D=block_d, num_warps=4, num_stages=4,
+        BLOCK_M=16, BLOCK_N=cut.block_n, BLOCK_D=cut.block_d,
+        num_warps=cut.num_warps, num_stages=cut.num_stages,
     )  # fmt: skip
     return out_MN

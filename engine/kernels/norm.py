@@ -1,8 +1,8 @@
 """RMSNorm, alone and fused with the residual addition before it (Zhang & Sennrich 2019, arXiv:1910.07467).
 
-One program a token; the row stays in registers between the sum of squares and the scaling, so each tensor is read once and
-written once. Arithmetic in float32; the normalized value is rounded to the input's dtype before the weight multiplies it, as
-the reference implementations of the Llama family do.
+One program a token; the row stays in registers between the sum of squares and the scaling, so each tensor is read once
+and written once. Arithmetic in float32; the normalized value is rounded to the input's dtype before the weight
+multiplies it, as the reference implementations of the Llama family do.
 """
 
 import torch

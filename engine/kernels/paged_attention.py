@@ -1,8 +1,8 @@
-"""Attention over the page slab in Triton: the path for GPUs that no vendor kernel knows, and a second opinion for the others.
+"""Attention over the page slab in Triton: for GPUs that no vendor kernel knows, and a second opinion for the others.
 
-Online softmax over key tiles (Milakov & Gimelshein 2018, arXiv:1805.02867; FlashAttention, arXiv:2205.14135). The query heads
-that share a kv head are packed into one tile, so a key tile is loaded once for the group. Long contexts with few queries are
-cut into splits whose partial results a second kernel combines by their log-sum-exp.
+Online softmax over key tiles (Milakov & Gimelshein 2018, arXiv:1805.02867; FlashAttention, arXiv:2205.14135). The query
+heads that share a kv head are packed into one tile, so a key tile is loaded once for the group. Long contexts with few
+queries are cut into splits whose partial results a second kernel combines by their log-sum-exp.
 
     sequence  [ 0 ........ cached ........ | ...... new ...... ]
                                            cache_seqlen - num_q    cache_seqlen
@@ -20,7 +20,7 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 @dataclass(frozen=True, slots=True)
 class PagedBatch:
-    """cu_seqlens_q [B + 1] int32, cache_seqlens [B] int32 (new tokens included), page_table [B, P] int32, max_num_q tokens."""
+    """cu_seqlens_q [B + 1], cache_seqlens [B] (new tokens included), page_table [B, P], all int32; max_num_q tokens."""
 
     cu_seqlens_q: torch.Tensor
     cache_seqlens: torch.Tensor
@@ -39,10 +39,11 @@ class AttentionOptions:
 
 @triton.jit
 def _paged_attention_kernel(
-    q, k_cache, v_cache, out, lse, cu_seqlens_q, cache_seqlens, page_table, table_stride, page_stride, slot_stride, head_stride,
-    out_split_stride, lse_split_stride, softmax_scale,
-    WINDOW: tl.constexpr, SOFT_CAP: tl.constexpr, PAGE_SIZE: tl.constexpr, H: tl.constexpr, G: tl.constexpr, E: tl.constexpr,
-    G_BLOCK: tl.constexpr, E_BLOCK: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_KV: tl.constexpr, NUM_SPLITS: tl.constexpr,
+    q, k_cache, v_cache, out, lse, cu_seqlens_q, cache_seqlens, page_table, table_stride,
+    page_stride, slot_stride, head_stride, out_split_stride, lse_split_stride, softmax_scale,
+    WINDOW: tl.constexpr, SOFT_CAP: tl.constexpr, PAGE_SIZE: tl.constexpr, H: tl.constexpr, G: tl.constexpr,
+    E: tl.constexpr, G_BLOCK: tl.constexpr, E_BLOCK: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_KV: tl.constexpr,
+    NUM_SPLITS: tl.constexpr,
 ):  # fmt: skip
     row, tile = tl.program_id(0), tl.program_id(1)
     kv_head, split = tl.program_id(2) // NUM_SPLITS, tl.program_id(2) % NUM_SPLITS
@@ -136,7 +137,8 @@ def paged_attention(
     """Causal attention of packed queries over their pages; returns out_THE in q's dtype and lse_TH in float32.
 
     caches: (k, v) views [num_pages, page_size, K, E] of one layer of the slab, last dimension dense, equal strides.
-    num_splits: parts that each sequence's keys are cut into (a power of two); more than 1 pays for few queries on long contexts.
+    num_splits: parts that each sequence's keys are cut into (a power of two); more than 1 pays for few queries on long
+    contexts.
     """
     k_cache, v_cache = caches
     num_tokens, num_heads, head_dim = q_THE.shape
@@ -158,7 +160,9 @@ def paged_attention(
         batch.page_table.stride(0), k_cache.stride(0), k_cache.stride(1), k_cache.stride(2),
         num_tokens * num_heads * head_dim, num_tokens * num_heads, options.softmax_scale,
         WINDOW=options.window, SOFT_CAP=options.soft_cap, PAGE_SIZE=page_size, H=num_heads, G=group, E=head_dim,
-        G_BLOCK=group_block, E_BLOCK=e_block, BLOCK_Q=block_q, BLOCK_KV=64 if head_dim <= 128 else 32, NUM_SPLITS=num_splits, num_warps=4, num_stages=2,
+        G_BLOCK=group_block, E_BLOCK=e_block, BLOCK_Q=block_q, BLOCK_KV=64 if head_dim <= 128 else 32,
+        NUM_SPLITS=num_splits,
+        num_warps=4, num_stages=2,
     )  # fmt: skip
     if num_splits > 1:
         _combine_kernel[(num_tokens * num_heads,)](

@@ -29,7 +29,8 @@ class QKNorm:
 def _rope_write_kernel(
     qkv, q_out, k_cache, v_cache, cos_sin, positions, slots, q_weight, k_weight, eps,
     page_stride, slot_stride, head_stride,
-    PAGE_SIZE: tl.constexpr, H: tl.constexpr, K: tl.constexpr, E: tl.constexpr, HALF_BLOCK: tl.constexpr, HAS_NORM: tl.constexpr,
+    PAGE_SIZE: tl.constexpr, H: tl.constexpr, K: tl.constexpr, E: tl.constexpr, HALF_BLOCK: tl.constexpr,
+    HAS_NORM: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
@@ -83,7 +84,7 @@ def rope_and_write(
     """Return q_THE rotated; write rotated k and plain v of every token with a slot >= 0 into the caches.
 
     cos_sin_PE: float32, row p = [cos(E/2) | sin(E/2)] of position p, attention scaling included.
-    caches: (k, v) views [num_pages, page_size, K, E] of one layer of the slab; any strides with the last dimension dense.
+    caches: (k, v) views [num_pages, page_size, K, E] of one layer of the slab; equal strides, last dimension dense.
     """
     k_cache, v_cache = caches
     page_size, num_kv_heads, head_dim = k_cache.shape[1:]

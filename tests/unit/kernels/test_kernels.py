@@ -1,10 +1,10 @@
-"""The fused kernels against plain torch, under Triton's interpreter on CPU (the GPU runs the same file's checks in tests/gpu)."""
+"""The fused kernels against plain torch, under Triton's interpreter on CPU."""
 
 import pytest
 import torch
 
 from engine.kernels.activation import silu_mul
-from engine.kernels.linear_small import linear_small
+from engine.kernels.linear_small import Tiles, linear_small
 from engine.kernels.norm import add_rms_norm, rms_norm
 from engine.kernels.rope_write import QKNorm, rope_and_write
 
@@ -69,11 +69,11 @@ def test_linear_small_stages(rows: int, features: int, width: int) -> None:
     x, weight, norm_weight = torch.randn(rows, width), torch.randn(features, width), torch.randn(width)
     residual, bias = torch.randn(rows, features), torch.randn(features)
     close = {"rtol": 1e-4, "atol": 1e-3}
-    torch.testing.assert_close(linear_small(x, weight, block_d=64), x @ weight.T, **close)
+    torch.testing.assert_close(linear_small(x, weight, tiles=Tiles(block_d=64)), x @ weight.T, **close)
     normed = norm_reference(x, norm_weight)
-    out = linear_small(x, weight, norm=(norm_weight, EPS), residual_MN=residual, bias_N=bias, block_d=64)
+    out = linear_small(x, weight, norm=(norm_weight, EPS), residual_MN=residual, bias_N=bias, tiles=Tiles(block_d=64))
     torch.testing.assert_close(out, normed @ weight.T + bias + residual, **close)
     packed = torch.randn(2 * features, width)
     gate, up = (normed @ packed.T).chunk(2, -1)
-    out = linear_small(x, packed, norm=(norm_weight, EPS), silu_mul=True, block_d=64)
+    out = linear_small(x, packed, norm=(norm_weight, EPS), silu_mul=True, tiles=Tiles(block_d=64))
     torch.testing.assert_close(out, torch.nn.functional.silu(gate) * up, **close)

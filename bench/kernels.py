@@ -1,0 +1,136 @@
+"""Products of one decode step on a GPU: the few-row kernel against the vendor's, as a fraction of the memory limit.
+
+python -m bench.kernels --json            every shape and row count, every tiling
+python -m bench.kernels --rows 1,8 --copies 12
+"""
+
+import itertools
+import json
+from collections.abc import Callable
+from dataclasses import asdict, astuple, dataclass
+
+import torch
+import triton
+import typer
+
+from engine.kernels.linear_small import MAX_ROWS, Tiles, linear_small
+
+MEMORY_BYTES_PER_S = 4.25e12  # what a device-to-device copy reaches on an H200
+EPS = 1e-5
+Norm = tuple[torch.Tensor, float]
+
+
+@dataclass(frozen=True)
+class Product:
+    """One projection of a Llama-3.1-8B layer: out features, in features, and the stages fused around it."""
+
+    name: str
+    num_out: int
+    width: int
+    norm: bool = False
+    silu_mul: bool = False
+    residual: bool = False
+
+
+PRODUCTS = (
+    Product("qkv", 6144, 4096, norm=True),
+    Product("o", 4096, 4096, residual=True),
+    Product("gate_up", 28672, 4096, norm=True, silu_mul=True),
+    Product("down", 4096, 14336, residual=True),
+    Product("lm_head", 128256, 4096, norm=True),
+)
+
+
+def graph_us(step: Callable[[int], object], copies: int, repeats: int = 20) -> float:
+    """Median microseconds of one call, from replays of a graph of `copies` calls; call i gets i (other weights, cold)."""
+    step(0)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for i in range(copies):
+            step(i)
+    times = []
+    for _ in range(repeats):
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end) * 1e3 / copies)
+    return sorted(times)[len(times) // 2]
+
+
+TILINGS = (
+    Tiles(16, 256, 4, 4),
+    Tiles(16, 512, 4, 4),
+    Tiles(16, 512, 8, 3),
+    Tiles(16, 1024, 8, 3),
+    Tiles(32, 128, 4, 5),
+    Tiles(32, 256, 4, 4),
+    Tiles(32, 256, 8, 4),
+    Tiles(32, 512, 8, 3),
+    Tiles(64, 64, 4, 6),
+    Tiles(64, 128, 4, 4),
+    Tiles(64, 128, 4, 6),
+    Tiles(64, 256, 8, 3),
+    Tiles(128, 64, 4, 5),
+    Tiles(128, 128, 8, 4),
+)
+"""The cuts worth trying on a Hopper GPU: at most 160 KiB of tiles in flight a program."""
+
+
+def run_small(
+    product: Product,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    norm: Norm | None,
+    residual: torch.Tensor | None,
+    cut: Tiles,
+) -> torch.Tensor:
+    """One call of the few-row kernel with the product's stages."""
+    return linear_small(x, weight, norm=norm, silu_mul=product.silu_mul, residual_MN=residual, tiles=cut)
+
+
+def measure(product: Product, rows: int, copies: int) -> dict[str, object]:
+    """Best tiling of one product against the vendor's product with its stages as separate operations left out."""
+    copies = 2 if product.num_out > 100_000 else copies
+    weights = torch.randn(copies, product.num_out, product.width, device="cuda", dtype=torch.bfloat16) * 0.02
+    x = torch.randn(rows, product.width, device="cuda", dtype=torch.bfloat16)
+    num_out = product.num_out // 2 if product.silu_mul else product.num_out
+    residual = torch.randn(rows, num_out, device="cuda", dtype=torch.bfloat16) if product.residual else None
+    norm = (torch.rand(product.width, device="cuda", dtype=torch.bfloat16), EPS) if product.norm else None
+    limit_us = product.num_out * product.width * 2 / MEMORY_BYTES_PER_S * 1e6
+    vendor_us = graph_us(lambda i: x @ weights[i].T, copies)
+    result: dict[str, object] = {"product": product.name, "rows": rows, "limit_us": limit_us, "vendor_us": vendor_us}
+    if rows > MAX_ROWS:
+        return result
+    tried: list[tuple[float, Tiles]] = []
+    for cut in TILINGS:
+        try:
+            us = graph_us(lambda i, cut=cut: run_small(product, x, weights[i], norm, residual, cut), copies)
+        except triton.runtime.errors.OutOfResources as error:
+            print(f"{product.name} rows {rows} {cut}: {error}")
+            continue
+        tried.append((us, cut))
+    tried.sort(key=lambda pair: pair[0])
+    us, cut = tried[0]
+    top = [(round(each_us, 1), *astuple(each)) for each_us, each in tried[:4]]
+    return result | {"us": us, "of_limit": limit_us / us, "tiles": asdict(cut), "top": top}
+
+
+def main(
+    rows: str = "1,2,4,8,16", copies: int = 12, only: str = "", as_json: bool = typer.Option(False, "--json")
+) -> None:
+    """Print one line a product and row count; with --json one object as the last line."""
+    results = []
+    for product, num_rows in itertools.product(PRODUCTS, map(int, rows.split(","))):
+        if only and product.name not in only.split(","):
+            continue
+        results.append(measure(product, num_rows, copies))
+        print(results[-1], flush=True)
+    if as_json:
+        print(json.dumps({"device": torch.cuda.get_device_name(), "products": results}))
+
+
+if __name__ == "__main__":
+    typer.run(main)
