@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from engine.core.types import WorkerInfo
+from engine.core.types import KVLayout, WorkerInfo
+
+NUM_SPARE_PAGES = 4
+"""Slabs of every pool beyond the `num_pages` that the allocator deals out: the golden page, then scratch pages."""
 
 
 class OpStatus(StrEnum):
@@ -47,6 +50,40 @@ class PageRead:
 def peer_key(worker_id: str, incarnation: int) -> str:
     """The name of one incarnation of one worker: what operations, agents and breakers are keyed by."""
     return f"{worker_id}@{incarnation:016x}"
+
+
+class PagePool(Protocol):
+    """The memory that pages live in, as a transport sees it. engine.runtime's KV pool is one, HostPool another.
+
+    There are `num_pages + NUM_SPARE_PAGES` slabs, back to back from `address`. `read` and `write` may be called from
+    any thread; on a device pool they copy to or from the host and return when the copy is done.
+    """
+
+    @property
+    def layout(self) -> KVLayout:
+        """`layout.page_bytes` is the size of one slab; each of its layers is an equal, contiguous part of it."""
+
+    @property
+    def num_pages(self) -> int:
+        """Pages that the allocator deals out; the spare ones follow."""
+
+    @property
+    def address(self) -> int:
+        """Of slab 0, in the memory of `device`."""
+
+    @property
+    def device(self) -> int:
+        """CUDA ordinal; -1 is host memory."""
+
+    @property
+    def generations(self) -> memoryview:
+        """Host memory, writable, format "Q": one counter a slab. The allocator bumps, transports only read."""
+
+    def read(self, page: int, layer_begin: int, layer_end: int) -> memoryview:
+        """Bytes of those layers of one page: the memory itself on the host, a copy of it on a device."""
+
+    def write(self, page: int, layer_begin: int, layer_end: int, data: memoryview | bytes) -> None:
+        """Overwrite those layers of one page with `data`, which has exactly their size."""
 
 
 class Transport(Protocol):
