@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
+from engine.core.errors import Incompatible
 from engine.core.types import KVLayout, WorkerInfo
 
 NUM_SPARE_PAGES = 4
@@ -50,6 +51,14 @@ class PageRead:
 def peer_key(worker_id: str, incarnation: int) -> str:
     """The name of one incarnation of one worker: what operations, agents and breakers are keyed by."""
     return f"{worker_id}@{incarnation:016x}"
+
+
+def descriptor_of(info: WorkerInfo, transport: str) -> bytes:
+    """What `info` says for readers over `transport`. Raises Incompatible if it does not speak it."""
+    for name, descriptor in info.transports:
+        if name == transport:
+            return descriptor
+    raise Incompatible(f"worker {info.id} does not speak {transport}")
 
 
 class PagePool(Protocol):
@@ -98,10 +107,11 @@ class Transport(Protocol):
         """Make the peer's pages readable. Raises Incompatible or TransferFailed with the reason in words."""
 
     def disconnect(self, peer: str) -> None:
-        """Forget that incarnation. Operations in flight still end with a Completion."""
+        """Post nothing more to that incarnation. Operations in flight still end with a Completion: soon where the
+        transport can take them back, else whenever they end. `connect` may follow. Unknown peers are ignored."""
 
     def read_pages(self, read: PageRead) -> None:
-        """Post one read. It ends with exactly one Completion, also when the peer is lost."""
+        """Post one read. It ends with exactly one Completion, also when the peer is lost or was never connected."""
 
     def read_generations(self, op: int, peer: str, pages: Sequence[int]) -> None:
         """Post a read of the generations of remote `pages`, ordered after every read that has completed."""

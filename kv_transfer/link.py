@@ -1,0 +1,88 @@
+"""The reads on their way from one peer: how much may be posted at once, and when the peer counts as hung. Pure."""
+
+from collections import deque
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from kv_transfer.session import GenerationRead
+from kv_transfer.transports.base import PageRead
+
+Read = PageRead | GenerationRead
+
+
+@dataclass(frozen=True, slots=True)
+class LinkLimits:
+    """What a healthy peer keeps up with. The defaults find a hung peer in 0.8 s, an idle one in 0.3 s."""
+
+    max_read_bytes: int = 16 << 20
+    """Of one operation, as long as a page's part is not larger."""
+    max_posted_bytes: int = 64 << 20
+    """Posted to one peer at once; the rest waits its turn and can still be withdrawn."""
+    stall_grace_s: float = 0.3
+    floor_bytes_per_s: float = 128 << 20
+    """Slower than this for all that is posted, without one read ending: the peer is hung."""
+
+
+class Link:
+    """Posts in order of arrival, except that reads of generations, which are tiny and end a handoff, go first."""
+
+    def __init__(self, limits: LinkLimits) -> None:
+        self._limits = limits
+        self._waiting: deque[tuple[Read, int]] = deque()
+        self._posted: dict[int, int] = {}
+        self._posted_bytes = 0
+        self._progress_s = 0.0
+
+    @property
+    def busy(self) -> bool:
+        """Something is posted."""
+        return bool(self._posted)
+
+    @property
+    def stalls_s(self) -> float:
+        """When the peer will count as hung unless a read ends before."""
+        if not self._posted:
+            return float("inf")
+        limits = self._limits
+        return self._progress_s + limits.stall_grace_s + self._posted_bytes / limits.floor_bytes_per_s
+
+    def push(self, read: Read, num_bytes: int) -> None:
+        """Queue a read; `take` says when to post it."""
+        if isinstance(read, GenerationRead):
+            self._waiting.appendleft((read, num_bytes))
+        else:
+            self._waiting.append((read, num_bytes))
+
+    def take(self, now: float) -> list[Read]:
+        """The reads to post now; they count as posted from here on."""
+        taken: list[Read] = []
+        while self._waiting:
+            read, num_bytes = self._waiting[0]
+            if self._posted and self._posted_bytes + num_bytes > self._limits.max_posted_bytes:
+                break
+            if not self._posted:
+                self._progress_s = now
+            self._waiting.popleft()
+            self._posted[read.op] = num_bytes
+            self._posted_bytes += num_bytes
+            taken.append(read)
+        return taken
+
+    def ended(self, op: int, now: float) -> None:
+        """A read ended, well or not: the peer, or its transport, is alive. Reads of an earlier link don't count."""
+        num_bytes = self._posted.pop(op, None)
+        if num_bytes is not None:
+            self._posted_bytes -= num_bytes
+            self._progress_s = now
+
+    def withdraw(self, ops: Collection[int]) -> list[int]:
+        """Take back those of `ops` that were not posted yet, and name them."""
+        kept: deque[tuple[Read, int]] = deque()
+        withdrawn: list[int] = []
+        for read, num_bytes in self._waiting:
+            if read.op in ops:
+                withdrawn.append(read.op)
+            else:
+                kept.append((read, num_bytes))
+        self._waiting = kept
+        return withdrawn

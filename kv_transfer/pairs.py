@@ -1,0 +1,257 @@
+"""The peers of one worker: proves each pair, watches it, and posts reads to it. No clock of its own, no thread."""
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from engine.core.errors import Incompatible, TransferFailed
+from engine.core.types import KVLayout, WorkerInfo
+from kv_transfer.api import PeerReady, PeerRefused
+from kv_transfer.layout import check_layouts, layout_hash
+from kv_transfer.link import LinkLimits, Read
+from kv_transfer.peer import Peer, PeerState, RetryPauses, golden_bytes
+from kv_transfer.session import GenerationRead, Source
+from kv_transfer.transports.base import (
+    NUM_SPARE_PAGES,
+    Completion,
+    OpStatus,
+    PagePool,
+    PageRead,
+    Transport,
+    peer_key,
+)
+
+TIMED_BYTES = 16 << 20
+MAX_TIMED_PAGES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class PairsConfig:
+    """How peers are judged."""
+
+    limits: LinkLimits = field(default_factory=LinkLimits)
+    pauses: RetryPauses = field(default_factory=RetryPauses)
+    join_floor_bytes_per_s: float = 8 << 20
+    """A pair that is slower in its proof is refused."""
+
+
+@dataclass(slots=True)
+class _Proof:
+    """One read of a pair's proof. Mutable in nothing; not frozen for speed of no consequence."""
+
+    peer: Peer
+    scratch: int | None
+    posted_s: float
+
+
+def read_bytes(read: Read, layout: KVLayout) -> int:
+    """Bytes that a read moves."""
+    if isinstance(read, GenerationRead):
+        return 8 * len(read.pages)
+    return len(read.src) * (read.layer_end - read.layer_begin) * (layout.page_bytes // layout.num_layers)
+
+
+class Pairs:
+    """Every joined peer, by peer_key. What changed is in `events` until taken."""
+
+    def __init__(
+        self, pool: PagePool, transports: Sequence[Transport], config: PairsConfig, ops: Iterator[int], name: str
+    ) -> None:
+        """`transports` in order of preference; `name` is this worker's own peer_key, `ops` numbers the reads."""
+        self.events: list[PeerReady | PeerRefused] = []
+        self._pool = pool
+        self._transports = {transport.name: transport for transport in transports}
+        self._config = config
+        self._ops = ops
+        self._peers: dict[str, Peer] = {}
+        self._proofs: dict[int, _Proof] = {}
+        golden = pool.num_pages
+        self._scratch = list(range(golden + 1, golden + NUM_SPARE_PAGES))
+        pool.write(golden, 0, pool.layout.num_layers, golden_bytes(name, pool.layout.page_bytes))
+        pool.generations[golden] = int(name.rpartition("@")[2], 16)
+
+    # ------------------------------------------------------------ who is there
+
+    def join(self, info: WorkerInfo, now: float) -> None:
+        """Begin the proof of a pair; PeerReady or PeerRefused follows. A suspect peer is tried again at once."""
+        key = peer_key(info.id, info.incarnation)
+        known = self._peers.get(key)
+        if known is not None:
+            if known.state is PeerState.SUSPECT:
+                known.retry()
+                self._step(known, now)
+            return
+        try:
+            check_layouts(self._pool.layout, info.layout)
+            shared = self._shared_transports(info)
+        except Incompatible as error:
+            self.events.append(PeerRefused(info.id, info.incarnation, error.message, permanent=True))
+            return
+        self._peers[key] = Peer(info, shared, self._config.limits, self._config.pauses)
+        self._step(self._peers[key], now)
+
+    def drop(self, key: str, reason: str) -> None:
+        """Forget that incarnation."""
+        peer = self._peers.pop(key, None)
+        if peer is not None:
+            self._transports[peer.transport].disconnect(key)
+            self.events.append(PeerRefused(peer.info.id, peer.info.incarnation, reason, permanent=True))
+
+    def source(self, key: str) -> Source | None:
+        """The peer as sessions see it; None unless it is proven."""
+        peer = self._peers.get(key)
+        if peer is None or peer.state is not PeerState.READY:
+            return None
+        return Source(key, layout_hash(peer.info.layout), peer.info.num_pages)
+
+    def proving(self, key: str) -> bool:
+        """True while the proof of that pair is under way."""
+        peer = self._peers.get(key)
+        return peer is not None and peer.proving
+
+    @property
+    def reading(self) -> bool:
+        """A proof's read is in flight."""
+        return bool(self._proofs)
+
+    @property
+    def waiting(self) -> bool:
+        """Some peer needs `tick` from time to time."""
+        return any(peer.state is not PeerState.READY or peer.link.busy for peer in self._peers.values())
+
+    # ------------------------------------------------------------ reads
+
+    def push(self, read: Read, now: float) -> bool:
+        """Queue a read to a proven peer and post what may go; False if the peer is gone."""
+        peer = self._peers.get(read.peer)
+        if peer is None or peer.state is not PeerState.READY:
+            return False
+        peer.link.push(read, read_bytes(read, self._pool.layout))
+        self._post(peer, now)
+        return True
+
+    def withdraw(self, key: str, ops: Collection[int]) -> list[int]:
+        """Those of `ops` that were not posted yet and now never will be."""
+        peer = self._peers.get(key)
+        return peer.link.withdraw(ops) if peer is not None else []
+
+    def ended(self, completion: Completion, key: str, now: float) -> None:
+        """A read of a session ended."""
+        peer = self._peers.get(key)
+        if peer is None:
+            return
+        peer.link.ended(completion.op, now)
+        if completion.peer_lost and peer.state is PeerState.READY:
+            self._fault(peer, completion.message or "the connection was lost", now)
+        else:
+            self._post(peer, now)
+
+    def proof_ended(self, completion: Completion, now: float) -> bool:
+        """If `completion` is that of a proof's read: judge it, and return True."""
+        proof = self._proofs.pop(completion.op, None)
+        if proof is None:
+            return False
+        if proof.scratch is not None:
+            self._scratch.append(proof.scratch)
+        peer = proof.peer
+        current = completion.op == peer.proof_op and self._peers.get(peer.key) is peer
+        if current:
+            peer.link.ended(completion.op, now)
+            self._judge(proof, completion, now)
+        return True
+
+    def tick(self, now: float) -> None:
+        """Find hung peers; try suspect ones again."""
+        for peer in list(self._peers.values()):
+            if peer.state is PeerState.SUSPECT:
+                if now >= peer.retry_s:
+                    peer.retry()
+                    self._step(peer, now)
+            elif now >= peer.link.stalls_s:
+                self._fault(peer, "hung: too few bytes arrived for too long", now)
+
+    # ------------------------------------------------------------ the proof
+
+    def _shared_transports(self, info: WorkerInfo) -> list[str]:
+        theirs = [name for name, _ in info.transports]
+        shared = [name for name in self._transports if name in theirs]
+        if not shared:
+            raise Incompatible(f"no common transport: {', '.join(self._transports)} here, {', '.join(theirs)} there")
+        return shared
+
+    def _post(self, peer: Peer, now: float) -> None:
+        transport = self._transports[peer.transport]
+        for read in peer.link.take(now):
+            if isinstance(read, GenerationRead):
+                transport.read_generations(read.op, read.peer, read.pages)
+            else:
+                transport.read_pages(read)
+
+    def _fault(self, peer: Peer, reason: str, now: float) -> None:
+        self._transports[peer.transport].disconnect(peer.key)
+        refused = peer.fault(reason, now)
+        if refused is None:
+            self._step(peer, now)
+        else:
+            self.events.append(refused)
+
+    def _step(self, peer: Peer, now: float) -> None:
+        """Do what the peer's state asks for."""
+        golden, num_layers = peer.info.num_pages, self._pool.layout.num_layers
+        if peer.state is PeerState.CONNECTING:
+            try:
+                self._transports[peer.transport].connect(peer.info)
+            except (Incompatible, TransferFailed) as error:
+                self._fault(peer, error.message, now)
+                return
+            peer.step_ok()
+        op = next(self._ops)
+        peer.proof_op = op
+        scratch = None
+        if peer.state is PeerState.GENERATION:
+            read: Read = GenerationRead(op, peer.key, (golden,))
+        elif not self._scratch:
+            self._fault(peer, "every scratch page still has a read of an earlier proof in flight", now)
+            return
+        else:
+            scratch = self._scratch.pop()
+            count = 1
+            if peer.state is PeerState.TIMING:
+                count = min(MAX_TIMED_PAGES, max(1, TIMED_BYTES // self._pool.layout.page_bytes))
+            else:
+                self._pool.write(scratch, 0, num_layers, bytes(self._pool.layout.page_bytes))
+            read = PageRead(op, peer.key, (golden,) * count, (scratch,) * count, 0, num_layers)
+        self._proofs[op] = _Proof(peer, scratch, now)
+        peer.link.push(read, read_bytes(read, self._pool.layout))
+        self._post(peer, now)
+
+    def _judge(self, proof: _Proof, completion: Completion, now: float) -> None:
+        peer = proof.peer
+        wrong = self._wrong(proof, completion, now)
+        if wrong is not None:
+            self._fault(peer, wrong, now)
+        elif peer.state is PeerState.TIMING:
+            self.events.append(peer.timed(self._rate(proof, completion, now)))
+        else:
+            peer.step_ok()
+            self._step(peer, now)
+
+    def _wrong(self, proof: _Proof, completion: Completion, now: float) -> str | None:
+        peer = proof.peer
+        layout = self._pool.layout
+        if completion.status is OpStatus.FAILED:
+            return completion.message or "the read failed"
+        if peer.state is PeerState.GOLDEN:
+            assert proof.scratch is not None
+            arrived = bytes(self._pool.read(proof.scratch, 0, layout.num_layers))
+            if arrived != golden_bytes(peer.key, layout.page_bytes):
+                return "the golden page arrived with other bytes"
+        if peer.state is PeerState.GENERATION and completion.generations != (peer.info.incarnation,):
+            return f"the golden page's generation is {completion.generations}, not the worker's incarnation"
+        if peer.state is PeerState.TIMING:
+            rate, floor = self._rate(proof, completion, now), self._config.join_floor_bytes_per_s
+            if rate < floor:
+                return f"{rate / 1e6:.1f} MB/s is under the floor of {floor / 1e6:.1f} MB/s"
+        return None
+
+    def _rate(self, proof: _Proof, completion: Completion, now: float) -> float:
+        return completion.num_bytes / max(now - proof.posted_s, 1e-9)

@@ -1,0 +1,138 @@
+"""One incarnation of another worker: how it proves itself before pages are pulled from it, and how it heals. Pure.
+
+A pair proves itself over the first transport that works, in order of preference: connect, read the golden page (its
+bytes are known from the peer's name), read its generation (the incarnation), then read it many times for the
+bandwidth. A peer that was lost or hung is not blacklisted: it is SUSPECT, and tried again with growing pauses.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from hashlib import shake_256
+
+from engine.core.errors import IllegalEvent
+from engine.core.types import WorkerInfo
+from kv_transfer.api import PeerReady, PeerRefused
+from kv_transfer.link import Link, LinkLimits
+from kv_transfer.transports.base import peer_key
+
+
+class PeerState(StrEnum):
+    """CONNECTING to TIMING are the steps of the proof; pages are pulled from READY peers only."""
+
+    CONNECTING = "connecting"
+    GOLDEN = "golden page"
+    GENERATION = "generation"
+    TIMING = "bandwidth"
+    READY = "ready"
+    SUSPECT = "suspect"
+
+
+class PeerEvent(StrEnum):
+    """What can happen to a peer."""
+
+    STEP_OK = "step passed"
+    NEXT_TRANSPORT = "step failed, another transport is left"
+    FAULT = "lost, hung, or no transport is left"
+    RETRY = "time to try again"
+
+
+_S, _E = PeerState, PeerEvent
+
+PEER_TABLE: dict[PeerState, dict[PeerEvent, PeerState]] = {
+    _S.CONNECTING: {_E.STEP_OK: _S.GOLDEN, _E.NEXT_TRANSPORT: _S.CONNECTING, _E.FAULT: _S.SUSPECT},
+    _S.GOLDEN: {_E.STEP_OK: _S.GENERATION, _E.NEXT_TRANSPORT: _S.CONNECTING, _E.FAULT: _S.SUSPECT},
+    _S.GENERATION: {_E.STEP_OK: _S.TIMING, _E.NEXT_TRANSPORT: _S.CONNECTING, _E.FAULT: _S.SUSPECT},
+    _S.TIMING: {_E.STEP_OK: _S.READY, _E.NEXT_TRANSPORT: _S.CONNECTING, _E.FAULT: _S.SUSPECT},
+    _S.READY: {_E.FAULT: _S.SUSPECT},
+    _S.SUSPECT: {_E.RETRY: _S.CONNECTING},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPauses:
+    """How long a suspect peer is left alone: doubling from the first to the last."""
+
+    first_s: float = 0.25
+    last_s: float = 5.0
+
+
+class Peer:
+    """State of one pair; the caller connects, reads and reports."""
+
+    def __init__(self, info: WorkerInfo, transports: Sequence[str], limits: LinkLimits, pauses: RetryPauses) -> None:
+        """`transports` are the names that both sides have, the preferred one first; at least one."""
+        self.info = info
+        self.key = peer_key(info.id, info.incarnation)
+        self.state = PeerState.CONNECTING
+        self.link = Link(limits)
+        self.proof_op: int | None = None
+        """The read of the step under way; others of this peer are leftovers of earlier proofs."""
+        self._transports = tuple(transports)
+        self._choice = 0
+        self._limits = limits
+        self._pauses = pauses
+        self._pause_s = pauses.first_s
+        self._retry_s = float("inf")
+        self._reasons: list[str] = []
+
+    @property
+    def transport(self) -> str:
+        """The name of the transport in use or on trial."""
+        return self._transports[self._choice]
+
+    @property
+    def proving(self) -> bool:
+        """A step of the proof is under way."""
+        return self.state not in (PeerState.READY, PeerState.SUSPECT)
+
+    @property
+    def retry_s(self) -> float:
+        """When to call `retry`."""
+        return self._retry_s
+
+    def step_ok(self) -> None:
+        """Connected, or the golden page, or its generation was right."""
+        if self.state is PeerState.TIMING:
+            raise IllegalEvent(f"{self.key}: the last step is passed by `timed`")
+        self._go(PeerEvent.STEP_OK)
+
+    def timed(self, bytes_per_s: float) -> PeerReady:
+        """The last step was passed."""
+        if self.state is not PeerState.TIMING:
+            raise IllegalEvent(f"{self.key}: timed in state {self.state.value!r}")
+        self._go(PeerEvent.STEP_OK)
+        self._pause_s = self._pauses.first_s
+        message, self._reasons = "; ".join(self._reasons), []
+        return PeerReady(self.info.id, self.info.incarnation, self.transport, bytes_per_s, message)
+
+    def fault(self, reason: str, now: float) -> PeerRefused | None:
+        """A step failed, or a proven peer was lost or hung. None: the proof goes on with another transport."""
+        self._reasons.append(f"{self.transport}: {reason}")
+        if self.proving and self._choice + 1 < len(self._transports):
+            self._choice += 1
+            self._go(PeerEvent.NEXT_TRANSPORT)
+            return None
+        self._go(PeerEvent.FAULT)
+        self._retry_s = now + self._pause_s
+        self._pause_s = min(2 * self._pause_s, self._pauses.last_s)
+        self.link = Link(self._limits)  # what an old link had posted may end much later and is nobody's progress
+        message, self._reasons = "; ".join(self._reasons), []
+        return PeerRefused(self.info.id, self.info.incarnation, message, permanent=False)
+
+    def retry(self) -> None:
+        """Begin the proof again with the preferred transport."""
+        self._go(PeerEvent.RETRY)
+        self._choice = 0
+        self._retry_s = float("inf")
+
+    def _go(self, event: PeerEvent) -> None:
+        target = PEER_TABLE[self.state].get(event)
+        if target is None:
+            raise IllegalEvent(f"{self.key}: {event.value!r} in state {self.state.value!r}")
+        self.state = target
+
+
+def golden_bytes(key: str, num_bytes: int) -> bytes:
+    """What the golden page of the worker named `key` (peer_key) holds: SHAKE-256 of the name."""
+    return shake_256(b"baton golden page" + key.encode()).digest(num_bytes)
