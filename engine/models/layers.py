@@ -1,0 +1,37 @@
+"""The parts that a decoder layer is made of, in plain torch.
+
+Shape suffixes: T tokens, D any width, I inputs, O outputs, M MLP width.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn import functional
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """x W^T + b. The one place that knows how a weight is stored."""
+
+    weight_OI: Tensor
+    bias_O: Tensor | None = None
+
+    def __call__(self, x_TI: Tensor) -> Tensor:
+        """out_TO."""
+        return functional.linear(x_TI, self.weight_OI, self.bias_O)
+
+
+def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+    """RMSNorm over the last dimension (arXiv:1910.07467).
+
+    Normalized in float32 and rounded to the input's dtype before the weight multiplies it, as transformers does.
+    """
+    wide_TD = x_TD.float()
+    wide_TD = wide_TD * (wide_TD.square().mean(-1, keepdim=True) + eps).rsqrt()
+    return weight_D * wide_TD.to(x_TD.dtype)
+
+
+def silu_mul(gate_up_T2M: Tensor) -> Tensor:
+    """SiLU(gate) * up, out_TM; the input holds [gate | up] along its last dimension."""
+    gate_TM, up_TM = gate_up_T2M.chunk(2, dim=-1)
+    return functional.silu(gate_TM) * up_TM
