@@ -1,0 +1,17 @@
+"""Limits that both doors keep."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class DoorConfig:
+    """What one client request may ask for."""
+
+    max_body_bytes: int = 16 << 20
+    """A larger HTTP body or gRPC message is refused while it is read."""
+    max_sequences: int = 128
+    """Prompts x n of one request."""
+    default_timeout_s: float = 600.0
+    """For a request that names no deadline."""
+    max_timeout_s: float = 3600.0
+    """A client's deadline is cut down to this."""

@@ -1,0 +1,81 @@
+"""Every kind of prompt to checked token ids."""
+
+import asyncio
+from array import array
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from engine.core.errors import InvalidRequest
+from engine.core.types import token_buffer
+from router.text.model import ServedModel
+from router.text.tokenizer import INLINE_CHARS
+
+
+class ContextLengthExceeded(InvalidRequest):
+    """Prompt and answer do not fit in the model's context."""
+
+
+async def tokens_of_text(model: ServedModel, text: str) -> "array[int]":
+    """A plain text, framed as the checkpoint frames texts (BOS and the like)."""
+    if model.tokenizer.surely_longer_than(text, model.max_model_len):
+        raise ContextLengthExceeded(
+            f"the prompt has {len(text)} characters, which cannot fit in {model.max_model_len} tokens", param="prompt"
+        )
+    return checked(model, await model.tokenizer.encode_async(text), "prompt")
+
+
+def tokens_of_ids(model: ServedModel, ids: Sequence[int]) -> "array[int]":
+    """Token ids as the client gave them; nothing is added."""
+    if ids and not (min(ids) >= 0 and max(ids) < model.vocab_size):
+        raise InvalidRequest(f"token ids must lie in [0, {model.vocab_size})", param="prompt")
+    return checked(model, token_buffer(ids), "prompt")
+
+
+async def tokens_of_chat(
+    model: ServedModel, messages: Sequence[Mapping[str, str]], arguments: Mapping[str, Any] | None = None
+) -> "array[int]":
+    """A conversation through the checkpoint's chat template, which brings its own special tokens."""
+    template = model.template
+    if template is None:
+        raise InvalidRequest(f"model {model.name} has no chat template; use a plain prompt", param="messages")
+    if not messages:
+        raise InvalidRequest("messages: at least one is needed", param="messages")
+
+    def render() -> "array[int]":
+        text = template.render(messages, arguments)
+        if model.tokenizer.surely_longer_than(text, model.max_model_len):
+            raise ContextLengthExceeded(f"the messages cannot fit in {model.max_model_len} tokens", param="messages")
+        return model.tokenizer.encode(text, add_special_tokens=False)
+
+    num_chars = sum(len(message.get("content", "")) for message in messages)
+    tokens = render() if num_chars <= INLINE_CHARS else await asyncio.to_thread(render)
+    return checked(model, tokens, "messages")
+
+
+def checked(model: ServedModel, tokens: "array[int]", param: str) -> "array[int]":
+    """`tokens`, when the model can go on from them."""
+    if not tokens:
+        raise InvalidRequest(f"{param}: it has no tokens", param=param)
+    if len(tokens) >= model.max_model_len:
+        raise ContextLengthExceeded(
+            f"{param}: {len(tokens)} tokens leave no room for an answer; "
+            f"the model's context is {model.max_model_len} tokens, prompt and answer together",
+            param=param,
+        )
+    if max(tokens) >= model.vocab_size:  # a tokenizer that knows more tokens than the model
+        raise InvalidRequest(f"{param}: it holds a token that the model does not have", param=param)
+    return tokens
+
+
+def answer_room(model: ServedModel, num_prompt: int, max_tokens: int | None, default: int | None) -> int:
+    """New tokens that a request may ask for; `default` None is the rest of the context."""
+    room = model.max_model_len - num_prompt
+    if max_tokens is None:
+        return room if default is None else min(default, room)
+    if max_tokens > room:
+        raise ContextLengthExceeded(
+            f"{num_prompt} prompt tokens and max_tokens {max_tokens} are more than "
+            f"the model's context of {model.max_model_len} tokens",
+            param="max_tokens",
+        )
+    return max_tokens

@@ -1,0 +1,48 @@
+"""The gRPC door: baton.v1.Inference with health and reflection on a grpc.aio server."""
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from engine.wire import inference_pb2
+from router.api import Generator
+from router.doors.config import DoorConfig
+from router.text.model import ServedModel
+
+SERVICE = inference_pb2.DESCRIPTOR.services_by_name["Inference"].full_name
+
+
+class RpcDoor:
+    """Handle on the registered services. `set_serving` is what health checks and Watch streams are told."""
+
+    def __init__(self, health_servicer: health.aio.HealthServicer) -> None:
+        self._health = health_servicer
+
+    async def set_serving(self, serving: bool) -> None:
+        """Tell health clients, of the server ("") and of the service, whether requests can be served."""
+        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        for service in ("", SERVICE):
+            await self._health.set(service, status)
+
+    async def drain(self) -> None:
+        """Report NOT_SERVING from now on, whatever `set_serving` says."""
+        await self._health.enter_graceful_shutdown()
+
+
+def server_options(config: DoorConfig) -> list[tuple[str, int]]:
+    """Channel options of the server that add_inference is given: prompts over 4 MB, limits on keepalive pings."""
+    return [
+        ("grpc.max_receive_message_length", config.max_body_bytes),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+        ("grpc.so_reuseport", 0),
+    ]
+
+
+def add_inference(server: grpc.aio.Server, generator: Generator, model: ServedModel, config: DoorConfig) -> RpcDoor:
+    """Register Inference, grpc.health.v1 (NOT_SERVING until told otherwise) and reflection on a server not yet started."""
+    health_servicer = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
+    reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    return RpcDoor(health_servicer)

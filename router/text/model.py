@@ -1,0 +1,44 @@
+"""The served model as the doors know it: its name, its limits, and how its text becomes tokens."""
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from engine.models.config import GenerationConfig, load_generation_config
+from engine.models.registry import load_config
+from router.text.template import ChatTemplate
+from router.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """Everything about the model that is decided before a request comes."""
+
+    name: str
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+    vocab_size: int
+    """Rows of the logits: every token id is below it."""
+    max_model_len: int
+    """Tokens of prompt and answer together."""
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+    created_s: int = 0
+    """Unix time, for the OpenAI model list."""
+
+
+def load_served_model(folder: Path, name: str, max_model_len: int | None = None) -> ServedModel:
+    """Read what the router needs of a checkpoint folder; no weights, no torch.
+
+    `max_model_len` narrows the model's own limit. Raises CheckpointError that names the file at fault.
+    """
+    config = load_config(folder, max_model_len)
+    tokenizer = Tokenizer.load(folder)
+    return ServedModel(
+        name=name,
+        tokenizer=tokenizer,
+        template=ChatTemplate.load(folder, tokenizer.special_tokens),
+        vocab_size=config.vocab_size,
+        max_model_len=min(max_model_len or config.max_position, config.max_position),
+        generation=load_generation_config(folder),
+        created_s=int(time.time()),
+    )
