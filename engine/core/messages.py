@@ -158,6 +158,21 @@ class PagesCleared:
 KVEvent = PagesStored | PagesRemoved | PagesCleared
 
 
+@dataclass(frozen=True, slots=True)
+class PeerStatus:
+    """Whether pages can be pulled from a peer that joined; said again whenever it changes, to every router."""
+
+    worker_id: str
+    incarnation: int
+    ready: bool
+    transport: str = ""
+    """What the pair proved itself over, when it is ready."""
+    bytes_per_s: float = 0.0
+    """Measured by the proof, when it is ready."""
+    message: str = ""
+    """Why not, or why not over a preferred transport."""
+
+
 @dataclass(slots=True)
 class Frame:
     """All that one worker has to say after one step. Token rows are parallel lists; an id may repeat.
@@ -175,6 +190,7 @@ class Frame:
     tickets: list[TicketIssued] = field(default_factory=list)
     adopted: list[Adopted] = field(default_factory=list)
     handoff_failed: list[HandoffFailed] = field(default_factory=list)
+    peers: list[PeerStatus] = field(default_factory=list)
     kv_events: list[KVEvent] = field(default_factory=list)
     kv_seq: int = 0
     """Counts the batches of kv_events of this incarnation from 1. After a gap the router asks with SendPrefixes."""
@@ -189,6 +205,7 @@ class Frame:
             or self.tickets
             or self.adopted
             or self.handoff_failed
+            or self.peers
             or self.kv_events
             or self.load
         )

@@ -9,6 +9,7 @@ from engine.core.messages import (
     PagesCleared,
     PagesRemoved,
     PagesStored,
+    PeerStatus,
     Started,
     TicketIssued,
 )
@@ -56,6 +57,28 @@ def _event_from_proto(message: pb.KVEvent) -> KVEvent:
     if message.HasField("cleared"):
         return PagesCleared()
     return PagesRemoved(tuple(message.removed.digests))
+
+
+def _peer_to_proto(peer: PeerStatus) -> pb.PeerStatus:
+    return pb.PeerStatus(
+        worker_id=peer.worker_id,
+        incarnation=peer.incarnation,
+        ready=peer.ready,
+        transport=peer.transport,
+        bytes_per_s=peer.bytes_per_s,
+        message=peer.message,
+    )
+
+
+def _peer_from_proto(message: pb.PeerStatus) -> PeerStatus:
+    return PeerStatus(
+        message.worker_id,
+        message.incarnation,
+        message.ready,
+        message.transport,
+        message.bytes_per_s,
+        message.message,
+    )
 
 
 def load_to_proto(load: WorkerLoad) -> pb.WorkerLoad:
@@ -123,6 +146,7 @@ def frame_to_proto(frame: Frame) -> pb.Frame:
         handoff_failed=[
             pb.HandoffFailed(id=h.id, message=h.message, peer_lost=h.peer_lost) for h in frame.handoff_failed
         ],
+        peers=map(_peer_to_proto, frame.peers),
         kv_events=map(_event_to_proto, frame.kv_events),
         kv_seq=frame.kv_seq,
         load=load_to_proto(frame.load) if frame.load else None,
@@ -146,6 +170,7 @@ def frame_from_proto(message: pb.Frame) -> Frame:
         tickets=[TicketIssued(t.id, t.ticket, t.last) for t in message.tickets],
         adopted=[Adopted(a.id, a.transfer_bytes, a.transfer_s, a.pulled_pages, a.local_pages) for a in message.adopted],
         handoff_failed=[HandoffFailed(h.id, h.message, h.peer_lost) for h in message.handoff_failed],
+        peers=[_peer_from_proto(peer) for peer in message.peers],
         kv_events=[_event_from_proto(event) for event in message.kv_events],
         kv_seq=message.kv_seq,
         load=load_from_proto(message.load) if message.HasField("load") else None,

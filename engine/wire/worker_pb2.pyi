@@ -294,6 +294,22 @@ class KVEvent(_message.Message):
     cleared: PagesCleared
     def __init__(self, stored: _Optional[_Union[PagesStored, _Mapping]] = ..., removed: _Optional[_Union[PagesRemoved, _Mapping]] = ..., cleared: _Optional[_Union[PagesCleared, _Mapping]] = ...) -> None: ...
 
+class PeerStatus(_message.Message):
+    __slots__ = ("worker_id", "incarnation", "ready", "transport", "bytes_per_s", "message")
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    READY_FIELD_NUMBER: _ClassVar[int]
+    TRANSPORT_FIELD_NUMBER: _ClassVar[int]
+    BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    worker_id: str
+    incarnation: int
+    ready: bool
+    transport: str
+    bytes_per_s: float
+    message: str
+    def __init__(self, worker_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., ready: _Optional[bool] = ..., transport: _Optional[str] = ..., bytes_per_s: _Optional[float] = ..., message: _Optional[str] = ...) -> None: ...
+
 class PageCount(_message.Message):
     __slots__ = ("state", "pages")
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -327,7 +343,7 @@ class WorkerLoad(_message.Message):
     def __init__(self, seq: _Optional[int] = ..., reported_s: _Optional[float] = ..., queued_requests: _Optional[int] = ..., queued_tokens: _Optional[int] = ..., running_rows: _Optional[int] = ..., free_pages: _Optional[int] = ..., num_pages: _Optional[int] = ..., step_s: _Optional[float] = ..., prefill_tokens_per_s: _Optional[float] = ..., pages_by_state: _Optional[_Iterable[_Union[PageCount, _Mapping]]] = ...) -> None: ...
 
 class Frame(_message.Message):
-    __slots__ = ("step_id", "ids", "tokens", "logprobs", "prompt_logprobs", "started", "finished", "tickets", "adopted", "handoff_failed", "kv_events", "kv_seq", "load")
+    __slots__ = ("step_id", "ids", "tokens", "logprobs", "prompt_logprobs", "started", "finished", "tickets", "adopted", "handoff_failed", "kv_events", "kv_seq", "load", "peers")
     STEP_ID_FIELD_NUMBER: _ClassVar[int]
     IDS_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -341,6 +357,7 @@ class Frame(_message.Message):
     KV_EVENTS_FIELD_NUMBER: _ClassVar[int]
     KV_SEQ_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
+    PEERS_FIELD_NUMBER: _ClassVar[int]
     step_id: int
     ids: _containers.RepeatedScalarFieldContainer[int]
     tokens: _containers.RepeatedScalarFieldContainer[int]
@@ -354,4 +371,5 @@ class Frame(_message.Message):
     kv_events: _containers.RepeatedCompositeFieldContainer[KVEvent]
     kv_seq: int
     load: WorkerLoad
-    def __init__(self, step_id: _Optional[int] = ..., ids: _Optional[_Iterable[int]] = ..., tokens: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[_Union[LogprobRow, _Mapping]]] = ..., prompt_logprobs: _Optional[_Iterable[_Union[PromptLogprobs, _Mapping]]] = ..., started: _Optional[_Iterable[_Union[Started, _Mapping]]] = ..., finished: _Optional[_Iterable[_Union[Finished, _Mapping]]] = ..., tickets: _Optional[_Iterable[_Union[TicketIssued, _Mapping]]] = ..., adopted: _Optional[_Iterable[_Union[Adopted, _Mapping]]] = ..., handoff_failed: _Optional[_Iterable[_Union[HandoffFailed, _Mapping]]] = ..., kv_events: _Optional[_Iterable[_Union[KVEvent, _Mapping]]] = ..., kv_seq: _Optional[int] = ..., load: _Optional[_Union[WorkerLoad, _Mapping]] = ...) -> None: ...
+    peers: _containers.RepeatedCompositeFieldContainer[PeerStatus]
+    def __init__(self, step_id: _Optional[int] = ..., ids: _Optional[_Iterable[int]] = ..., tokens: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[_Union[LogprobRow, _Mapping]]] = ..., prompt_logprobs: _Optional[_Iterable[_Union[PromptLogprobs, _Mapping]]] = ..., started: _Optional[_Iterable[_Union[Started, _Mapping]]] = ..., finished: _Optional[_Iterable[_Union[Finished, _Mapping]]] = ..., tickets: _Optional[_Iterable[_Union[TicketIssued, _Mapping]]] = ..., adopted: _Optional[_Iterable[_Union[Adopted, _Mapping]]] = ..., handoff_failed: _Optional[_Iterable[_Union[HandoffFailed, _Mapping]]] = ..., kv_events: _Optional[_Iterable[_Union[KVEvent, _Mapping]]] = ..., kv_seq: _Optional[int] = ..., load: _Optional[_Union[WorkerLoad, _Mapping]] = ..., peers: _Optional[_Iterable[_Union[PeerStatus, _Mapping]]] = ...) -> None: ...

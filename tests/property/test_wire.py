@@ -20,6 +20,7 @@ from engine.core.messages import (
     PagesStored,
     PeerJoined,
     PeerLeft,
+    PeerStatus,
     Prefill,
     Release,
     SendPrefixes,
@@ -149,6 +150,9 @@ def frames(draw: st.DrawFn) -> Frame:
                 | st.just(PagesCleared()),
                 max_size=2,
             )
+        ),
+        peers=draw(
+            st.lists(st.builds(PeerStatus, names, u64, st.booleans(), names, number, names), max_size=2),
         ),
         kv_seq=draw(u64),
         load=draw(st.none() | loads),
