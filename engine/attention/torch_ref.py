@@ -1,0 +1,91 @@
+"""The oracle: attention written as its definition, one row at a time, on any device and in any dtype.
+
+Every other backend is tested against this one in float64. Slow, and meant to be obviously right.
+Shape suffixes: see engine.attention.base; M new tokens of one row, C its tokens in all.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from engine.attention.base import AttentionBatch, AttentionShape, layer_views
+
+
+class TorchReference:
+    """AttentionBackend in plain torch; computes in float32, or in float64 over a float64 pool."""
+
+    name = "torch"
+
+    def __init__(self, pool_NL2SKE: Tensor, shape: AttentionShape) -> None:
+        self._pool_NL2SKE = pool_NL2SKE
+        self._shape = shape
+        self._batch: AttentionBatch | None = None
+
+    def plan(self, batch: AttentionBatch) -> None:
+        """See AttentionBackend."""
+        self._batch = batch
+
+    def write(self, layer: int, k_TKE: Tensor, v_TKE: Tensor) -> None:
+        """See AttentionBackend."""
+        assert self._batch is not None
+        write_slots(self._pool_NL2SKE, layer, self._batch.slots_T, k_TKE, v_TKE)
+
+    def attend(self, layer: int, q_THE: Tensor) -> tuple[Tensor, Tensor]:
+        """See AttentionBackend."""
+        batch = self._batch
+        assert batch is not None
+        outs, lses, first = [], [], 0
+        for row, (start, num_new) in enumerate(zip(batch.starts, batch.num_new, strict=True)):
+            k_CKE, v_CKE = self._keys_values(layer, batch.page_table_BP[row], start + num_new)
+            q_MHE = q_THE[first : first + num_new]
+            out_MHE, lse_MH = dense_attention(q_MHE, k_CKE, v_CKE, self._shape, self._shape.windows[layer])
+            outs.append(out_MHE.to(q_THE.dtype))
+            lses.append(lse_MH)
+            first += num_new
+        return torch.cat(outs), torch.cat(lses)
+
+    def run(self, layer: int, q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor) -> Tensor:
+        """See AttentionBackend."""
+        self.write(layer, k_TKE, v_TKE)
+        return self.attend(layer, q_THE)[0]
+
+    def _keys_values(self, layer: int, page_table_P: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
+        k_NSKE, v_NSKE = layer_views(self._pool_NL2SKE, layer)
+        pages = page_table_P[: math.ceil(num_tokens / k_NSKE.shape[1])].long()
+        return k_NSKE[pages].flatten(0, 1)[:num_tokens], v_NSKE[pages].flatten(0, 1)[:num_tokens]
+
+
+def dense_attention(
+    q_MHE: Tensor, k_CKE: Tensor, v_CKE: Tensor, shape: AttentionShape, window: int | None
+) -> tuple[Tensor, Tensor]:
+    """Causal softmax attention of the last M of C tokens: out_MHE and lse_MH, float32 or wider."""
+    dtype = torch.promote_types(q_MHE.dtype, torch.float32)
+    group = shape.num_heads // shape.num_kv_heads
+    k_CHE = k_CKE.to(dtype).repeat_interleave(group, dim=1)
+    v_CHE = v_CKE.to(dtype).repeat_interleave(group, dim=1)
+    score_HMC = torch.einsum("mhe,che->hmc", q_MHE.to(dtype), k_CHE) * shape.softmax_scale
+    if shape.soft_cap is not None:
+        score_HMC = shape.soft_cap * torch.tanh(score_HMC / shape.soft_cap)
+    score_HMC = score_HMC.masked_fill(~visible(q_MHE.shape[0], k_CKE.shape[0], window, q_MHE.device), -math.inf)
+    lse_HM = torch.logsumexp(score_HMC, dim=-1)
+    out_MHE = torch.einsum("hmc,che->mhe", torch.exp(score_HMC - lse_HM[..., None]), v_CHE)
+    return out_MHE, lse_HM.T
+
+
+def visible(num_queries: int, num_keys: int, window: int | None, device: torch.device) -> Tensor:
+    """Mask_MC, True where query m (the last M of the C positions) sees key c."""
+    key_C = torch.arange(num_keys, device=device)
+    query_M1 = torch.arange(num_keys - num_queries, num_keys, device=device)[:, None]
+    mask_MC = key_C <= query_M1
+    return mask_MC if window is None else mask_MC & (key_C > query_M1 - window)
+
+
+def write_slots(pool_NL2SKE: Tensor, layer: int, slots_T: Tensor, k_TKE: Tensor, v_TKE: Tensor) -> None:
+    """Scatter new keys and values of one layer into their slots; tokens with slot -1 go nowhere."""
+    keep_T = slots_T >= 0
+    page_size = pool_NL2SKE.shape[3]
+    slots = slots_T[keep_T]
+    pages, positions = slots // page_size, slots % page_size
+    pool_NL2SKE[pages, layer, 0, positions] = k_TKE[keep_T].to(pool_NL2SKE.dtype)
+    pool_NL2SKE[pages, layer, 1, positions] = v_TKE[keep_T].to(pool_NL2SKE.dtype)

@@ -1,0 +1,125 @@
+"""Every backend that runs on CPU against attention written query by query in float64."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+import engine.attention.torch_cpu as torch_cpu
+from engine.attention.base import AttentionBackend, AttentionShape
+from engine.attention.torch_cpu import TorchCPU, merge
+from engine.attention.torch_ref import TorchReference
+from tests.unit.attention.paged import by_definition, make_paged, shape_of
+
+RAGGED = [(0, 1), (0, 5), (15, 1), (16, 1), (17, 1), (0, 33), (31, 17), (40, 2), (63, 1)]
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+Make = Callable[[Tensor, AttentionShape], AttentionBackend]
+both = pytest.mark.parametrize("make", [TorchReference, TorchCPU])
+
+
+def check(
+    make: Make,
+    rows: list[tuple[int, int]],
+    shape: AttentionShape,
+    page_size: int = 16,
+    dtype: torch.dtype = torch.float64,
+) -> None:
+    paged = make_paged(rows, shape, page_size, dtype)
+    want, want_lse = by_definition(paged, shape)
+    backend = make(paged.pool_NL2SKE, shape)
+    backend.plan(paged.batch)
+    out = backend.run(paged.layer, paged.q_THE, paged.k_TKE, paged.v_TKE)
+    again, lse = backend.attend(paged.layer, paged.q_THE)
+    error = TOLERANCE[dtype]
+    assert out.dtype == dtype and out.shape == paged.q_THE.shape
+    torch.testing.assert_close(out.double(), want, atol=error, rtol=error)
+    torch.testing.assert_close(again.double(), want, atol=error, rtol=error)
+    torch.testing.assert_close(lse.double(), want_lse, atol=error, rtol=error)
+
+
+@both
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_ragged_batch_of_extends_and_decodes(make: Make, dtype: torch.dtype) -> None:
+    check(make, RAGGED, shape_of(), dtype=dtype)
+
+
+@both
+@pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(1, 1), (4, 4), (6, 2), (8, 1), (7, 1)])
+@pytest.mark.parametrize("head_dim", [8, 64, 80, 128, 256])
+def test_group_ratios_and_head_dims(make: Make, num_heads: int, num_kv_heads: int, head_dim: int) -> None:
+    check(make, [(9, 1), (20, 3), (0, 18)], shape_of(num_heads, num_kv_heads, head_dim))
+
+
+@both
+@pytest.mark.parametrize("page_size", [1, 3, 16, 128])
+def test_page_sizes(make: Make, page_size: int) -> None:
+    check(make, RAGGED, shape_of(), page_size)
+
+
+@both
+@pytest.mark.parametrize("window", [1, 7, 16, 40, 1000])
+def test_sliding_window(make: Make, window: int) -> None:
+    check(make, RAGGED, shape_of(windows=(None, window)))
+
+
+def test_soft_cap() -> None:
+    check(TorchReference, RAGGED, shape_of(softmax_scale=3.0, soft_cap=5.0))
+
+
+@both
+def test_softmax_scale(make: Make) -> None:
+    check(make, RAGGED, shape_of(softmax_scale=0.7))
+
+
+@pytest.mark.parametrize("window", [None, 30, 50])
+def test_rows_longer_than_the_scratch_merge_their_pieces(monkeypatch: pytest.MonkeyPatch, window: int | None) -> None:
+    shape = shape_of(windows=(None, window))
+    page_bytes = 2 * 4 * shape.num_kv_heads * shape.head_dim * 8
+    monkeypatch.setattr(torch_cpu, "SCRATCH_BYTES", 3 * page_bytes)  # three pages of four tokens
+    rows = [(47, 1), (0, 1), (11, 1), (12, 1), (13, 1), (30, 1), (50, 9), (12, 12)]
+    check(TorchCPU, rows, shape, page_size=4)
+
+
+@pytest.mark.parametrize("window", [20, 100])
+def test_extend_over_several_blocks_of_windowed_queries(monkeypatch: pytest.MonkeyPatch, window: int) -> None:
+    monkeypatch.setattr(torch_cpu, "WINDOW_QUERIES", 8)
+    check(TorchCPU, [(33, 30), (0, 41), (90, 1)], shape_of(windows=(None, window)))
+
+
+def test_large_scores_do_not_overflow() -> None:
+    check(TorchCPU, RAGGED, shape_of(softmax_scale=300.0))
+
+
+def test_other_layers_and_other_pages_are_untouched() -> None:
+    shape = shape_of()
+    paged = make_paged([(5, 1), (0, 20)], shape)
+    before = paged.pool_NL2SKE.clone()
+    backend = TorchCPU(paged.pool_NL2SKE, shape)
+    backend.plan(paged.batch)
+    backend.write(paged.layer, paged.k_TKE, paged.v_TKE)
+    changed = (paged.pool_NL2SKE.nan_to_num(7.5) != before.nan_to_num(7.5)).any(-1).any(-1)
+    expected = torch.zeros_like(changed)
+    slots = paged.batch.slots_T
+    expected[slots // 16, paged.layer, :, slots % 16] = True
+    assert torch.equal(changed, expected)
+
+
+def test_reference_drops_padding_slots() -> None:
+    shape = shape_of()
+    paged = make_paged([(5, 1), (0, 3)], shape)
+    before = paged.pool_NL2SKE.clone()
+    paged.batch.slots_T = torch.full_like(paged.batch.slots_T, -1)
+    backend = TorchReference(paged.pool_NL2SKE, shape)
+    backend.plan(paged.batch)
+    backend.write(paged.layer, paged.k_TKE, paged.v_TKE)
+    assert torch.equal(paged.pool_NL2SKE.nan_to_num(7.5), before.nan_to_num(7.5))
+
+
+def test_merge_is_attention_over_the_union() -> None:
+    q, k, v = torch.randn(1, 2, 3, 8).double(), torch.randn(1, 2, 10, 8).double(), torch.randn(1, 2, 10, 8).double()
+    flash = torch_cpu._flash
+    whole, whole_lse = flash(q, k, v)
+    out, lse = merge(*flash(q, k[:, :, :4], v[:, :, :4]), *flash(q, k[:, :, 4:], v[:, :, 4:]))
+    torch.testing.assert_close(out, whole)
+    torch.testing.assert_close(lse, whole_lse)
