@@ -42,11 +42,11 @@ class Facts:
             raise self.wrong(name, f"an integer of at least {minimum}")
         return value
 
-    def number(self, name: str, default: float | None = None) -> float:
-        """A finite number of at least 0; required without a default."""
+    def number(self, name: str, default: float | None = None, *, minimum: int = 0) -> float:
+        """A finite number of at least `minimum`; required without a default."""
         value = self._value(name, default)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < float("inf"):
-            raise self.wrong(name, "a number of at least 0")
+        if not isinstance(value, int | float) or isinstance(value, bool) or not minimum <= value < float("inf"):
+            raise self.wrong(name, f"a number of at least {minimum}")
         return float(value)
 
     def boolean(self, name: str, default: bool) -> bool:

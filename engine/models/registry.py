@@ -89,8 +89,8 @@ def _heads(facts: Facts) -> AttentionConfig:
     if not facts.present("head_dim") and hidden_size % num_heads:
         raise facts.wrong("hidden_size", f"a multiple of num_attention_heads ({num_heads})")
     head_dim = facts.integer("head_dim", hidden_size // num_heads)
-    if head_dim % 2:
-        raise CheckpointError(f"{facts.path}: head_dim is {head_dim}, expected an even number")
+    if head_dim < 4 or head_dim % 2:
+        raise CheckpointError(f"{facts.path}: head_dim is {head_dim}, expected an even number of at least 4")
     no_windows = (None,) * facts.integer("num_hidden_layers")
     return AttentionConfig(num_heads, num_kv_heads, head_dim, sliding_windows=no_windows)
 

@@ -22,13 +22,7 @@ def parse_rope(facts: Facts, head_dim: int, max_model_len: int | None) -> tuple[
         CheckpointError: an unknown kind, a missing or wrong value, or `max_model_len` beyond what the kind reaches.
     """
     rope = facts.nested("rope_scaling") or facts.nested("rope_parameters") or Facts(facts.path, {})
-    name = "rope_type" if "rope_type" in rope.values else "type"
-    kind = rope.text(name, "default")
-    if kind not in _KINDS:
-        raise rope.wrong(name, f"one of {', '.join(_KINDS)}")
-    for owner in (facts, rope):
-        if owner.number("partial_rotary_factor", 1.0) != 1.0:
-            raise owner.wrong("partial_rotary_factor", "1.0")
+    kind = _checked_kind(facts, rope)
     theta = rope.number("rope_theta", facts.number("rope_theta", DEFAULT_THETA))
     longest = _longest(facts, rope, kind)
     if max_model_len is not None and not 1 <= max_model_len <= longest:
@@ -39,11 +33,28 @@ def parse_rope(facts: Facts, head_dim: int, max_model_len: int | None) -> tuple[
     return _KINDS[kind](facts, rope, theta), max_model_len or longest
 
 
+def _checked_kind(facts: Facts, rope: Facts) -> str:
+    """The kind of scaling, once everything that holds for all kinds is checked."""
+    name = "rope_type" if "rope_type" in rope.values else "type"
+    kind = rope.text(name, "default")
+    if kind not in _KINDS:
+        raise rope.wrong(name, f"one of {', '.join(_KINDS)}")
+    for owner in (facts, rope):
+        if owner.number("partial_rotary_factor", 1.0) != 1.0:
+            raise owner.wrong("partial_rotary_factor", "1.0")
+        if owner.number("rope_theta", DEFAULT_THETA) <= 1:
+            raise owner.wrong("rope_theta", "a number above 1")
+    for key, value in rope.values.items():
+        if isinstance(value, dict):
+            raise rope.wrong(key, "one set of rope parameters for all layers")
+    return kind
+
+
 def _longest(facts: Facts, rope: Facts, kind: str) -> int:
     """Tokens that a scaled embedding reaches: files give the trained length, the scaled one, or both."""
     stated = facts.integer("max_position_embeddings")
     if kind in ("linear", "dynamic"):
-        return int(stated * rope.number("factor"))
+        return int(stated * rope.number("factor", minimum=1))
     if kind == "yarn":
         return max(stated, int(_original_max_position(facts, rope) * _yarn_factor(facts, rope)))
     return stated
@@ -59,7 +70,7 @@ def _default(_facts: Facts, _rope: Facts, theta: float) -> RopeConfig:
 
 
 def _linear(_facts: Facts, rope: Facts, theta: float) -> RopeConfig:
-    return RopeConfig(theta=theta, kind="linear", factor=rope.number("factor"))
+    return RopeConfig(theta=theta, kind="linear", factor=rope.number("factor", minimum=1))
 
 
 def _dynamic_theta(facts: Facts, rope: Facts, theta: float, head_dim: int, max_position: int) -> float:
@@ -68,18 +79,23 @@ def _dynamic_theta(facts: Facts, rope: Facts, theta: float, head_dim: int, max_p
     Growing theta with the sequence, as a single-sequence program can, would change the keys of pages that other
     sequences share.
     """
-    trained, factor = facts.integer("max_position_embeddings"), rope.number("factor")
+    trained, factor = facts.integer("max_position_embeddings"), rope.number("factor", minimum=1)
     stretch = factor * max(max_position, trained) / trained - (factor - 1)
     return float(theta * stretch ** (head_dim / (head_dim - 2)))
 
 
 def _llama3(facts: Facts, rope: Facts, theta: float) -> RopeConfig:
+    low, high = rope.number("low_freq_factor"), rope.number("high_freq_factor")
+    if low <= 0:
+        raise rope.wrong("low_freq_factor", "a number above 0")
+    if high <= low:
+        raise rope.wrong("high_freq_factor", "a number above low_freq_factor")
     return RopeConfig(
         theta=theta,
         kind="llama3",
-        factor=rope.number("factor"),
-        low_freq_factor=rope.number("low_freq_factor"),
-        high_freq_factor=rope.number("high_freq_factor"),
+        factor=rope.number("factor", minimum=1),
+        low_freq_factor=low,
+        high_freq_factor=high,
         original_max_position=_original_max_position(facts, rope),
     )
 
@@ -104,7 +120,8 @@ def _yarn(facts: Facts, rope: Facts, theta: float) -> RopeConfig:
 
 
 def _yarn_factor(facts: Facts, rope: Facts) -> float:
-    return rope.number("factor", facts.integer("max_position_embeddings") / _original_max_position(facts, rope))
+    stretched = facts.integer("max_position_embeddings") / _original_max_position(facts, rope)
+    return rope.number("factor", stretched, minimum=1)
 
 
 def _yarn_mscale(factor: float, mscale: float) -> float:
