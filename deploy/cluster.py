@@ -1,0 +1,112 @@
+"""The Ray cluster under a service: an embedded one that lives and dies with this process, or one that exists already.
+
+Ray reads its environment (token, log settings) once, while it is imported. So no module here imports it at the top:
+an embedded cluster sets its own token first.
+"""
+
+import logging
+import os
+import re
+import secrets
+import shutil
+import tempfile
+from pathlib import Path
+from types import TracebackType
+
+import psutil
+
+EMBEDDED = "local"
+_FOLDER = re.compile(r"baton-ray-(\d+)-")
+_OBJECT_STORE_BYTES = 80 << 20
+"""Ray's minimum and some: pages never travel through the object store."""
+
+
+class Cluster:
+    """A connection to Ray, as a context manager.
+
+    address: EMBEDDED starts Ray inside this process tree, with a random token that no other process has and a folder
+    of its own for sockets and logs; all of it is gone at the end. Anything else ("auto", "ray-head:6379") connects
+    to a running cluster with the environment's token and leaves it as it was.
+    """
+
+    def __init__(self, address: str = EMBEDDED) -> None:
+        self.address = address
+        self._folder: Path | None = None
+
+    @property
+    def embedded(self) -> bool:
+        """Whether this process owns the cluster."""
+        return self.address == EMBEDDED
+
+    def __enter__(self) -> "Cluster":
+        try:
+            self._start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def num_gpus(self) -> int:
+        """GPUs of the whole cluster."""
+        import ray
+
+        return int(ray.cluster_resources().get("GPU", 0))
+
+    def num_cpus(self) -> int:
+        """CPU cores of the whole cluster, container limits respected; at least 1."""
+        import ray
+
+        return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+    def close(self) -> None:
+        """Disconnect; an embedded cluster ends with every process that it started. Idempotent."""
+        children = psutil.Process().children(recursive=True) if self.embedded else []
+        import ray
+
+        ray.shutdown()
+        for child in psutil.wait_procs(children, timeout=1.0)[1]:
+            _kill(child)
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
+
+    def _start(self) -> None:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+        if not self.embedded:
+            import ray
+
+            ray.init(address=self.address, logging_level=logging.ERROR)
+            return
+        _remove_stale_folders()
+        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
+        self._folder = Path(tempfile.mkdtemp(prefix=f"baton-ray-{os.getpid()}-"))
+        import ray
+
+        ray.init(
+            address=EMBEDDED,
+            include_dashboard=False,
+            logging_level=logging.ERROR,
+            object_store_memory=_OBJECT_STORE_BYTES,
+            _temp_dir=str(self._folder),
+        )
+
+
+def _remove_stale_folders() -> None:
+    """A process that was killed could not clean up; its successor does, so nothing grows."""
+    for folder in Path(tempfile.gettempdir()).glob("baton-ray-*"):
+        match = _FOLDER.match(folder.name)
+        if match is not None and not psutil.pid_exists(int(match[1])):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _kill(process: psutil.Process) -> None:
+    try:
+        process.kill()
+    except psutil.NoSuchProcess:
+        pass

@@ -1,0 +1,125 @@
+"""Frozen settings of a whole service, and the command-line flags that fill them."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+
+from deploy.cluster import EMBEDDED
+from engine.core.errors import InvalidRequest
+from engine.runtime.config import EngineConfig, parse_kv_memory
+
+TRANSPORTS = ("auto", "nixl", "grpc", "local")
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceConfig:
+    """What runs where. Worker processes share one engine config; each has its own pages."""
+
+    engine: EngineConfig
+    num_prefill: int = 1
+    num_decode: int = 1
+    colocated: bool = False
+    """`num_decode` workers that each run whole requests; num_prefill is not used."""
+    host: str = "127.0.0.1"
+    port: int = 8000
+    """Of HTTP; 0 takes any free one."""
+    grpc_port: int = 8001
+    transport: str = "auto"
+    ray_address: str = EMBEDDED
+
+    def __post_init__(self) -> None:
+        for name, count in (("prefill", self.num_prefill), ("decode", self.num_decode)):
+            if count < 1:
+                raise InvalidRequest(f"--{name} must be at least 1, not {count}", param=name)
+        for name, port in (("port", self.port), ("grpc-port", self.grpc_port)):
+            if not 0 <= port <= 65535:
+                raise InvalidRequest(f"--{name} must be 0 to 65535, not {port}", param=name)
+        if self.port == self.grpc_port != 0:
+            raise InvalidRequest(f"HTTP and gRPC cannot share port {self.port}", param="grpc-port")
+        if self.transport not in TRANSPORTS:
+            choices = ", ".join(TRANSPORTS)
+            raise InvalidRequest(f"--transport must be one of {choices}, not {self.transport!r}", param="transport")
+
+    @property
+    def num_workers(self) -> int:
+        """Worker processes."""
+        return self.num_decode if self.colocated else self.num_prefill + self.num_decode
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """One command-line flag: --name with dashes for underscores."""
+
+    name: str
+    kind: Any
+    default: Any
+    help: str
+
+
+FLAGS = (
+    Flag("model", str, "builtin", "Checkpoint folder, Hugging Face hub id, or the built-in model."),
+    Flag("prefill", int, 1, "Prefill workers."),
+    Flag("decode", int, 1, "Decode workers."),
+    Flag("colocated", bool, False, "Run both roles in each of --decode workers; no pages move."),
+    Flag("host", str, "127.0.0.1", "Address to listen on; 0.0.0.0 for all interfaces."),
+    Flag("port", int, 8000, "HTTP port; 0 takes a free one."),
+    Flag("grpc_port", int, 8001, "gRPC port; 0 takes a free one."),
+    Flag("device", str, "auto", "cpu, cuda, or auto: CUDA where there is a GPU for each worker."),
+    Flag("dtype", str, "auto", "float32, bfloat16, float16; auto is the checkpoint's own."),
+    Flag("page_size", int | None, None, "Tokens in a KV page; 16 on CPU and 128 on CUDA when left out."),
+    Flag("kv_memory", str | None, None, "Memory of each worker's KV pages: bytes (2GiB) or a fraction (0.9)."),
+    Flag("transport", str, "auto", f"How pages move between workers: {', '.join(TRANSPORTS)}."),
+    Flag("max_model_len", int | None, None, "Tokens of prompt and answer together; the model's own when left out."),
+    Flag("max_step_tokens", int, 2048, "Tokens that one step computes: the chunk size of prefill."),
+    Flag("attention_backend", str, "auto", "Attention kernels; auto takes the best that the device can run."),
+)  # fmt: skip
+
+
+def service_config(values: dict[str, Any], *, ray_address: str) -> ServiceConfig:
+    """The config from flag values by name. Raises InvalidRequest naming the flag at fault."""
+    kv_memory = values["kv_memory"]
+    engine = EngineConfig(
+        model=values["model"],
+        device=values["device"],
+        dtype=values["dtype"],
+        page_size=values["page_size"],
+        kv_memory=None if kv_memory is None else parse_kv_memory(kv_memory),
+        max_model_len=values["max_model_len"],
+        max_step_tokens=values["max_step_tokens"],
+        attention_backend=values["attention_backend"],
+    )
+    return ServiceConfig(
+        engine=engine,
+        num_prefill=values["prefill"],
+        num_decode=values["decode"],
+        colocated=values["colocated"],
+        host=values["host"],
+        port=values["port"],
+        grpc_port=values["grpc_port"],
+        transport=values["transport"],
+        ray_address=ray_address,
+    )
+
+
+def as_command(run: Callable[[dict[str, Any]], None], flags: tuple[Flag, ...] = FLAGS) -> Callable[..., None]:
+    """A function that typer shows with one option a flag and that passes their values to `run` by name."""
+
+    def command(**values: Any) -> None:
+        run(values)
+
+    parameters = [
+        inspect.Parameter(
+            flag.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=flag.default,
+            annotation=Annotated[flag.kind, typer.Option(f"--{flag.name.replace('_', '-')}", help=flag.help)],
+        )
+        for flag in flags
+    ]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    command.__doc__ = run.__doc__
+    return command
