@@ -148,6 +148,10 @@ class StepOutput:
     """Seconds the device was busy with this step."""
 
 
+NUM_SPARE_PAGES = 4
+"""Slabs of every pool beyond the `num_pages` that the allocator deals out: the golden page, then scratch pages."""
+
+
 @dataclass(frozen=True, slots=True)
 class KVLayout:
     """How KV bytes lie in one page. Two workers whose `name` differ in anything but rank layout refuse each other.

@@ -10,10 +10,8 @@ from enum import StrEnum
 from typing import Protocol
 
 from engine.core.errors import Incompatible
+from engine.core.types import NUM_SPARE_PAGES as NUM_SPARE_PAGES
 from engine.core.types import KVLayout, WorkerInfo
-
-NUM_SPARE_PAGES = 4
-"""Slabs of every pool beyond the `num_pages` that the allocator deals out: the golden page, then scratch pages."""
 
 
 class OpStatus(StrEnum):
@@ -91,7 +89,7 @@ class PagePool(Protocol):
     def read(self, page: int, layer_begin: int, layer_end: int) -> memoryview:
         """Bytes of those layers of one page: the memory itself on the host, a copy of it on a device."""
 
-    def write(self, page: int, layer_begin: int, layer_end: int, data: memoryview | bytes) -> None:
+    def write(self, page: int, layer_begin: int, layer_end: int, data: memoryview | bytes | bytearray) -> None:
         """Overwrite those layers of one page with `data`, which has exactly their size."""
 
 
