@@ -30,6 +30,6 @@ class HostPool:
         start = page * self.layout.page_bytes
         return self._view[start + layer_begin * self._layer_bytes : start + layer_end * self._layer_bytes]
 
-    def write(self, page: int, layer_begin: int, layer_end: int, data: memoryview | bytes) -> None:
+    def write(self, page: int, layer_begin: int, layer_end: int, data: memoryview | bytes | bytearray) -> None:
         """Raises ValueError if `data` has another size."""
         self.read(page, layer_begin, layer_end)[:] = data

@@ -1,0 +1,292 @@
+"""Pages over gRPC: works between any two machines that can open a TCP connection, at a few hundred MB/s.
+
+Each end has one thread with one asyncio loop that serves this worker's pages and reads others'. The Transport's own
+methods only hand work to that thread and take completions from it.
+"""
+
+import asyncio
+import hmac
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from queue import Empty, SimpleQueue
+from typing import TypeVar
+
+import grpc
+import grpc.aio
+
+from engine.core.errors import TransferFailed
+from engine.core.types import WorkerInfo
+from engine.wire import kv_pb2, kv_pb2_grpc
+from kv_transfer.transports.base import (
+    NUM_SPARE_PAGES,
+    Completion,
+    OpStatus,
+    PagePool,
+    PageRead,
+    descriptor_of,
+    peer_key,
+)
+
+CHUNK_BYTES = 512 << 10
+"""Far below gRPC's limit of 4 MiB a message; larger ones are not faster."""
+STOP_S = 5.0
+
+_WINDOWS = [("grpc.http2.lookahead_bytes", 16 << 20), ("grpc.http2.max_frame_size", 4 << 20)]
+_SERVER_OPTIONS = [*_WINDOWS, ("grpc.so_reuseport", 0)]
+_CLIENT_OPTIONS = [
+    *_WINDOWS,
+    # A peer that comes back is tried by the transfer core; gRPC's own back-off, shared by address, would hide it.
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+]
+
+Result = TypeVar("Result")
+PullCall = Callable[[kv_pb2_grpc.PageTransferStub], Coroutine[None, None, Completion]]
+SignedMessage = kv_pb2.PullRequest | kv_pb2.GenerationsRequest
+
+
+def sign(method: str, source: str, message: SignedMessage, key: bytes) -> kv_pb2.SignedRequest:
+    """The request that the worker named `source` (peer_key) will believe."""
+    body = message.SerializeToString()
+    return kv_pb2.SignedRequest(body=body, mac=_mac(method, source, body, key))
+
+
+def _mac(method: str, source: str, body: bytes, key: bytes) -> bytes:
+    return hmac.digest(key, f"baton {method}\0{source}\0".encode() + body, "sha256")
+
+
+def page_chunks(pool: PagePool, pages: Sequence[int], layer_begin: int, layer_end: int) -> Iterator[bytes]:
+    """The bytes of those layers of `pages`, one after the other, in chunks of CHUNK_BYTES and a smaller last one."""
+    parts: list[memoryview] = []
+    room = CHUNK_BYTES
+    for page in pages:
+        view = pool.read(page, layer_begin, layer_end)
+        while len(view):
+            part, view = view[:room], view[room:]
+            parts.append(part)
+            room -= len(part)
+            if not room:
+                yield b"".join(parts)
+                parts, room = [], CHUNK_BYTES
+    if parts:
+        yield b"".join(parts)
+
+
+class PageService(kv_pb2_grpc.PageTransferServicer):
+    """Serves one pool to whoever has the cluster key."""
+
+    def __init__(self, pool: PagePool, name: str, key: bytes) -> None:
+        """`name` is this worker's own peer_key: requests that were signed for another incarnation are refused."""
+        self._pool, self._name, self._key = pool, name, key
+
+    async def Pull(  # noqa: N802 - gRPC's name
+        self, request: kv_pb2.SignedRequest, context: "grpc.aio.ServicerContext"
+    ) -> AsyncIterator[kv_pb2.PageChunk]:
+        """Stream pages; gRPC's flow control holds the stream back when the reader is slow."""
+        await self._authenticate("Pull", request, context)
+        pull = kv_pb2.PullRequest.FromString(request.body)
+        await self._check_pages(pull.pages, context)
+        if not 0 <= pull.layer_begin < pull.layer_end <= self._pool.layout.num_layers:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "layers out of range")
+        for data in page_chunks(self._pool, pull.pages, pull.layer_begin, pull.layer_end):
+            yield kv_pb2.PageChunk(data=data)
+
+    async def Generations(  # noqa: N802 - gRPC's name
+        self, request: kv_pb2.SignedRequest, context: "grpc.aio.ServicerContext"
+    ) -> kv_pb2.GenerationsReply:
+        """Generations as they are now."""
+        await self._authenticate("Generations", request, context)
+        pages = kv_pb2.GenerationsRequest.FromString(request.body).pages
+        await self._check_pages(pages, context)
+        generations = self._pool.generations
+        return kv_pb2.GenerationsReply(generations=[generations[page] for page in pages])
+
+    async def _authenticate(
+        self, method: str, request: kv_pb2.SignedRequest, context: "grpc.aio.ServicerContext"
+    ) -> None:
+        if not hmac.compare_digest(request.mac, _mac(method, self._name, request.body, self._key)):
+            await context.abort(
+                grpc.StatusCode.UNAUTHENTICATED,
+                "not signed for this incarnation with this cluster's key: the worker restarted, or the keys differ",
+            )
+
+    async def _check_pages(self, pages: Sequence[int], context: "grpc.aio.ServicerContext") -> None:
+        if not pages or max(pages) >= self._pool.num_pages + NUM_SPARE_PAGES:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "no such page")
+
+
+class _Source:
+    """One peer that pages are read from: its channel and what is in flight on it."""
+
+    def __init__(self, channel: "grpc.aio.Channel") -> None:
+        self.channel = channel
+        self.stub = kv_pb2_grpc.PageTransferStub(channel)
+        self.tasks: set[asyncio.Task[Completion]] = set()
+
+
+class GrpcTransport:
+    """A Transport that also serves its own pool, on a port of its own."""
+
+    name = "grpc"
+
+    def __init__(
+        self, pool: PagePool, name: str, key: bytes, bind: str = "127.0.0.1:0", advertise_host: str | None = None
+    ) -> None:
+        """Start serving.
+
+        Args:
+            name: this worker's own peer_key.
+            key: the cluster key.
+            bind: host:port to listen on; port 0 takes a free one.
+            advertise_host: where peers reach `bind`, when that is not its own host.
+
+        Raises:
+            TransferFailed: the address cannot be listened on.
+        """
+        self._pool, self._key = pool, key
+        self._service = PageService(pool, name, key)
+        self._completions: SimpleQueue[Completion] = SimpleQueue()
+        self._sources: dict[str, _Source] = {}
+        """Touched by the loop's thread only."""
+        self._loop = asyncio.new_event_loop()
+        self._server: grpc.aio.Server | None = None
+        self._closed = False
+        self._thread = threading.Thread(target=self._loop.run_forever, name="transfer-grpc", daemon=True)
+        self._thread.start()
+        host = advertise_host or bind.rpartition(":")[0]
+        try:
+            self._address = f"{host}:{self._run(self._serve(bind))}"
+        except RuntimeError as error:
+            self.close()
+            raise TransferFailed(f"cannot listen on {bind}: {error}") from error
+
+    def descriptor(self) -> bytes:
+        """host:port of the page service."""
+        return self._address.encode()
+
+    def connect(self, info: WorkerInfo) -> None:
+        """Make a channel. Whether anybody answers is seen by the first read."""
+        address = descriptor_of(info, self.name).decode()
+        self._run(self._connect(peer_key(info.id, info.incarnation), address))
+
+    def disconnect(self, peer: str) -> None:
+        """Cancel what is in flight: it ends at once, and its bytes land nowhere."""
+        self._loop.call_soon_threadsafe(self._disconnect, peer)
+
+    def read_pages(self, read: PageRead) -> None:
+        """Post one read."""
+        self._post(read.op, read.peer, lambda stub: self._pull(stub, read))
+
+    def read_generations(self, op: int, peer: str, pages: Sequence[int]) -> None:
+        """Post a read of generations."""
+        self._post(op, peer, lambda stub: self._generations(stub, op, peer, pages))
+
+    def poll(self) -> list[Completion]:
+        """What ended since the last call."""
+        ended = []
+        while True:
+            try:
+                ended.append(self._completions.get_nowait())
+            except Empty:
+                return ended
+
+    def close(self) -> None:
+        """Stop serving and reading, and end the thread. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        self._run(self._shut_down())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    # ------------------------------------------------------------ between the threads
+
+    def _run(self, coroutine: Coroutine[None, None, Result]) -> Result:
+        """Let the loop's thread run something short, and wait for it."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(STOP_S)
+
+    def _post(self, op: int, peer: str, read: PullCall) -> None:
+        self._loop.call_soon_threadsafe(self._start, op, peer, read)
+
+    # ------------------------------------------------------------ on the loop's thread
+
+    async def _serve(self, bind: str) -> int:
+        self._server = grpc.aio.server(options=_SERVER_OPTIONS)
+        kv_pb2_grpc.add_PageTransferServicer_to_server(self._service, self._server)
+        port = self._server.add_insecure_port(bind)
+        await self._server.start()
+        return int(port)
+
+    async def _connect(self, peer: str, address: str) -> None:
+        self._disconnect(peer)
+        self._sources[peer] = _Source(grpc.aio.insecure_channel(address, options=_CLIENT_OPTIONS))
+
+    def _disconnect(self, peer: str) -> None:
+        source = self._sources.pop(peer, None)
+        if source is not None:
+            for task in source.tasks:
+                task.cancel()
+            self._loop.create_task(source.channel.close())
+
+    def _start(self, op: int, peer: str, read: PullCall) -> None:
+        source = self._sources.get(peer)
+        if source is None:
+            self._completions.put(Completion(op, OpStatus.FAILED, peer_lost=True, message="not connected"))
+            return
+        task = self._loop.create_task(read(source.stub))
+        source.tasks.add(task)
+        task.add_done_callback(lambda task: self._end(op, source, task))
+
+    def _end(self, op: int, source: _Source, task: "asyncio.Task[Completion]") -> None:
+        """Every read ends with one completion, whatever became of it."""
+        source.tasks.discard(task)
+        if task.cancelled():
+            self._completions.put(Completion(op, OpStatus.FAILED, peer_lost=True, message="disconnected"))
+            return
+        error = task.exception()
+        if error is None:
+            self._completions.put(task.result())
+        elif isinstance(error, grpc.aio.AioRpcError):
+            lost = error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNAUTHENTICATED)
+            message = f"{error.code().name}: {error.details()}"
+            self._completions.put(Completion(op, OpStatus.FAILED, peer_lost=lost, message=message))
+        else:
+            self._completions.put(Completion(op, OpStatus.FAILED, message=repr(error)))
+
+    async def _pull(self, stub: kv_pb2_grpc.PageTransferStub, read: PageRead) -> Completion:
+        pull = kv_pb2.PullRequest(pages=read.src, layer_begin=read.layer_begin, layer_end=read.layer_end)
+        layers = (read.layer_begin, read.layer_end)
+        layout = self._pool.layout
+        part = bytearray((read.layer_end - read.layer_begin) * (layout.page_bytes // layout.num_layers))
+        filled = num_pages = 0
+        async for chunk in stub.Pull(sign("Pull", read.peer, pull, self._key)):
+            data = memoryview(chunk.data)
+            while len(data) and num_pages < len(read.dst):
+                taken = data[: len(part) - filled]
+                part[filled : filled + len(taken)] = taken
+                filled, data = filled + len(taken), data[len(taken) :]
+                if filled == len(part):
+                    self._pool.write(read.dst[num_pages], *layers, part)
+                    filled, num_pages = 0, num_pages + 1
+        if num_pages < len(read.dst):
+            message = f"the stream ended after {num_pages} of {len(read.dst)} pages"
+            return Completion(read.op, OpStatus.FAILED, message=message)
+        return Completion(read.op, OpStatus.DONE, num_pages * len(part))
+
+    async def _generations(
+        self, stub: kv_pb2_grpc.PageTransferStub, op: int, peer: str, pages: Sequence[int]
+    ) -> Completion:
+        request = sign("Generations", peer, kv_pb2.GenerationsRequest(pages=pages), self._key)
+        reply = await stub.Generations(request)
+        return Completion(op, OpStatus.DONE, 8 * len(pages), tuple(reply.generations))
+
+    async def _shut_down(self) -> None:
+        tasks = [task for source in self._sources.values() for task in source.tasks]
+        for peer in list(self._sources):
+            self._disconnect(peer)
+        if tasks:
+            await asyncio.wait(tasks, timeout=STOP_S)
+        if self._server is not None:
+            await self._server.stop(None)
