@@ -18,7 +18,6 @@ from tokenizers.models import BPE
 from engine.models.registry import load_config
 from engine.models.weights import parameters
 
-BUILTIN = "builtin"
 VERSION = 1
 """Part of the folder's name: a change of anything below makes a new folder."""
 

@@ -7,9 +7,9 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from engine.core.errors import CheckpointError
-from engine.models.builtin import BUILTIN, builtin_path
 from engine.models.checkpoint import stored_tensors
 
+BUILTIN = "builtin"
 FILES = ["*.json", "*.safetensors", "*.jinja"]
 OTHER_LAYOUTS = ["*/*", "consolidated*"]
 
@@ -20,12 +20,15 @@ def resolve_model(name: str) -> Path:
     A hub id that is complete in the local cache needs no network; otherwise it is downloaded (with progress bars).
 
     Raises:
-        CheckpointError: no such folder, no such hub id, or the hub cannot be reached.
+        CheckpointError: no such folder, no such hub id, no safetensors in it, or the hub cannot be reached.
     """
     if name == BUILTIN:
+        # Making it needs torch, which a router does without.
+        from engine.models.builtin import builtin_path
+
         return builtin_path()
     folder = Path(name).expanduser()
-    if folder.is_dir():
+    if name and folder.is_dir():
         return folder
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name):
         raise CheckpointError(f"{name}: no such folder, and not a hub id of the form owner/name")
@@ -44,9 +47,11 @@ def _cached(name: str) -> Path | None:
 
 def _downloaded(name: str) -> Path:
     try:
-        return Path(snapshot_download(name, allow_patterns=FILES, ignore_patterns=OTHER_LAYOUTS))
+        folder = Path(snapshot_download(name, allow_patterns=FILES, ignore_patterns=OTHER_LAYOUTS))
     except (OSError, HfHubHTTPError, HFValidationError) as error:
         reason = str(error).strip().splitlines()[0]
         raise CheckpointError(
             f"{name}: no such folder here, not complete in the hub's local cache, and cannot be downloaded: {reason}"
         ) from error
+    stored_tensors(folder)  # offline, the hub's client may hand out an incomplete snapshot
+    return folder

@@ -72,7 +72,7 @@ def test_a_truncated_file_is_named_with_what_was_expected(tmp_path: Path, kept: 
         ({"a": {"dtype": "F32"}}, "tensor a: the header lacks a valid dtype, shape or data_offsets"),
         ({"a": 7}, "tensor a: the header lacks"),
         ({"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}, "tensor a: the header lacks"),
-        ({"a": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 4]}}, r"tensor a: 4 bytes do not hold F32 \[2, 2\]"),
+        ({"a": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 4]}}, r"tensor a: 4 bytes .* F32 \[2, 2\]"),
         ({"a": {"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]}}, "tensor a: 4 bytes do not hold"),
         ({"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}, "truncated: .* bytes, expected"),
     ],
@@ -113,7 +113,7 @@ def test_a_tensor_in_another_shard_than_the_index_says(sharded: Path) -> None:
 @pytest.mark.parametrize("name", ["../outside.safetensors", "/etc/passwd", 7])
 def test_the_index_cannot_point_outside_of_the_folder(sharded: Path, name: Any) -> None:
     edit_index(sharded, lambda index: index["weight_map"].update({"lm_head.weight": name}))
-    with pytest.raises(CheckpointError, match="lm_head.weight is .* expected the name of a file in the same folder"):
+    with pytest.raises(CheckpointError, match=r"lm_head.weight is .* expected the name of a file in the same folder"):
         stored_tensors(sharded)
 
 
