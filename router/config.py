@@ -1,0 +1,50 @@
+"""Frozen settings of the router core. Each part gets only its own."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class HealthConfig:
+    """When a worker, or a pair of workers, is routed around."""
+
+    hung_after_s: float = 0.6
+    """A worker says something at least every 200 ms; one that is silent for this long gets no work until it speaks."""
+    breaker_failures: int = 2
+    """Failures in a row that open a breaker."""
+    breaker_open_s: float = 1.0
+    """How long a breaker stays open the first time; it doubles while probes fail."""
+    breaker_max_open_s: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class RetryConfig:
+    """How a call that lost a leg is tried again, always inside its own deadline."""
+
+    base_s: float = 0.02
+    """Wait before the second try in a row (the first is at once); it doubles with each one after."""
+    max_s: float = 1.0
+    max_worker_errors: int = 3
+    """A call that workers answered with an error this often fails: the fault is likely its own."""
+    max_unroutable_s: float = 30.0
+    """A call that found no worker for this long fails instead of waiting for its deadline."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdmissionConfig:
+    """How much the router takes on."""
+
+    max_running: int = 4096
+    """Calls on workers at once."""
+    max_queued: int = 4096
+    """Calls that wait for one of those places; one more is refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class RouterConfig:
+    """Everything that RouterCore is built from, except its random source and policy."""
+
+    health: HealthConfig = field(default_factory=HealthConfig)
+    retry: RetryConfig = field(default_factory=RetryConfig)
+    admission: AdmissionConfig = field(default_factory=AdmissionConfig)
+    salt_key: bytes = b""
+    """What tenants' cache salts are derived with; the same on every router in front of the same workers."""

@@ -1,0 +1,158 @@
+"""The router as a pure function of time: `handle(event, now)` changes the state and returns what is to be done."""
+
+from collections.abc import Callable
+
+from engine.core.messages import Frame, PeerJoined, PeerLeft, SendPrefixes
+from engine.core.types import WorkerInfo
+from router.admission import Admission
+from router.api import GenerateCall
+from router.calls import CallTable
+from router.chance import RandomSource
+from router.config import RouterConfig
+from router.cost_model import CostModel
+from router.events import (
+    CallArrived,
+    CallCancelled,
+    Effect,
+    Event,
+    FrameArrived,
+    Send,
+    Tick,
+    WorkerDraining,
+    WorkerGone,
+    WorkerJoined,
+)
+from router.flow import Flow
+from router.frames import FrameReader
+from router.policies.base import Policy
+from router.prompt import cache_salt
+from router.stats import RouterStats
+from router.supervisor import Cause, Chooser, Failure, Supervisor
+from router.view import ClusterView
+from router.worker import Health, WorkerState
+
+
+class RouterCore:
+    """Owns nothing but its parts: the view of the cluster, the calls, and the supervisor that acts on both.
+
+    Effects are in order; those for one worker must reach it in that order, those for one call its client.
+    """
+
+    def __init__(
+        self, config: RouterConfig, rng: RandomSource, policy: Callable[[CostModel, RandomSource], Policy]
+    ) -> None:
+        """`policy` makes the routing rule from the cost model that this core feeds."""
+        self._config = config
+        self.view = ClusterView(config.health)
+        self.calls = CallTable()
+        self.admission = Admission(config.admission)
+        self.model = CostModel()
+        self.stats = RouterStats()
+        self._effects: list[Effect] = []
+        chooser = Chooser(policy(self.model, rng), self.view, self.model, rng)
+        self._supervisor = Supervisor(self.calls, chooser, self.admission, config.retry, self.stats, self._effects)
+        self._frames = FrameReader(self.calls, self.view, self._supervisor, self.model, self.stats, self._effects)
+
+    def handle(self, event: Event, now: float) -> list[Effect]:
+        """What is to be done after `event` at `now` (seconds on any clock that never goes back).
+
+        Raises Incompatible for a worker of another model, which then has not joined.
+        """
+        match event:
+            case FrameArrived(worker, frame):
+                self._on_frame(worker, frame, now)
+            case Tick():
+                self._on_tick(now)
+            case CallArrived(key, call):
+                self._on_call(key, call, now)
+            case CallCancelled(key):
+                if flow := self.calls.flows.get(key):
+                    self._supervisor.cancel(flow, now)
+            case WorkerJoined(info):
+                self._on_joined(info, now)
+            case WorkerGone(worker, message):
+                self._on_gone(worker, message, now)
+            case WorkerDraining(worker):
+                if state := self.view.workers.get(worker):
+                    state.draining = True
+        effects = self._effects[:]
+        self._effects.clear()
+        return effects
+
+    def _on_call(self, key: int, call: GenerateCall, now: float) -> None:
+        assert key not in self.calls.flows, "the shell names each call once"
+        self._supervisor.arrive(Flow(key, call, cache_salt(call.tenant, self._config.salt_key), now), now)
+
+    # ------------------------------------------------------------------------------------------------- workers
+
+    def _on_frame(self, key: str, frame: Frame, now: float) -> None:
+        worker = self.view.workers.get(key)
+        if worker is None:
+            return
+        returned = worker.health is Health.HUNG
+        self.view.heard(worker, now)
+        self._frames.read(worker, frame, now)
+        if returned:
+            self._supervisor.retry_now(now)
+
+    def _on_joined(self, info: WorkerInfo, now: float) -> None:
+        self.view.check_model(info)
+        for old in self.view.find(info.id):
+            self._on_gone(old.key, "another incarnation took its place", now)
+        worker = self.view.join(info, now)
+        for other in self.view:
+            if other is not worker:
+                self._effects.append(Send(other.key, PeerJoined(info)))
+                self._effects.append(Send(worker.key, PeerJoined(other.info)))
+        self._ask_for_prefixes(worker, now)
+        self._supervisor.retry_now(now)
+
+    def _on_gone(self, key: str, message: str, now: float) -> None:
+        worker = self.view.workers.get(key)
+        if worker is None:
+            return
+        self.stats.workers_lost += 1
+        worker.draining = True
+        self._fail_legs(worker, Cause.WORKER_LOST, message, now)
+        self.view.leave(key)
+        self.model.forget_worker(key)
+        left = PeerLeft(worker.info.id, worker.info.incarnation)
+        self._effects.extend(Send(other.key, left) for other in self.view)
+
+    def _fail_legs(self, worker: WorkerState, cause: Cause, message: str, now: float) -> None:
+        """Every attempt with a leg there is over. A worker that is gone is told nothing, a hung one to end them."""
+        for id in list(worker.legs):
+            flow = self.calls.by_attempt.get(id)
+            if flow is None or flow.attempt is None:
+                continue
+            leg = flow.attempt.leg_on(worker.key)
+            if leg is not None and cause is Cause.WORKER_LOST:
+                leg.ended()
+            self._supervisor.leg_failed(flow, Failure(cause, worker, message), now)
+
+    def _ask_for_prefixes(self, worker: WorkerState, now: float) -> None:
+        if self.view.feeds[worker.key].should_ask(now):
+            self._effects.append(Send(worker.key, SendPrefixes()))
+
+    def _on_tick(self, now: float) -> None:
+        for worker in self.view.check_silence(now):
+            self.stats.workers_hung += 1
+            self._fail_legs(worker, Cause.WORKER_HUNG, f"{worker.info.id} has been silent", now)
+        for worker in self.view:
+            self._ask_for_prefixes(worker, now)
+        self._supervisor.on_time(now)
+
+    def check_integrity(self) -> None:
+        """Recompute what must hold between events: every leg has its attempt, every call its place and its timer."""
+        self.view.check_integrity()
+        self.calls.check_integrity()
+        self.admission.check_integrity(set(self.calls.flows))
+        legs = {(id, worker.key) for worker in self.view for id in worker.legs}
+        owned = {
+            (id, leg.worker.key)
+            for id, flow in self.calls.by_attempt.items()
+            if flow.attempt
+            for leg in (flow.attempt.prefill, flow.attempt.decode)
+            if leg and leg.open
+        }
+        assert legs == owned, "a leg without its attempt, or an attempt without its leg"

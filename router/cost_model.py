@@ -1,0 +1,83 @@
+"""What things take here, in milliseconds, learned from what happened: prefill, transfer, a decode step, an answer."""
+
+from collections.abc import Hashable
+
+from router.fit import FitFamily
+
+_AVERAGE_WEIGHT = 0.05
+_TRANSFER_PRIOR = (2.0, 0.5)
+
+
+class Average:
+    """Exponentially weighted moving average that starts at a prior."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, prior: float) -> None:
+        self.value = prior
+
+    def observe(self, value: float) -> None:
+        """One more sample."""
+        self.value += _AVERAGE_WEIGHT * (value - self.value)
+
+
+class CostModel:
+    """Four fits and two averages; the priors only matter for the first few requests of a service.
+
+    prefill   ms = fixed + tokens (those ahead in the queue and its own) + attention work, per worker
+    transfer  ms = fixed + bytes, per pair of workers
+    step      ms = fixed + rows, per worker
+    """
+
+    def __init__(self) -> None:
+        self._prefill = FitFamily((2.0, 50.0, 1.0))
+        self._transfer = FitFamily(_TRANSFER_PRIOR)
+        self._step = FitFamily((5.0, 1.0))
+        self.output_tokens = Average(128.0)
+        self.call_ms = Average(1000.0)
+        self.ttft_error = Average(0.0)
+        """|predicted - actual| / actual of the time from dispatch to first token."""
+
+    # Features are scaled to about 1: thousands of tokens, millions of token pairs, megabytes, hundreds of rows.
+
+    def prefill_ms(self, worker: str, ahead: int, new: int, cached: int) -> float:
+        """Dispatch to first token: `ahead` tokens wait before, `new` are computed after `cached` found ones."""
+        return self._prefill.predict(worker, _prefill_features(ahead, new, cached))
+
+    def transfer_ms(self, pair: Hashable, num_bytes: int) -> float:
+        """Moving missing pages between two workers, and the handshake around it."""
+        return self._transfer.predict(pair, (1.0, num_bytes / 1e6))
+
+    def row_ms(self, worker: str) -> float:
+        """What one more row adds to a decode step."""
+        return self._step.coefficients(worker)[1] / 100
+
+    def on_first_token(self, worker: str, work: tuple[int, int, int], took_ms: float) -> None:
+        """`work` is (ahead, new, cached) as for `prefill_ms`."""
+        self._prefill.observe(worker, _prefill_features(*work), took_ms)
+
+    def on_transfer(self, pair: Hashable, num_bytes: int, took_ms: float) -> None:
+        """A handoff's pages arrived."""
+        self._transfer.observe(pair, (1.0, num_bytes / 1e6), took_ms)
+
+    def on_proof(self, pair: Hashable, bytes_per_s: float) -> None:
+        """A pair proved itself, with the bandwidth that it reached: as good as a first transfer of one megabyte."""
+        if bytes_per_s > 0:
+            self.on_transfer(pair, 1_000_000, _TRANSFER_PRIOR[0] + 1e9 / bytes_per_s)
+
+    def on_step(self, worker: str, rows: int, took_ms: float) -> None:
+        """A step that only decoded."""
+        self._step.observe(worker, (1.0, rows / 100), took_ms)
+
+    def forget_worker(self, worker: str) -> None:
+        """Drop what was learned of one incarnation, alone and in pairs."""
+        self._prefill.forget(worker)
+        self._step.forget(worker)
+        for pair in self._transfer.keys():
+            if isinstance(pair, tuple) and worker in pair:
+                self._transfer.forget(pair)
+
+
+def _prefill_features(ahead: int, new: int, cached: int) -> tuple[float, float, float]:
+    """New token i attends to what was cached and the new ones before it: new * (cached + new / 2) pairs."""
+    return (1.0, (ahead + new) / 1e3, new * (cached + new / 2) / 1e6)

@@ -1,0 +1,126 @@
+"""Coefficients fitted online: exponentially weighted ridge regression, one fit a key, each leaning on all of them."""
+
+from collections.abc import Hashable, Sequence
+
+_SOLVE_EVERY = 16
+"""Observations of others after which a key's coefficients are computed anew."""
+
+
+def solve_nonnegative(matrix: list[list[float]], rhs: list[float]) -> list[float]:
+    """The solution of matrix @ c = rhs with the most negative coefficient set to 0 until none is negative.
+
+    `matrix` is symmetric and positive definite (a Gram matrix plus a ridge), so every subsystem has a solution.
+    """
+    active = list(range(len(rhs)))
+    while active:
+        part = _solve([[matrix[i][j] for j in active] for i in active], [rhs[i] for i in active])
+        worst = min(range(len(active)), key=part.__getitem__)
+        if part[worst] >= 0.0:
+            result = [0.0] * len(rhs)
+            for i, value in zip(active, part, strict=True):
+                result[i] = value
+            return result
+        del active[worst]
+    return [0.0] * len(rhs)
+
+
+def _solve(a: list[list[float]], b: list[float]) -> list[float]:
+    """Gaussian elimination; a positive definite matrix needs no pivoting. Both arguments are used up."""
+    n = len(b)
+    for i in range(n):
+        for j in range(i + 1, n):
+            ratio = a[j][i] / a[i][i]
+            for k in range(i, n):
+                a[j][k] -= ratio * a[i][k]
+            b[j] -= ratio * b[i]
+    for i in range(n - 1, -1, -1):
+        b[i] = (b[i] - sum(a[i][k] * b[k] for k in range(i + 1, n))) / a[i][i]
+    return b
+
+
+class _Fit:
+    """Weighted sums of one key: gram = sum w x x^T, rhs = sum w x y."""
+
+    __slots__ = ("coefficients", "gram", "rhs", "seen", "solved")
+
+    def __init__(self, size: int, seen: int) -> None:
+        self.gram = [[0.0] * size for _ in range(size)]
+        self.rhs = [0.0] * size
+        self.coefficients: list[float] = []
+        self.seen = seen
+        """Observations of the whole family when the sums were last aged."""
+        self.solved = -1
+        """... and when the coefficients were computed; -1 when they must be."""
+
+    def age(self, factor: float) -> None:
+        for row in self.gram:
+            row[:] = [value * factor for value in row]
+        self.rhs[:] = [value * factor for value in self.rhs]
+
+    def add(self, x: Sequence[float], y: float) -> None:
+        for i, xi in enumerate(x):
+            row = self.gram[i]
+            for j, xj in enumerate(x):
+                row[j] += xi * xj
+            self.rhs[i] += xi * y
+
+
+class FitFamily:
+    """y ~ c . x with c >= 0 for each key. A key with little or old evidence predicts what the whole family does.
+
+    Evidence is weighted by decay^age, with age counted in observations of the whole family: a worker that one bad
+    sample made look slow, and that gets no work since, is forgiven as others go on.
+    """
+
+    def __init__(self, prior: Sequence[float], decay: float = 0.995) -> None:
+        """`prior` is believed like one observation of size 1 a coefficient, until the family has seen more."""
+        self._prior = list(prior)
+        self._decay = decay
+        self._count = 0
+        self._family = _Fit(len(self._prior), 0)
+        self._fits: dict[Hashable, _Fit] = {}
+
+    def observe(self, key: Hashable, x: Sequence[float], y: float) -> None:
+        """It took y where the features were x (scaled to be about 1)."""
+        self._count += 1
+        fit = self._fits.get(key)
+        if fit is None:
+            fit = self._fits[key] = _Fit(len(self._prior), self._count)
+        for each in (self._family, fit):
+            self._age(each)
+            each.add(x, y)
+            each.solved = -1
+
+    def coefficients(self, key: Hashable) -> list[float]:
+        """The fit of one key; the family's for an unknown one."""
+        family = self._solved(self._family, self._prior)
+        fit = self._fits.get(key)
+        return family if fit is None else self._solved(fit, family)
+
+    def predict(self, key: Hashable, x: Sequence[float]) -> float:
+        """c . x"""
+        return sum(c * xi for c, xi in zip(self.coefficients(key), x, strict=True))
+
+    def forget(self, key: Hashable) -> None:
+        """Drop one key's own evidence."""
+        self._fits.pop(key, None)
+
+    def keys(self) -> list[Hashable]:
+        """Keys with evidence of their own."""
+        return list(self._fits)
+
+    def _age(self, fit: _Fit) -> None:
+        if fit.seen < self._count:
+            fit.age(self._decay ** (self._count - fit.seen))
+            fit.seen = self._count
+
+    def _solved(self, fit: _Fit, prior: list[float]) -> list[float]:
+        """Ridge towards `prior`, weight 1 a coefficient."""
+        if fit.solved >= 0 and self._count - fit.solved < _SOLVE_EVERY:
+            return fit.coefficients
+        self._age(fit)
+        size = len(prior)
+        matrix = [[fit.gram[i][j] + (i == j) for j in range(size)] for i in range(size)]
+        fit.coefficients = solve_nonnegative(matrix, [fit.rhs[i] + prior[i] for i in range(size)])
+        fit.solved = self._count
+        return fit.coefficients

@@ -1,0 +1,36 @@
+"""The names of a prompt's prefixes, computed once for each page size that workers use."""
+
+from array import array
+from hashlib import blake2b
+
+from engine.core.digest import page_digests, root_digest
+
+
+def cache_salt(tenant: str, key: bytes) -> bytes:
+    """The salt that keeps one tenant's prefixes to itself: 16 bytes that only holders of `key` can compute.
+
+    The key may have any length (keyed BLAKE2b takes at most 64 bytes, so a longer one is hashed first).
+    """
+    short = key if len(key) <= 64 else blake2b(key).digest()
+    return blake2b(tenant.encode(), key=short, digest_size=16).digest()
+
+
+class PromptPages:
+    """Page digests of one token sequence under one salt and model; hashing is what routing a long prompt costs."""
+
+    __slots__ = ("_by_page_size", "_root", "_tokens")
+
+    def __init__(self, tokens: "array[int]", salt: bytes, model_hash: str) -> None:
+        """`tokens` must not change afterwards."""
+        self._tokens = tokens
+        self._root = root_digest(salt, model_hash)
+        self._by_page_size: dict[int, list[bytes]] = {}
+
+    def digests(self, page_size: int) -> list[bytes]:
+        """Digests of the full pages before the last token: that one is always computed, so a cache cannot hold it."""
+        known = self._by_page_size.get(page_size)
+        if known is None:
+            usable = (len(self._tokens) - 1) // page_size
+            known = page_digests(self._root, self._tokens, page_size, usable)
+            self._by_page_size[page_size] = known
+        return known

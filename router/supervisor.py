@@ -1,0 +1,281 @@
+"""The one owner of every call's fate: sends attempts, settles both legs, tries again, and ends each call once."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from engine.core.errors import BatonError, DeadlineExceeded, Overloaded, Unavailable
+from engine.core.messages import Adopt, Generate, Prefill
+from engine.core.types import FinishReason
+from router.admission import Admission
+from router.attempt import Attempt
+from router.call_state import CallState, Trigger
+from router.calls import CallTable
+from router.chance import RandomSource
+from router.config import RetryConfig
+from router.cost_model import CostModel
+from router.events import Effect, Emit, Fail
+from router.flow import Flow
+from router.policies.base import Policy, RouteDecision, RouteRequest
+from router.prompt import PromptPages
+from router.stats import RouterStats
+from router.view import ClusterView
+from router.worker import WorkerState
+
+
+class Cause(StrEnum):
+    """Why an attempt is over before its call is."""
+
+    WORKER_ERROR = "worker_error"
+    HANDOFF = "handoff"
+    WORKER_LOST = "worker_lost"
+    WORKER_HUNG = "worker_hung"
+    PROTOCOL = "protocol"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """One leg's end, told by or about `worker`."""
+
+    cause: Cause
+    worker: WorkerState
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Chooser:
+    """What decides where a call goes: the rule, what is known of the cluster, and chance."""
+
+    policy: Policy
+    view: ClusterView
+    model: CostModel
+    rng: RandomSource
+
+
+class Supervisor:
+    """Works on the calls of `table`; puts what is to be done into `effects`, which RouterCore hands out."""
+
+    def __init__(
+        self,
+        table: CallTable,
+        chooser: Chooser,
+        admission: Admission,
+        retry: RetryConfig,
+        stats: RouterStats,
+        effects: list[Effect],
+    ) -> None:
+        self._table = table
+        self._chooser = chooser
+        self._admission = admission
+        self._retry = retry
+        self._stats = stats
+        self._effects = effects
+
+    # ------------------------------------------------------------------------------------------------- arrival
+
+    def arrive(self, flow: Flow, now: float) -> None:
+        """A new call: it is sent, waits, or is refused."""
+        self._stats.calls += 1
+        if flow.deadline_s <= now:
+            self._refuse(flow, DeadlineExceeded("the deadline has passed already"))
+            return
+        try:
+            placed = self._admission.enter(flow.key, flow.call.priority, self._chooser.model.call_ms.value / 1000)
+        except Overloaded as error:
+            self._refuse(flow, error)
+            return
+        self._table.add(flow)
+        if placed:
+            self.send(flow, now)
+
+    def _refuse(self, flow: Flow, error: BatonError) -> None:
+        self._stats.outcomes[error.code] += 1
+        self._effects.append(Fail(flow.key, error))
+
+    # ------------------------------------------------------------------------------------------------- attempts
+
+    def send(self, flow: Flow, now: float) -> None:
+        """Begin an attempt, or wait for a worker. The call is QUEUED and has a place."""
+        self._table.retries.clear(flow.key)
+        pages = self._pages(flow)
+        decision = pages and self._choose(flow, pages, now)
+        if not pages or not decision:
+            self._wait_for_worker(flow, now)
+            return
+        flow.trouble.unroutable_since_s = None
+        attempt = Attempt(self._new_id(), decision, self._chooser.view.workers)
+        self._expect(attempt, flow, pages)
+        flow.sent(attempt, now)
+        self._table.by_attempt[attempt.id] = flow
+        self._stats.routes["pair" if attempt.prefill else "whole"] += 1
+        request = flow.request(attempt.id, now)
+        if attempt.prefill:
+            self._chooser.view.pair_breaker(attempt.prefill.worker.key, attempt.decode.worker.key).on_use(now)
+            self._effects.append(attempt.prefill.start(Prefill(request), attempt.work[1], now))
+            self._effects.append(attempt.decode.start(Adopt(request), 0, now))
+        else:
+            self._effects.append(attempt.decode.start(Generate(request), attempt.work[1], now))
+
+    def _pages(self, flow: Flow) -> PromptPages | None:
+        """None without workers: then nobody can say which model's pages they are."""
+        worker = next(iter(self._chooser.view), None)
+        return flow.prompt_pages(worker.info.layout.model_hash) if worker else None
+
+    def _choose(self, flow: Flow, pages: PromptPages, now: float) -> RouteDecision | None:
+        view = self._chooser.view
+        cached: dict[str, int] = {}
+        if flow.sampling().num_prompt_logprobs is None:
+            by_slot = {worker.slot: worker for worker in view}
+            for page_size in {worker.info.layout.page_size for worker in view}:
+                for slot, num_pages in view.index.match(pages.digests(page_size)).items():
+                    worker = by_slot[slot]
+                    if worker.info.layout.page_size == page_size:
+                        cached[worker.key] = num_pages * page_size
+        request = RouteRequest(
+            num_tokens=len(flow.tokens),
+            max_new=flow.max_new,
+            cached=cached,
+            avoid=frozenset(flow.trouble.avoid),
+            avoid_pairs=frozenset(flow.trouble.avoid_pairs),
+        )
+        return self._chooser.policy.choose(view, request, now)
+
+    def _expect(self, attempt: Attempt, flow: Flow, pages: PromptPages) -> None:
+        """Where the prompt is computed it counts as cached from now on: the next call with it should go there too."""
+        worker = attempt.computes.worker
+        cached = attempt.decision.cached_tokens
+        attempt.work = (worker.queued_tokens, len(flow.tokens) - cached, cached)
+        page_size = worker.info.layout.page_size
+        attempt.expected = self._chooser.view.index.predict(worker.slot, pages.digests(page_size), cached // page_size)
+
+    def _new_id(self) -> int:
+        while True:
+            attempt = self._chooser.rng.getrandbits(64)
+            if attempt and attempt not in self._table.by_attempt:
+                return attempt
+
+    def _wait_for_worker(self, flow: Flow, now: float) -> None:
+        trouble = flow.trouble
+        if trouble.unroutable_since_s is None:
+            trouble.unroutable_since_s = now
+        elif now - trouble.unroutable_since_s > self._retry.max_unroutable_s:
+            self.fail(flow, Unavailable("no worker is ready", retry_after_s=self._retry.max_s), now)
+            return
+        trouble.failures_in_row += 1
+        self._table.retries.set(flow.key, now + self._backoff_s(trouble.failures_in_row))
+
+    def _backoff_s(self, failures_in_row: int) -> float:
+        """Exponential, between half and all of it by chance, so that calls that failed together come back apart."""
+        full_s = min(self._retry.base_s * 2.0 ** min(failures_in_row - 1, 30), self._retry.max_s)
+        return full_s * (0.5 + 0.5 * self._chooser.rng.random())
+
+    # ------------------------------------------------------------------------------------------------- failures
+
+    def leg_failed(self, flow: Flow, failure: Failure, now: float) -> None:
+        """One leg is over: settle the other, and try again unless nothing is missing or trying is pointless."""
+        attempt = flow.attempt
+        assert attempt is not None, "a leg belongs to an attempt"
+        end = flow.own_end()
+        if end is not None and flow.state is not CallState.PREFILLING:
+            self.finish(flow, *end, now=now)
+            return
+        self.emit(flow)
+        self._blame(flow, attempt, failure, now)
+        self._settle(attempt)
+        flow.leg_failed()
+        self._stats.retries[failure.cause] += 1
+        if flow.trouble.num_errors >= self._retry.max_worker_errors:
+            message = f"{flow.trouble.num_errors} attempts failed, the last one on {failure.worker.info.id}"
+            self.fail(flow, Unavailable(f"{message}: {failure.message}"), now)
+        elif flow.trouble.failures_in_row <= 1:
+            self.send(flow, now)
+        else:
+            self._table.retries.set(flow.key, now + self._backoff_s(flow.trouble.failures_in_row - 1))
+
+    def _blame(self, flow: Flow, attempt: Attempt, failure: Failure, now: float) -> None:
+        trouble = flow.trouble
+        if failure.cause in (Cause.WORKER_ERROR, Cause.PROTOCOL):
+            trouble.num_errors += 1
+            trouble.avoid.add(failure.worker.key)
+            failure.worker.breaker.on_failure(now)
+        elif failure.cause is Cause.HANDOFF and attempt.prefill:
+            pair = (attempt.prefill.worker.key, attempt.decode.worker.key)
+            trouble.avoid_pairs.add(pair)
+            self._chooser.view.pair_breaker(*pair).on_failure(now)
+            self._stats.handoff_failures += 1
+
+    def _settle(self, attempt: Attempt) -> None:
+        """Nothing of the attempt is left anywhere afterwards."""
+        self._effects.extend(attempt.settle())
+        self.computed(attempt)
+        del self._table.by_attempt[attempt.id]
+
+    def computed(self, attempt: Attempt) -> None:
+        """The prompt's pages have been reported, or never will be: they no longer count as expected."""
+        if attempt.expected:
+            self._chooser.view.index.unpredict(attempt.computes.worker.slot, attempt.expected)
+            attempt.expected = ()
+
+    # ------------------------------------------------------------------------------------------------- outcomes
+
+    def emit(self, flow: Flow) -> None:
+        """Give the client what has arrived for it."""
+        delta = flow.out.take()
+        if delta is not None:
+            self._effects.append(Emit(flow.key, delta))
+
+    def finish(self, flow: Flow, reason: FinishReason, stop_token: int | None, now: float) -> None:
+        """The call has all its tokens."""
+        attempt = flow.attempt
+        assert attempt is not None, "only a call under way can finish"
+        flow.end(Trigger.FINISH)
+        decode_worker = attempt.decode.worker
+        self._effects.extend(attempt.release_prefill())
+        self._settle(attempt)
+        timing = flow.timing(decode_worker.info.id)
+        self._effects.append(Emit(flow.key, flow.out.take_last(reason, stop_token, timing)))
+        decode_worker.breaker.on_success()
+        model = self._chooser.model
+        model.output_tokens.observe(flow.num_emitted)
+        model.call_ms.observe((now - attempt.sent_s) * 1000)
+        self._stats.output_tokens += flow.num_emitted
+        self._over(flow, "finished", now)
+
+    def fail(self, flow: Flow, error: BatonError, now: float) -> None:
+        """The call ends with an error; what had arrived is given first."""
+        self.emit(flow)
+        attempt = flow.attempt
+        flow.end(Trigger.FAIL)
+        if attempt:
+            self._settle(attempt)
+        self._effects.append(Fail(flow.key, error))
+        self._over(flow, error.code, now)
+
+    def cancel(self, flow: Flow, now: float) -> None:
+        """The client is gone."""
+        attempt = flow.attempt
+        flow.end(Trigger.CANCEL)
+        if attempt:
+            self._settle(attempt)
+        self._over(flow, "cancelled", now)
+
+    def _over(self, flow: Flow, outcome: str, now: float) -> None:
+        self._stats.outcomes[outcome] += 1
+        self._table.remove(flow)
+        following = self._admission.leave(flow.key)
+        if following is not None:
+            self.send(self._table.flows[following], now)
+
+    # ------------------------------------------------------------------------------------------------- time
+
+    def on_time(self, now: float) -> None:
+        """Deadlines first: nobody is tried again who has no time left."""
+        for key in self._table.deadlines.pop_due(now):
+            flow = self._table.flows[key]
+            self.fail(flow, DeadlineExceeded(f"no answer within {flow.call.timeout_s:g} s"), now)
+        for key in self._table.retries.pop_due(now):
+            self.send(self._table.flows[key], now)
+
+    def retry_now(self, now: float) -> None:
+        """Somebody can take work again: calls that wait for that need not wait out their backoff."""
+        for key in self._table.retries.keys():
+            self.send(self._table.flows[key], now)

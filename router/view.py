@@ -1,0 +1,135 @@
+"""All workers as one router sees them: who is there, who is silent, who may hand over to whom, what they hold."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from engine.core.errors import Incompatible
+from engine.core.messages import PeerStatus
+from engine.core.types import WorkerInfo
+from kv_transfer.transports.base import peer_key
+from router.breaker import Breaker
+from router.config import HealthConfig
+from router.prefix_feed import PrefixFeed
+from router.prefix_index import PrefixIndex
+from router.worker import Health, LegKind, WorkerState
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """Workers that may get work now. `whole` are the ones for a request that stays on one worker."""
+
+    prefill: list[WorkerState]
+    decode: list[WorkerState]
+    whole: list[WorkerState]
+
+
+class ClusterView:
+    """Owns the worker records, the breakers of pairs, and the prefix index that the workers' events keep."""
+
+    def __init__(self, config: HealthConfig) -> None:
+        self._config = config
+        self.workers: dict[str, WorkerState] = {}
+        """By worker id and incarnation, as `peer_key` gives them."""
+        self.index = PrefixIndex()
+        self.links: dict[tuple[str, str], PeerStatus] = {}
+        """(prefill, decode) -> what the decode worker last said of pulling from the other."""
+        self._breakers: dict[tuple[str, str], Breaker] = {}
+        self.feeds: dict[str, PrefixFeed] = {}
+        self._checked_s: float | None = None
+
+    def __iter__(self) -> Iterator[WorkerState]:
+        return iter(self.workers.values())
+
+    def check_model(self, info: WorkerInfo) -> None:
+        """Raise Incompatible when that worker serves another model than the ones that are there."""
+        for other in self:
+            if other.info.id != info.id and other.info.layout.model_hash != info.layout.model_hash:
+                raise Incompatible(f"worker {info.id} serves {info.model}, the others serve {other.info.model}")
+
+    def join(self, info: WorkerInfo, now: float) -> WorkerState:
+        """Add an incarnation that is not there yet, of the model of the ones that are."""
+        worker = WorkerState(info, self.index.add_worker(info.num_pages), now, self._config)
+        self.workers[worker.key] = worker
+        self.feeds[worker.key] = PrefixFeed(self.index, worker.slot)
+        return worker
+
+    def leave(self, key: str) -> None:
+        """Remove an incarnation; its legs must be closed."""
+        worker = self.workers.pop(key)
+        assert not worker.legs, "a worker left with open legs"
+        del self.feeds[key]
+        self.index.remove_worker(worker.slot)
+        for of_pairs in (self.links, self._breakers):
+            for pair in [pair for pair in of_pairs if key in pair]:
+                del of_pairs[pair]
+
+    def find(self, worker_id: str) -> list[WorkerState]:
+        """Incarnations of `worker_id`; more than one only for a moment."""
+        return [worker for worker in self if worker.info.id == worker_id]
+
+    # ------------------------------------------------------------------------------------------------- health
+
+    def heard(self, worker: WorkerState, now: float) -> None:
+        """A frame arrived: whatever it says, the worker is there."""
+        worker.heard_s = now
+        worker.health = Health.READY
+
+    def check_silence(self, now: float) -> list[WorkerState]:
+        """Workers that have just become hung. Call several times in `hung_after_s`."""
+        if self._checked_s is not None and now - self._checked_s > self._config.hung_after_s / 2:
+            # It was this process that stood still; frames may wait unread.
+            for worker in self:
+                worker.heard_s = max(worker.heard_s, now - self._config.hung_after_s / 2)
+        self._checked_s = now
+        limit = now - self._config.hung_after_s
+        hung = [worker for worker in self if worker.heard_s < limit and worker.health is Health.READY]
+        for worker in hung:
+            worker.health = Health.HUNG
+        return hung
+
+    # ------------------------------------------------------------------------------------------------- choice
+
+    def candidates(self, avoid: frozenset[str], now: float) -> Candidates:
+        """Workers for one call, without those in `avoid` (where it failed before) while there are others."""
+        able = [worker for worker in self if worker.routable(now)]
+        able = [worker for worker in able if worker.key not in avoid] or able
+        prefill = [worker for worker in able if worker.has_role("prefill")]
+        decode = [worker for worker in able if worker.has_role("decode")]
+        return Candidates(prefill, decode, decode or able)
+
+    def on_peer_status(self, target: WorkerState, status: PeerStatus) -> tuple[str, str] | None:
+        """`target` says whether it can pull from a peer. Returns the pair when that has just become possible."""
+        source = peer_key(status.worker_id, status.incarnation)
+        if source not in self.workers:
+            return None
+        pair = (source, target.key)
+        was_ready = pair in self.links and self.links[pair].ready
+        self.links[pair] = status
+        return pair if status.ready and not was_ready else None
+
+    def can_hand_over(self, source: WorkerState, target: WorkerState, now: float) -> bool:
+        """May `target` pull pages from `source`? Only when the pair has proven itself and did not fail lately."""
+        pair = (source.key, target.key)
+        link = self.links.get(pair)
+        if link is None or not link.ready:
+            return False
+        breaker = self._breakers.get(pair)
+        return breaker is None or breaker.allows(now)
+
+    def pair_breaker(self, source: str, target: str) -> Breaker:
+        """The breaker of handoffs from worker `source` to worker `target`, both present."""
+        breaker = self._breakers.get((source, target))
+        if breaker is None:
+            breaker = self._breakers[source, target] = Breaker(self._config)
+        return breaker
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError unless every count follows from what it counts."""
+        self.index.check_integrity()
+        for key, worker in self.workers.items():
+            assert key == peer_key(worker.info.id, worker.info.incarnation)
+            assert worker.num_decodes == sum(kind is not LegKind.PREFILL for kind in worker.legs.values())
+        assert self.feeds.keys() == self.workers.keys()
+        assert all(
+            source in self.workers and target in self.workers for source, target in (*self.links, *self._breakers)
+        )
