@@ -1,0 +1,187 @@
+"""What Prometheus sees of one worker. Fed by the engine thread, served over HTTP by a thread of the client library."""
+
+from dataclasses import dataclass
+from threading import Thread
+from wsgiref.simple_server import WSGIServer
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, start_http_server
+
+from engine.core.messages import Adopted, Finished, HandoffFailed, Started
+from engine.core.types import Request, WorkerInfo, WorkerLoad
+from engine.server.role import Ended, RequestWord
+
+STEP_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+WAIT_BUCKETS_S = (0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0)
+
+
+class _RequestMetrics:
+    """Counted per request."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.ended = Counter(
+            "baton_worker_requests", "Requests that ended here, by how.", ["outcome"], registry=registry
+        )
+        self.running = Gauge("baton_worker_requests_open", "Requests that have not ended here.", registry=registry)
+        self.response_s = Histogram(
+            "baton_worker_response_seconds",
+            "From arrival to the end of a request on this worker.",
+            buckets=WAIT_BUCKETS_S,
+            registry=registry,
+        )
+        self.queue_s = Histogram(
+            "baton_worker_queue_seconds", "From arrival to the first step.", buckets=WAIT_BUCKETS_S, registry=registry
+        )
+        self.prompt_tokens = Counter(
+            "baton_worker_prompt_tokens", "Prompt tokens of started requests.", registry=registry
+        )
+        self.cached_tokens = Counter(
+            "baton_worker_cached_tokens", "Prompt tokens that were in the prefix cache.", registry=registry
+        )
+        self.hit_rate = Gauge(
+            "baton_worker_cache_hit_rate", "Cached share of all prompt tokens since the start.", registry=registry
+        )
+
+
+class _EngineMetrics:
+    """Counted per step or sampled with each load report."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.tokens = Counter("baton_worker_generated_tokens", "Tokens drawn.", registry=registry)
+        self.step_s = Histogram(
+            "baton_worker_step_seconds", "Wall time a step.", buckets=STEP_BUCKETS_S, registry=registry
+        )
+        self.rows = Gauge("baton_worker_running_rows", "Requests in the current step.", registry=registry)
+        self.queued = Gauge("baton_worker_queued_requests", "Requests that wait.", registry=registry)
+        self.queued_tokens = Gauge("baton_worker_queued_tokens", "Prompt tokens that wait.", registry=registry)
+        self.prefill_speed = Gauge(
+            "baton_worker_prefill_tokens_per_second", "Measured while prefilling.", registry=registry
+        )
+        self.pages = Gauge("baton_worker_pages", "KV pages by state.", ["state"], registry=registry)
+        self.kv_bytes = Gauge("baton_worker_kv_bytes", "KV memory by state.", ["state"], registry=registry)
+
+
+class _HandoffMetrics:
+    """Counted per incoming handoff."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.ended = Counter(
+            "baton_worker_handoffs", "Incoming handoffs by how they ended.", ["outcome"], registry=registry
+        )
+        self.bytes = Counter("baton_worker_transfer_bytes", "Bytes pulled from peers.", registry=registry)
+        self.seconds = Histogram(
+            "baton_worker_transfer_seconds",
+            "From the first ticket to the proof of all pages.",
+            buckets=WAIT_BUCKETS_S,
+            registry=registry,
+        )
+        self.pages = Counter(
+            "baton_worker_handoff_pages",
+            "Pages of adopted handoffs, by where they were.",
+            ["source"],
+            registry=registry,
+        )
+
+
+@dataclass(slots=True)
+class _Open:
+    """Mutable only in that nobody pays for freezing it."""
+
+    arrival_s: float
+    num_tokens: int
+
+
+class WorkerMetrics:
+    """The engine loop's observer."""
+
+    def __init__(self, info: WorkerInfo) -> None:
+        self.registry = CollectorRegistry()
+        self._requests = _RequestMetrics(self.registry)
+        self._engine = _EngineMetrics(self.registry)
+        self._handoffs = _HandoffMetrics(self.registry)
+        self._page_bytes = info.layout.page_bytes
+        self._open: dict[int, _Open] = {}
+        self._num_prompt = self._num_cached = 0
+        Info("baton_worker", "Who this worker is.", registry=self.registry).info(
+            {
+                "worker": info.id,
+                "incarnation": f"{info.incarnation:016x}",
+                "roles": ",".join(info.roles),
+                "model": info.model,
+            }
+        )
+
+    def submitted(self, request: Request) -> None:
+        """A session submitted a request."""
+        self._open[request.id] = _Open(request.arrival_s, len(request.tokens))
+        self._requests.running.set(len(self._open))
+
+    def said(self, word: RequestWord, now: float) -> None:
+        """The role said something of a request."""
+        match word:
+            case Started(id, cached_tokens, queue_s):
+                self._started(id, cached_tokens, queue_s)
+            case Adopted():
+                self._handoffs.ended.labels("adopted").inc()
+                self._handoffs.bytes.inc(word.transfer_bytes)
+                self._handoffs.seconds.observe(word.transfer_s)
+                self._handoffs.pages.labels("pulled").inc(word.pulled_pages)
+                self._handoffs.pages.labels("local").inc(word.local_pages)
+            case HandoffFailed(id):
+                self._handoffs.ended.labels("peer_lost" if word.peer_lost else "failed").inc()
+                self._ended(id, "handoff_failed", now)
+            case Finished(id, reason):
+                self._ended(id, reason.value, now)
+            case Ended(id, how):
+                self._ended(id, how, now)
+            case _:
+                pass
+
+    def stepped(self, num_rows: int, wall_s: float) -> None:
+        """A step ended."""
+        self._engine.tokens.inc(num_rows)
+        self._engine.step_s.observe(wall_s)
+
+    def loaded(self, load: WorkerLoad) -> None:
+        """A load report went out."""
+        engine = self._engine
+        engine.rows.set(load.running_rows)
+        engine.queued.set(load.queued_requests)
+        engine.queued_tokens.set(load.queued_tokens)
+        engine.prefill_speed.set(load.prefill_tokens_per_s)
+        for state, pages in load.pages_by_state:
+            engine.pages.labels(state).set(pages)
+            engine.kv_bytes.labels(state).set(pages * self._page_bytes)
+
+    def _started(self, id: int, cached_tokens: int, queue_s: float) -> None:
+        request = self._open.get(id)
+        if request is None:
+            return
+        self._requests.queue_s.observe(queue_s)
+        self._requests.prompt_tokens.inc(request.num_tokens)
+        self._requests.cached_tokens.inc(cached_tokens)
+        self._num_prompt += request.num_tokens
+        self._num_cached += cached_tokens
+        self._requests.hit_rate.set(self._num_cached / max(1, self._num_prompt))
+
+    def _ended(self, id: int, outcome: str, now: float) -> None:
+        request = self._open.pop(id, None)
+        if request is not None:
+            self._requests.ended.labels(outcome).inc()
+            self._requests.response_s.observe(max(0.0, now - request.arrival_s))
+            self._requests.running.set(len(self._open))
+
+
+class MetricsServer:
+    """GET /metrics on its own thread. Port 0 takes a free one; `port` says which."""
+
+    def __init__(self, registry: CollectorRegistry, host: str, port: int) -> None:
+        self._server: WSGIServer
+        self._thread: Thread
+        self._server, self._thread = start_http_server(port, addr=host, registry=registry)
+        self.port = self._server.server_port
+
+    def close(self) -> None:
+        """Stop serving and end the thread."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()

@@ -1,0 +1,183 @@
+"""One running worker: engine thread, gRPC server on a thread of its own, metrics. The shell of both worker packages."""
+
+import asyncio
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from engine.core.engine import EngineCore
+from engine.core.errors import Unavailable
+from engine.core.types import WorkerInfo
+from engine.server.config import WorkerConfig
+from engine.server.inbox import Inbox
+from engine.server.loop import EngineLoop, LoopPorts, Transfers
+from engine.server.metrics import MetricsServer, WorkerMetrics
+from engine.server.role import Role
+from engine.server.service import WorkerService
+from engine.wire import worker_pb2 as pb
+from engine.wire.worker_client import MAX_MESSAGE_BYTES
+from engine.wire.worker_pb2_grpc import add_WorkerServicer_to_server
+
+logger = logging.getLogger(__name__)
+
+C = TypeVar("C")
+O = TypeVar("O")  # noqa: E741
+
+SERVICE_NAME = pb.DESCRIPTOR.services_by_name["Worker"].full_name
+STOP_TIMEOUT_S = 5.0
+GRACE_S = 0.5
+"""How long sessions have to end by themselves once the server stops."""
+
+SERVER_OPTIONS = (
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    # Two workers that were given one port must notice, not share it.
+    ("grpc.so_reuseport", 0),
+    # A router whose host vanished without a word is noticed by pings.
+    ("grpc.keepalive_time_ms", 1000),
+    ("grpc.keepalive_timeout_ms", 2000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerParts(Generic[C, O]):
+    """What a worker package assembles; the shell runs it and closes it."""
+
+    info: WorkerInfo
+    """The address is filled in by the shell."""
+    core: EngineCore
+    role: Role[C, O]
+    transfers: Transfers[C, O]
+    inbox: Inbox
+    close_engine: Callable[[], None]
+    """Called last: no step is in flight and no transfer runs."""
+
+
+def new_incarnation() -> int:
+    """Unsigned 64 random bits: two starts of one worker never share one."""
+    return secrets.randbits(64)
+
+
+class RunningWorker(Generic[C, O]):
+    """A worker that serves until it is stopped or dies. Make one with `start_worker` of a worker package."""
+
+    def __init__(self, config: WorkerConfig, parts: WorkerParts[C, O]) -> None:
+        """Start everything; returns when routers can connect.
+
+        Raises:
+            Unavailable: the port cannot be listened on.
+        """
+        self._config, self._parts = config, parts
+        self._ended = threading.Event()
+        self._ready = threading.Event()
+        self._stop_asked: asyncio.Event | None = None
+        self._server_loop: asyncio.AbstractEventLoop | None = None
+        self._engine_loop: EngineLoop[C, O] | None = None
+        self._died = False
+        self._failure = ""
+        self.info = parts.info
+        self.metrics = WorkerMetrics(parts.info)
+        self._metrics_server = MetricsServer(self.metrics.registry, config.host, config.metrics_port)
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name="worker-server", daemon=True)
+        self._thread.start()
+        self._ready.wait()
+        if self._failure:
+            raise Unavailable(self._failure)
+
+    @property
+    def metrics_port(self) -> int:
+        """Of GET /metrics."""
+        return self._metrics_server.port
+
+    @property
+    def died(self) -> bool:
+        """True when it ended although nobody asked it to; the log says why."""
+        return self._died
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Until the worker has ended. False: it has not yet."""
+        return self._ended.wait(timeout_s)
+
+    def stop(self) -> None:
+        """End everything within STOP_TIMEOUT_S. Idempotent; from any thread but the worker's own."""
+        self._ask_to_stop()
+        self._thread.join(STOP_TIMEOUT_S)
+
+    # ------------------------------------------------------------ the server's thread
+
+    def _ask_to_stop(self) -> None:
+        loop, asked = self._server_loop, self._stop_asked
+        if loop is not None and asked is not None and not self._ended.is_set():
+            loop.call_soon_threadsafe(asked.set)
+
+    def _engine_died(self) -> None:
+        self._died = True
+        logger.critical("worker=%s the engine thread died; the worker ends", self.info.id)
+        self._ask_to_stop()
+
+    async def _serve(self) -> None:
+        self._server_loop, self._stop_asked = asyncio.get_running_loop(), asyncio.Event()
+        parts = self._parts
+        service = WorkerService(parts.inbox.post)
+        server = grpc.aio.server(options=SERVER_OPTIONS)
+        health_service = health.aio.HealthServicer()
+        try:
+            if not await self._listen(server, service, health_service):
+                return
+            ports = LoopPorts(service.deliver, parts.transfers, self.metrics, self._engine_died, time.monotonic)
+            engine_loop = self._engine_loop = EngineLoop(parts.core, parts.role, ports, parts.inbox)
+            engine_loop.start()
+            heartbeat = asyncio.create_task(service.heartbeat())
+            self._ready.set()
+            await self._stop_asked.wait()
+            await health_service.enter_graceful_shutdown()
+            heartbeat.cancel()
+            await server.stop(GRACE_S)
+        finally:
+            await asyncio.to_thread(self._close)
+            self._ended.set()
+            self._ready.set()
+
+    async def _listen(
+        self, server: grpc.aio.Server, service: WorkerService, health_service: health.aio.HealthServicer
+    ) -> bool:
+        add_WorkerServicer_to_server(service, server)
+        health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
+        await health_service.set(SERVICE_NAME, health_pb2.HealthCheckResponse.SERVING)
+        reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        config = self._config
+        try:
+            port = server.add_insecure_port(f"{config.host}:{config.port}")
+        except RuntimeError as error:
+            self._failure = f"cannot listen on {config.host}:{config.port}: {error}"
+            return False
+        self.info = replace(self.info, address=f"{config.advertise or config.host}:{port}")
+        service.introduce(self.info)
+        await server.start()
+        logger.info(
+            "worker=%s incarnation=%016x roles=%s ready at %s",
+            self.info.id,
+            self.info.incarnation,
+            ",".join(self.info.roles),
+            self.info.address,
+        )
+        return True
+
+    def _close(self) -> None:
+        """In the order in which the parts use each other: engine thread, transfers, engine, metrics."""
+        if self._engine_loop is not None and not self._engine_loop.stop(STOP_TIMEOUT_S / 2):
+            logger.error("worker=%s the engine thread did not end in time", self.info.id)
+        self._parts.transfers.close()
+        self._parts.close_engine()
+        self._metrics_server.close()
+        logger.info("worker=%s stopped", self.info.id)
