@@ -1,0 +1,342 @@
+"""Which rows the next step extends, and by how much. Phase-free: a row has known tokens to compute, many or one.
+
+Decode rows (one token left) come first so that their pace stays flat, then the chunks of running prompts, then new
+requests while the step has room. Everything is served in `RequestState.order`: smaller priority, then earlier.
+"""
+
+from array import array
+from bisect import bisect_left, insort
+from operator import attrgetter
+
+from engine.core.config import SchedulerConfig
+from engine.core.kv_cache import Frontier, KVCache, PageNeed
+from engine.core.lease import Lease, LeaseEvent, LeaseState
+from engine.core.request import NOT_LAUNCHED, Event, Leg, RequestState, Stage
+from engine.core.types import NewRow, StepPlan
+
+_order = attrgetter("order")
+
+
+def _remove(states: list[RequestState], state: RequestState) -> None:
+    index = bisect_left(states, state.order, key=_order)
+    assert states[index] is state, "a request is not where its stage says"
+    del states[index]
+
+
+class Scheduler:
+    """Owns the queue, the rows and what becomes of their pages; the engine tells it when a step was committed."""
+
+    def __init__(self, config: SchedulerConfig, kv: KVCache) -> None:
+        self._config = config
+        self._kv = kv
+        self._max_rows = min(config.max_rows, config.max_step_tokens)
+        self._queue: list[RequestState] = []
+        self._ready: list[RequestState] = []
+        self._running: list[RequestState] = []
+        self._waits_on: dict[int, Frontier] = {}
+        """By id: the page that a queued request lets another one compute."""
+        self._leaving: list[RequestState] = []
+        """Lost their row while a launched step names it; their pages come back when that step is committed."""
+        self._blocked: RequestState | None = None
+        """The queued request that got no pages or no row in the last plan."""
+        self._admitted: list[RequestState] = []
+        self._draft = StepPlan(0)
+        self._rows: list[RequestState] = []
+        self._committed = NOT_LAUNCHED
+
+    # ------------------------------------------------------------ the life of a request
+
+    @property
+    def num_queued(self) -> int:
+        """Requests that wait for pages or a row."""
+        return len(self._queue) + len(self._ready)
+
+    @property
+    def num_running(self) -> int:
+        """Requests that have a row."""
+        return len(self._running)
+
+    @property
+    def num_queued_tokens(self) -> int:
+        """Known tokens that no step computes yet."""
+        states = (*self._queue, *self._ready, *self._running)
+        return sum(max(0, len(state.tokens) - state.num_scheduled) for state in states)
+
+    def enqueue(self, state: RequestState) -> None:
+        """A new request."""
+        insort(self._queue, state, key=_order)
+
+    def adopt(self, state: RequestState, tokens: "array[int]") -> None:
+        """All that was wanted of a handoff has come, or will not come: `tokens` were drawn elsewhere meanwhile."""
+        lease = _lease(state)
+        state.leg = Leg.WHOLE
+        state.tokens += tokens
+        if lease.state is LeaseState.RESERVED and lease.num_valid < len(state.tokens):
+            lease.apply(LeaseEvent.PROVE)
+            state.apply(Event.ADOPT)
+            state.num_computed = state.num_scheduled = lease.num_valid
+            state.num_known = len(state.tokens)
+            insort(self._ready, state, key=_order)
+            return
+        state.num_computed = lease.num_valid
+        self._requeue(state)
+
+    def hold(self, state: RequestState) -> None:
+        """A computed request gives up its row and keeps its pages."""
+        if state.stage is Stage.RUNNING:
+            _remove(self._running, state)
+            self._forget(state)
+        state.apply(Event.HOLD)
+
+    def end(self, state: RequestState) -> None:
+        """A request is over, whatever its stage; its pages are freed as soon as nothing writes to them."""
+        stage, lease = state.stage, state.lease
+        state.apply(Event.END)
+        if stage is Stage.QUEUED:
+            _remove(self._queue, state)
+            self._waits_on.pop(state.id, None)
+        elif stage is Stage.READY:
+            _remove(self._ready, state)
+        elif stage is Stage.RUNNING:
+            _remove(self._running, state)
+            self._forget(state)
+        if lease is None:
+            return
+        in_flight = stage in (Stage.RUNNING, Stage.DRAINING) and self._is_in_flight(state)
+        if stage is not Stage.RECEIVING:
+            self._kv.publish(lease, state.tokens, state.num_computed)
+        self._kv.retire(lease, step_in_flight=in_flight)
+        if in_flight and stage is Stage.RUNNING:
+            self._leaving.append(state)
+
+    # ------------------------------------------------------------ steps
+
+    def plan(self) -> tuple[StepPlan, list[RequestState]] | None:
+        """The next step and the request of each of its rows; None when there is nothing to compute."""
+        self._make_way()
+        while self._ready and len(self._running) < self._max_rows:
+            self._run(self._ready.pop(0))
+        extends = self._plan_decodes()
+        budget = self._config.max_step_tokens - len(self._rows)
+        for state in extends:
+            if budget > 0 and state.stage is Stage.RUNNING:
+                budget -= self._plan_extend(state, budget)
+        self._admit(budget)
+        if not self._rows:
+            return None
+        planned = self._draft, self._rows
+        self._draft, self._rows = StepPlan(self._draft.step_id + 1), []
+        return planned
+
+    def take_admitted(self) -> list[RequestState]:
+        """Requests that got their pages since the last call: RUNNING or RECEIVING, unless they are over already."""
+        admitted, self._admitted = self._admitted, []
+        return admitted
+
+    def landed(self, step_id: int) -> None:
+        """The device is done with that step: its rows are about to be committed."""
+        self._committed = step_id
+
+    def reap(self) -> None:
+        """After a commit: give back the pages of rows that no launched step names any more."""
+        if not self._leaving:
+            return
+        gone = [state for state in self._leaving if not self._is_in_flight(state)]
+        self._leaving = [state for state in self._leaving if self._is_in_flight(state)]
+        for state in gone:
+            if state.stage is Stage.DRAINING:
+                self._requeue(state)
+            elif _lease(state).state is LeaseState.QUARANTINED:
+                self._kv.settle(_lease(state))
+
+    def check_integrity(self) -> None:
+        """Every list is in order and holds the stages it is for."""
+        for states, stage in ((self._queue, Stage.QUEUED), (self._ready, Stage.READY), (self._running, Stage.RUNNING)):
+            assert all(state.stage is stage for state in states), f"a request in the wrong list for {stage}"
+            assert [state.order for state in states] == sorted(state.order for state in states), "out of order"
+        assert all(state.lease is None for state in self._queue), "a queued request has pages"
+        assert len(self._running) <= self._max_rows, "more rows than allowed"
+        assert self._waits_on.keys() <= {state.id for state in self._queue}, "a request waits that is not queued"
+
+    # ------------------------------------------------------------ rows
+
+    def _plan_decodes(self) -> list[RequestState]:
+        """Plan each running request that has one token to compute; returns those that have more.
+
+        The hot loop: a few list appends a row. `_grow` may take requests off the end of the list meanwhile.
+        """
+        draft, rows, page_size = self._draft, self._rows, self._config.page_size
+        ids, starts, samples, feedback, step_id = draft.ids, draft.starts, draft.samples, draft.feedback, draft.step_id
+        extends: list[RequestState] = []
+        for state in self._running:
+            start, known, lease = state.num_scheduled, len(state.tokens), state.lease
+            assert lease is not None
+            if known - start > 1:
+                extends.append(state)
+                continue
+            if start >= known and start >= state.max_len - 1:
+                continue  # its last token is being drawn
+            if start >= len(lease.pages) * page_size and not self._grow(state, 1):
+                continue
+            rows.append(state)
+            ids.append(state.id)
+            starts.append(start)
+            samples.append(start + 1 < state.max_len)
+            feedback.append(start >= known)
+            state.num_scheduled = start + 1
+            state.last_step = step_id
+        draft.num_new = [1] * len(ids)
+        return extends
+
+    def _plan_extend(self, state: RequestState, budget: int) -> int:
+        """Plan up to `budget` known tokens of a request; chunks end between pages, the last one where it must.
+
+        Returns how many.
+        """
+        start, known, page_size = state.num_scheduled, len(state.tokens), self._config.page_size
+        end = known
+        if end - start > budget:
+            end = start + budget
+            aligned = end // page_size * page_size
+            end = aligned if aligned > start else end
+        missing = self._num_pages(end) - len(_lease(state).pages)
+        if missing > 0 and not self._grow(state, missing):
+            return 0
+        draft = self._draft
+        self._rows.append(state)
+        draft.ids.append(state.id)
+        draft.starts.append(start)
+        draft.num_new.append(end - start)
+        draft.samples.append(end == known and end < state.max_len)
+        draft.feedback.append(False)
+        state.num_scheduled = end
+        state.last_step = draft.step_id
+        return end - start
+
+    def _grow(self, state: RequestState, num_pages: int) -> bool:
+        """Append pages to a row, taking them from the last in order if need be; False: not in this step."""
+        pages = self._kv.extend(_lease(state), num_pages)
+        while pages is None:
+            victim = self._running[-1]
+            if self._leaving or (victim is not state and victim.last_step == self._draft.step_id):
+                return False  # pages are about to come back, or the victim is in this very step
+            self._preempt(victim)
+            if victim is state:
+                return False
+            pages = self._kv.extend(_lease(state), num_pages)
+        self._draft.new_pages.append((state.id, pages))
+        return True
+
+    def _run(self, state: RequestState) -> None:
+        """Give a request a row and show it to the executor."""
+        state.apply(Event.ADMIT)
+        insort(self._running, state, key=_order)
+        state.last_step = self._draft.step_id
+        request = state.request
+        self._draft.added.append(NewRow(state.id, state.tokens[:], request.num_prompt, request.sampling))
+        self._draft.new_pages.append((state.id, list(_lease(state).pages)))
+
+    def _forget(self, state: RequestState) -> None:
+        """The executor need not know the row any more; if it was never launched it will not hear of it."""
+        draft = self._draft
+        if state.last_step == draft.step_id:
+            draft.added = [row for row in draft.added if row.id != state.id]
+        else:
+            draft.removed.append(state.id)
+        draft.new_pages = [(id, pages) for id, pages in draft.new_pages if id != state.id]
+
+    # ------------------------------------------------------------ admission and preemption
+
+    def _admit(self, budget: int) -> None:
+        """Pages for queued requests in order; one that gets none holds up all behind it, so nobody starves.
+
+        One that waits for another's page does not: what it waits for is running or being filled.
+        """
+        num_remote = sum(state.leg is Leg.LAST for state in self._queue) if self._queue else 0
+        for state in self._queue[:]:
+            remote = state.leg is Leg.LAST
+            if not remote and (budget <= 0 or len(self._running) >= self._max_rows):
+                if budget > 0:
+                    self._blocked = self._blocked or state
+                if not num_remote:
+                    return
+                continue
+            need = self._need(state)
+            frontier = self._waits_on.get(state.id)
+            if frontier is not None and self._kv.is_awaited(frontier, need.state):
+                continue
+            opened = self._kv.open(state.request, state.tokens, need)
+            if opened is None:
+                self._blocked = self._blocked or state
+                return
+            if not isinstance(opened, Lease):
+                self._waits_on[state.id] = opened
+                continue
+            self._place(state, opened)
+            num_remote -= remote
+            if not remote:
+                budget -= self._plan_extend(state, budget)
+
+    def _need(self, state: RequestState) -> PageNeed:
+        """Pages for all known tokens and the next one, and one for each row to grow by, so that few are preempted."""
+        known, headroom = len(state.tokens), len(self._running)
+        if state.leg is Leg.LAST:
+            return PageNeed(self._num_pages(known), known, headroom, LeaseState.RESERVED)
+        last = max(known, min(known + 1, state.max_len - 1))
+        max_match, num_prompt = known - 1, state.request.num_prompt
+        if state.request.sampling.num_prompt_logprobs is not None and state.num_logprobs < num_prompt - 1:
+            max_match = state.num_logprobs  # the others are still to be computed
+        return PageNeed(self._num_pages(last), max_match, headroom)
+
+    def _place(self, state: RequestState, lease: Lease) -> None:
+        _remove(self._queue, state)
+        self._waits_on.pop(state.id, None)
+        state.lease = lease
+        state.num_known = len(state.tokens)
+        state.num_computed = state.num_scheduled = lease.num_valid
+        self._admitted.append(state)
+        if state.leg is Leg.LAST:
+            state.apply(Event.RESERVE)
+        else:
+            self._run(state)
+
+    def _make_way(self) -> None:
+        """A request that was blocked takes the pages of the last running one if that is of a lesser priority."""
+        blocked, self._blocked = self._blocked, None
+        if blocked is None or blocked.stage is not Stage.QUEUED or not self._running or self._leaving:
+            return
+        if self._running[-1].request.priority > blocked.request.priority:
+            self._preempt(self._running[-1])
+
+    def _preempt(self, state: RequestState) -> None:
+        """Take the row away. What is computed goes to the cache, so computing again is cheap if pages come back."""
+        assert state is self._running[-1], "the victim is the last in order"
+        self._running.pop()
+        state.apply(Event.PREEMPT)
+        self._forget(state)
+        if self._is_in_flight(state):
+            self._leaving.append(state)
+        else:
+            self._requeue(state)
+
+    def _requeue(self, state: RequestState) -> None:
+        lease = _lease(state)
+        self._kv.publish(lease, state.tokens, state.num_computed)
+        self._kv.retire(lease)
+        state.apply(Event.REQUEUE)
+        state.lease = None
+        state.num_computed = state.num_scheduled = state.num_announced = 0
+        state.last_step = NOT_LAUNCHED
+        insort(self._queue, state, key=_order)
+
+    def _is_in_flight(self, state: RequestState) -> bool:
+        """Whether a step that was launched and not committed names the row."""
+        return self._committed < state.last_step < self._draft.step_id
+
+    def _num_pages(self, num_tokens: int) -> int:
+        return -(-num_tokens // self._config.page_size)
+
+
+def _lease(state: RequestState) -> Lease:
+    assert state.lease is not None, "the stage has pages"
+    return state.lease
