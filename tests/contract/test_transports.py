@@ -98,14 +98,18 @@ def test_both_ways_at_once(rig: Rig) -> None:
         assert page_bytes(rig.source_pool, page) == page_bytes(rig.reader_pool, page)
 
 
-def test_a_lost_peer_ends_every_read_and_says_so(rig: Rig) -> None:
-    rig.reader.read_pages(PageRead(1, rig.peer, (1,), (1,), *ALL_LAYERS))
-    rig.wait(1)
+def test_a_lost_peer_ends_every_read_and_soon_says_so(rig: Rig) -> None:
+    """The first reads may still find the memory in place, with the right bytes; the loss shows within moments."""
     rig.source.close()
-    rig.reader.read_pages(PageRead(2, rig.peer, (1,), (1,), *ALL_LAYERS))
-    rig.reader.read_generations(3, rig.peer, (1,))
-    ended = rig.wait(2, 3)
-    assert [(ended[op].status, ended[op].peer_lost) for op in (2, 3)] == [(OpStatus.FAILED, True)] * 2
+    for op in range(1, 1000, 2):
+        rig.reader.read_pages(PageRead(op, rig.peer, (1,), (1,), *ALL_LAYERS))
+        rig.reader.read_generations(op + 1, rig.peer, (1,))
+        ended = rig.wait(op, op + 1)
+        if all(completion.status is OpStatus.FAILED for completion in ended.values()):
+            break
+        if ended[op].status is OpStatus.DONE:
+            assert page_bytes(rig.reader_pool, 1) == page_bytes(rig.source_pool, 1)
+    assert [ended[n].peer_lost for n in (op, op + 1)] == [True, True]
 
 
 def test_reads_in_flight_end_once_after_a_disconnect_and_then_touch_nothing(rig: Rig) -> None:

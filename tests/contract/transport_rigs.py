@@ -10,6 +10,7 @@ from kv_transfer.transports.base import Completion, PagePool, Transport, peer_ke
 from kv_transfer.transports.fake import FakeNetwork, FakeTransport
 from kv_transfer.transports.grpc import GrpcTransport
 from kv_transfer.transports.local import LocalHub, LocalTransport
+from kv_transfer.transports.nixl import NixlTransport
 
 KEY = b"a cluster key for tests only"
 LAYOUT = KVLayout("model", num_layers=4, num_kv_heads=2, head_dim=8, page_size=16, dtype="float32")
@@ -105,4 +106,8 @@ def grpc_rig(layout: KVLayout = LAYOUT) -> Rig:
     return Rig(lambda peer, pool: GrpcTransport(pool, peer, KEY), _pause, layout)
 
 
-RIGS: dict[str, Callable[..., Rig]] = {"fake": fake_rig, "local": local_rig, "grpc": grpc_rig}
+def nixl_rig(layout: KVLayout = LAYOUT) -> Rig:
+    return Rig(lambda peer, pool: NixlTransport(pool, peer), _pause, layout)
+
+
+RIGS: dict[str, Callable[..., Rig]] = {"fake": fake_rig, "local": local_rig, "grpc": grpc_rig, "nixl": nixl_rig}
