@@ -5,7 +5,7 @@ from array import array
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from engine.core.errors import InvalidRequest
+from engine.core.errors import InvalidRequest, NotFound
 from engine.core.types import token_buffer
 from router.text.model import ServedModel
 from router.text.tokenizer import INLINE_CHARS
@@ -13,6 +13,12 @@ from router.text.tokenizer import INLINE_CHARS
 
 class ContextLengthExceeded(InvalidRequest):
     """Prompt and answer do not fit in the model's context."""
+
+
+def check_model(model: ServedModel, name: str) -> None:
+    """Raises NotFound unless `name` is the served model."""
+    if name != model.name:
+        raise NotFound(f"model {name!r} is not served here; {model.name!r} is", param="model")
 
 
 async def tokens_of_text(model: ServedModel, text: str) -> "array[int]":

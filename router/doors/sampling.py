@@ -1,7 +1,8 @@
 """What a client may say about sampling, checked once for every door."""
 
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
-from typing import Annotated, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 
@@ -58,15 +59,29 @@ class SamplingFields(BaseModel):
 
 
 def invalid(error: ValidationError) -> InvalidRequest:
-    """The first complaint of pydantic as Baton's error, naming the field."""
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    return complaint(first["loc"], first["msg"])
+    """What pydantic complains of, as Baton's error."""
+    return complaint(error.errors(include_url=False, include_context=False, include_input=False))
 
 
-def complaint(loc: tuple[int | str, ...], message: str) -> InvalidRequest:
-    """`message` about the field at `loc`; branches of a union in `loc` are no concern of a client."""
-    param = str(loc[0]) if loc else None
-    return InvalidRequest(f"{param}: {message}" if param else message, param=param)
+def complaint(errors: Sequence[Mapping[str, Any]], skip: int = 0) -> InvalidRequest:
+    """The first field at fault and everything that is wrong with it; `skip` leading parts of a place are no field."""
+    place = errors[0]["loc"][skip : skip + 1]
+    reasons = dict.fromkeys(_reason(error) for error in errors if error["loc"][skip : skip + 1] == place)
+    message = " or ".join(reasons)  # several only where each is one alternative of a union
+    if not place or not isinstance(place[0], str):
+        return InvalidRequest(message)
+    return InvalidRequest(f"{place[0]}: {message}", param=place[0])
+
+
+def _reason(error: Mapping[str, Any]) -> str:
+    match error["type"]:
+        case "extra_forbidden":
+            return "this argument is not supported"
+        case "json_invalid":
+            return f"the body is not valid JSON: {error.get('ctx', {}).get('error', error['msg'])}"
+        case "value_error":
+            return str(error["msg"]).removeprefix("Value error, ")
+    return str(error["msg"])
 
 
 def choice_seed(seed: int, index: int) -> int:

@@ -158,6 +158,19 @@ class Answer:
         self.finish = delta.finish or self.finish
         self.timing = delta.timing or self.timing
 
+    def as_delta(self) -> TextDelta:
+        """The whole answer as if it had come at once."""
+        return TextDelta(
+            text="".join(self.texts),
+            tokens=tuple(self.tokens),
+            logprobs=self.logprobs,
+            prompt_logprobs=self.prompt_logprobs,
+            cached_tokens=self.cached_tokens,
+            finish=self.finish,
+            stopped_by=self.stopped_by,
+            timing=self.timing,
+        )
+
 
 async def collect(generator: Generator, choices: Sequence[Choice]) -> list[Answer]:
     """Run all sequences to their end; answers in the order of `choices`."""

@@ -41,7 +41,7 @@ def server_options(config: DoorConfig) -> list[tuple[str, int]]:
 
 
 def add_inference(server: grpc.aio.Server, generator: Generator, model: ServedModel, config: DoorConfig) -> RpcDoor:
-    """Register Inference, grpc.health.v1 (NOT_SERVING until told otherwise) and reflection on a server not yet started."""
+    """Register Inference, grpc.health.v1 (NOT_SERVING until told otherwise) and reflection on an unstarted server."""
     health_servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)

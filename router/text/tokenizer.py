@@ -9,7 +9,6 @@ from typing import Any
 
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
-from tokenizers.processors import TemplateProcessing
 
 from engine.core.errors import CheckpointError, InvalidRequest
 from engine.core.types import token_buffer
@@ -41,7 +40,11 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer":
-        """Read tokenizer.json and tokenizer_config.json. Raises CheckpointError that names the file at fault."""
+        """Read tokenizer.json and tokenizer_config.json. Raises CheckpointError that names the file at fault.
+
+        What surrounds a text (BOS, EOS) is what tokenizer.json says; as in transformers, add_bos_token and
+        add_eos_token of tokenizer_config.json do not overrule it.
+        """
         path = folder / "tokenizer.json"
         if not path.is_file():
             raise CheckpointError(f"{path}: missing; Baton needs the checkpoint's tokenizer.json")
@@ -52,7 +55,6 @@ class Tokenizer:
         config = read_json(folder / "tokenizer_config.json")
         special_tokens = _special_tokens(config)
         _add_missing_tokens(backend, config, special_tokens)
-        _set_framing(backend, config, special_tokens)
         return cls(backend, special_tokens, str(path))
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> "array[int]":
@@ -117,16 +119,3 @@ def _add_missing_tokens(backend: Backend, config: Mapping[str, Any], special_tok
     missing = {token for token in special_tokens.values() if backend.token_to_id(token) is None}
     tokens += [AddedToken(token, special=True) for token in sorted(missing)]
     backend.add_tokens(tokens)
-
-
-def _set_framing(backend: Backend, config: Mapping[str, Any], special_tokens: Mapping[str, str]) -> None:
-    """An explicit add_bos_token or add_eos_token overrules the post-processor of tokenizer.json, as in transformers."""
-    if "add_bos_token" not in config and "add_eos_token" not in config:
-        return
-    bos = special_tokens.get("bos_token") if config.get("add_bos_token") else None
-    eos = special_tokens.get("eos_token") if config.get("add_eos_token") else None
-    around = [token for token in (bos, eos) if token is not None]
-    backend.post_processor = TemplateProcessing(
-        single=[*([bos] if bos else []), "$A", *([eos] if eos else [])],
-        special_tokens=[(token, backend.token_to_id(token)) for token in around],
-    )

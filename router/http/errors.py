@@ -1,0 +1,46 @@
+"""Baton's error tree as OpenAI error objects. One table; nothing else in this door chooses a status."""
+
+import math
+from http import HTTPStatus
+
+from fastapi.responses import JSONResponse
+
+from engine.core.errors import BatonError, Code
+from router.doors.prompts import ContextLengthExceeded
+
+STATUS = {
+    Code.INVALID_ARGUMENT: 400,
+    Code.UNAUTHENTICATED: 401,
+    Code.NOT_FOUND: 404,
+    Code.RESOURCE_EXHAUSTED: 429,
+    Code.CANCELLED: 499,
+    Code.FAILED_PRECONDITION: 500,
+    Code.INTERNAL: 500,
+    Code.UNAVAILABLE: 503,
+    Code.DEADLINE_EXCEEDED: 504,
+}
+
+_TYPE = {401: "authentication_error", 429: "rate_limit_error"}
+
+
+def error_object(status: int, message: str, param: str | None = None, code: str | None = None) -> dict[str, object]:
+    """The object that OpenAI clients look for in a body or in an event of a stream."""
+    kind = _TYPE.get(status, "invalid_request_error" if status < 500 else "server_error")
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def baton_error_object(error: BatonError) -> dict[str, object]:
+    """The same for one of Baton's own errors."""
+    code: str = "context_length_exceeded" if isinstance(error, ContextLengthExceeded) else error.code.value
+    return error_object(STATUS[error.code], error.message, error.param, code)
+
+
+def error_response(error: BatonError) -> JSONResponse:
+    """A whole response for an error that came before the headers."""
+    headers = {} if error.retry_after_s is None else {"retry-after": str(max(1, math.ceil(error.retry_after_s)))}
+    return JSONResponse(baton_error_object(error), status_code=STATUS[error.code], headers=headers)
+
+
+def plain_error_response(status: int, message: str | None = None) -> JSONResponse:
+    """A whole response for what the framework refused: an unknown path, a wrong method, a body that is too large."""
+    return JSONResponse(error_object(status, message or HTTPStatus(status).phrase), status_code=status)

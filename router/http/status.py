@@ -1,0 +1,43 @@
+"""The status page: what `baton status` and operators read."""
+
+from router.api import ServiceStatus, WorkerStatus
+from router.http.logprobs import Json
+
+
+def status_body(status: ServiceStatus) -> Json:
+    """The service and its workers as JSON."""
+    return {
+        "ready": status.ready,
+        "detail": status.detail,
+        "queued_requests": status.queued_requests,
+        "running_requests": status.running_requests,
+        "workers": [_worker(worker) for worker in status.workers],
+    }
+
+
+def _worker(worker: WorkerStatus) -> Json:
+    info, load = worker.info, worker.load
+    body: Json = {
+        "id": info.id,
+        "incarnation": f"{info.incarnation:016x}",
+        "roles": list(info.roles),
+        "address": info.address,
+        "model": info.model,
+        "state": worker.state,
+        "detail": worker.detail,
+        "num_pages": info.num_pages,
+        "page_size": info.layout.page_size,
+        "load": None,
+    }
+    if load is not None:
+        body["load"] = {
+            "age_s": round(worker.load_age_s, 3),
+            "queued_requests": load.queued_requests,
+            "queued_tokens": load.queued_tokens,
+            "running_rows": load.running_rows,
+            "free_pages": load.free_pages,
+            "step_ms": round(load.step_s * 1e3, 3),
+            "prefill_tokens_per_s": round(load.prefill_tokens_per_s, 1),
+            "pages_by_state": dict(load.pages_by_state),
+        }
+    return body
