@@ -284,6 +284,7 @@ class EngineCore:
                 continue
             if state.stage is Stage.HELD:
                 self._drop(state)
+                self._result.expired.append(id)
             else:
                 self._finish(state, FinishReason.DEADLINE)
 

@@ -57,8 +57,16 @@ class StepResult:
     """Each request ends exactly once: here, or with its last FinalPages when it is held."""
     final_pages: list[FinalPages] = field(default_factory=list)
     reserved: list[Reserved] = field(default_factory=list)
+    expired: list[int] = field(default_factory=list)
+    """Held requests whose lease ran out before anybody released it."""
 
     def __bool__(self) -> bool:
         return bool(
-            self.ids or self.prompt_logprobs or self.started or self.finished or self.final_pages or self.reserved
+            self.ids
+            or self.prompt_logprobs
+            or self.started
+            or self.finished
+            or self.final_pages
+            or self.reserved
+            or self.expired
         )
