@@ -1,0 +1,271 @@
+"""What makes a worker a decode worker: it takes over pages that others computed, proven, and goes on from there. Pure.
+
+Adopt -> reserve pages -> pull what is missing, ticket by ticket -> proven -> decode
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import assert_never
+
+from engine.core.digest import root_digest
+from engine.core.engine import EngineCore
+from engine.core.errors import IllegalEvent, InvalidRequest, Overloaded
+from engine.core.messages import (
+    Adopt,
+    Adopted,
+    Cancel,
+    Command,
+    DeliverTicket,
+    Finished,
+    Generate,
+    HandoffFailed,
+    PeerJoined,
+    PeerLeft,
+    PeerStatus,
+    Prefill,
+    Release,
+    SendPrefixes,
+)
+from engine.core.result import Reserved, StepResult
+from engine.core.types import FinishReason, KVLayout, Request
+from engine.server.role import Word
+from kv_transfer.api import (
+    Broken,
+    CancelHandoff,
+    Cause,
+    DropPeer,
+    JoinPeer,
+    OfferTicket,
+    OpenHandoff,
+    PeerReady,
+    PeerRefused,
+    Proven,
+    Settled,
+    TransferCommand,
+    TransferOutcome,
+)
+
+MAX_EARLY_REQUESTS = 64
+"""Requests whose tickets may wait for an Adopt that is still under way."""
+
+Effects = list[Word | TransferCommand]
+
+
+class LegState(StrEnum):
+    """Where a handoff stands on this side."""
+
+    WAITING = "waiting"
+    """For destination pages."""
+    FILLING = "filling"
+    """A handoff is open in the transfer thread."""
+    DECODING = "decoding"
+    QUARANTINED = "quarantined"
+    """Over, but its pages may still be written: until the transfer thread says that they are not."""
+    ENDED = "ended"
+
+
+class LegEvent(StrEnum):
+    """What can happen to a decode leg."""
+
+    RESERVED = "reserved"
+    PROVEN = "proven"
+    BROKEN = "broken"
+    SETTLED = "settled"
+    FINISHED = "finished"
+
+
+_S, _E = LegState, LegEvent
+
+LEG_TABLE: dict[LegState, dict[LegEvent, LegState]] = {
+    _S.WAITING: {_E.RESERVED: _S.FILLING, _E.FINISHED: _S.ENDED},
+    _S.FILLING: {_E.PROVEN: _S.DECODING, _E.BROKEN: _S.QUARANTINED, _E.FINISHED: _S.QUARANTINED},
+    _S.DECODING: {_E.FINISHED: _S.ENDED},
+    # The outcome of a handoff that was cancelled may have been on its way already.
+    _S.QUARANTINED: {_E.BROKEN: _S.QUARANTINED, _E.PROVEN: _S.ENDED, _E.SETTLED: _S.ENDED},
+    _S.ENDED: {},
+}
+
+
+@dataclass(slots=True)
+class Leg:
+    """One request whose prompt is computed elsewhere. Mutable; the role's own."""
+
+    request: Request
+    tickets: list[bytes] = field(default_factory=list)
+    """That came before the pages were reserved."""
+    state: LegState = LegState.WAITING
+
+    def go(self, event: LegEvent) -> LegState:
+        """Change the state by the table. Raises IllegalEvent, and changes nothing, for an event it does not list."""
+        state = LEG_TABLE[self.state].get(event)
+        if state is None:
+            raise IllegalEvent(f"decode leg {self.request.id}: {event.value!r} in state {self.state.value!r}")
+        self.state = state
+        return state
+
+
+class DecodeRole:
+    """Decides for a decode worker. Each leg is told to the router once: by Finished or by HandoffFailed."""
+
+    name = "decode"
+
+    def __init__(self, core: EngineCore, layout: KVLayout) -> None:
+        self._core = core
+        self._layout = layout
+        self._legs: dict[int, Leg] = {}
+        self._early: OrderedDict[int, list[bytes]] = OrderedDict()
+        self._told: set[int] = set()
+        """Ids whose HandoffFailed was said and whose Finished the core has yet to report: not said again."""
+
+    # ------------------------------------------------------------ events
+
+    def on_command(self, command: Command, now: float) -> Effects:
+        """A router asked for something."""
+        match command:
+            case Adopt(request):
+                return self._adopt(request)
+            case DeliverTicket(id, ticket):
+                return self._deliver(id, ticket)
+            case Generate(request):
+                return self._generate(request)
+            case Prefill(request):
+                return [Finished(request.id, FinishReason.ERROR, "a decode worker issues no tickets")]
+            case Cancel(id):
+                self._early.pop(id, None)
+                self._core.abort(id)  # the rest follows from the Finished that the core reports
+                return []
+            case PeerJoined(info):
+                return [JoinPeer(info)]
+            case PeerLeft(worker_id, incarnation):
+                return [DropPeer(worker_id, incarnation)]
+            case Release() | SendPrefixes():
+                return []
+            case _:
+                assert_never(command)
+
+    def on_result(self, result: StepResult, now: float) -> Effects:
+        """A step ended: open the handoffs that got their pages, pass on ends, quarantine what ended while filling."""
+        effects: Effects = [started for started in result.started if started.id not in self._legs]
+        for reserved in result.reserved:
+            effects += self._open(reserved)
+        for finished in result.finished:
+            effects += self._finished(finished)
+        return effects
+
+    def on_outcome(self, outcome: TransferOutcome, now: float) -> Effects:
+        """The transfer thread reports."""
+        match outcome:
+            case Proven():
+                return self._proven(outcome)
+            case Broken(id, cause, message):
+                return self._broken(id, cause, message)
+            case Settled(id):
+                self._legs[id].go(LegEvent.SETTLED)
+                self._settle(id)
+                return []
+            case PeerReady(worker_id, incarnation, transport, bytes_per_s, message):
+                return [PeerStatus(worker_id, incarnation, True, transport, bytes_per_s, message)]
+            case PeerRefused(worker_id, incarnation, message):
+                return [PeerStatus(worker_id, incarnation, False, message=message)]
+            case _:
+                assert_never(outcome)
+
+    def on_tick(self, now: float) -> Effects:
+        """The core and the transfer thread keep the deadlines."""
+        return []
+
+    def next_tick_s(self) -> float | None:
+        """Never."""
+        return None
+
+    # ------------------------------------------------------------ commands
+
+    def _generate(self, request: Request) -> Effects:
+        try:
+            self._core.submit(request)
+        except (InvalidRequest, Overloaded) as error:
+            return [Finished(request.id, FinishReason.ERROR, error.message)]
+        return []
+
+    def _adopt(self, request: Request) -> Effects:
+        tickets = self._early.pop(request.id, [])
+        try:
+            self._core.reserve(request)
+        except (InvalidRequest, Overloaded) as error:
+            return [Finished(request.id, FinishReason.ERROR, error.message)]
+        self._legs[request.id] = Leg(request, tickets)
+        return []
+
+    def _deliver(self, id: int, ticket: bytes) -> Effects:
+        leg = self._legs.get(id)
+        if leg is None:
+            self._early.setdefault(id, []).append(ticket)
+            if len(self._early) > MAX_EARLY_REQUESTS:
+                self._early.popitem(last=False)
+        elif leg.state is LegState.FILLING:
+            return [OfferTicket(id, ticket)]
+        elif leg.state is LegState.WAITING:
+            leg.tickets.append(ticket)
+        return []
+
+    # ------------------------------------------------------------ the core's results
+
+    def _open(self, reserved: Reserved) -> Effects:
+        id = reserved.id
+        leg = self._legs[id]
+        if not self._core.fill(id):
+            return []  # it ended in the same step
+        leg.go(LegEvent.RESERVED)
+        request = leg.request
+        handoff = OpenHandoff(
+            id=id,
+            tokens=request.tokens,
+            root=root_digest(request.cache_salt, self._layout.model_hash),
+            pages=tuple(reserved.pages),
+            num_local=reserved.num_local // self._layout.page_size,
+            deadline_s=request.deadline_s,
+        )
+        tickets, leg.tickets = leg.tickets, []
+        return [handoff, *(OfferTicket(id, ticket) for ticket in tickets)]
+
+    def _finished(self, finished: Finished) -> Effects:
+        id = finished.id
+        if id in self._told:
+            self._told.remove(id)
+            return []
+        leg = self._legs.get(id)
+        if leg is None:
+            return [finished]
+        if leg.go(LegEvent.FINISHED) is LegState.QUARANTINED:
+            return [finished, CancelHandoff(id)]
+        del self._legs[id]
+        return [finished]
+
+    # ------------------------------------------------------------ outcomes of transfers
+
+    def _proven(self, proven: Proven) -> Effects:
+        id = proven.id
+        leg = self._legs[id]
+        if leg.go(LegEvent.PROVEN) is LegState.ENDED:
+            self._settle(id)
+            return []
+        self._core.settle(id)
+        self._core.prove(id, len(leg.request.tokens))
+        self._core.adopt(id, [proven.first.token])
+        return [Adopted(id, proven.transfer_bytes, proven.transfer_s, proven.pulled_pages, proven.local_pages)]
+
+    def _broken(self, id: int, cause: Cause, message: str) -> Effects:
+        leg = self._legs[id]
+        was_filling = leg.state is LegState.FILLING
+        leg.go(LegEvent.BROKEN)
+        if not was_filling:
+            return []  # cancelled before; the router knows
+        self._core.abort(id)
+        self._told.add(id)
+        return [HandoffFailed(id, f"{cause.value}: {message}", peer_lost=cause is Cause.PEER)]
+
+    def _settle(self, id: int) -> None:
+        """Nothing writes the pages of a leg that is over any more."""
+        self._core.settle(id)
+        del self._legs[id]
