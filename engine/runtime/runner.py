@@ -1,0 +1,112 @@
+"""One step on the device: apply the plan's bookkeeping, run the model, draw, and leave the tokens where they are next.
+
+Nothing here waits for the device, save sampling settings that need its answer on the host (see sampler).
+Shape suffixes: T tokens of the step, D hidden, B rows, S rows that draw a token, L positions that want log
+probabilities, V vocabulary.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from engine.attention.base import AttentionBackend
+from engine.core.types import StepOutput, StepPlan, TokenLogprob
+from engine.models.base import CausalLM
+from engine.runtime.batch import StepBatch, build_batch
+from engine.runtime.device import Stopwatch, to_host
+from engine.runtime.logprobs import Logprobs, chunks, logprobs_of
+from engine.runtime.rows import RowTable
+from engine.runtime.sampler import draw
+
+
+@dataclass(slots=True)
+class PendingStep:
+    """A step that was enqueued. The device may still be at it."""
+
+    step_id: int
+    num_rows: int
+    stopwatch: Stopwatch
+    drawing: list[int]
+    """Rows that draw a token."""
+    tokens_S: Tensor | None = None
+    logprob_rows: list[int] = field(default_factory=list)
+    logprobs: Logprobs | None = None
+    prompt_logprobs: list[tuple[int, Logprobs]] = field(default_factory=list)
+
+    def wait(self) -> StepOutput:
+        """Block until the step is done."""
+        output = StepOutput(self.step_id, [-1] * self.num_rows, step_s=self.stopwatch.wait())
+        if self.tokens_S is not None:
+            for row, token in zip(self.drawing, self.tokens_S.tolist(), strict=True):
+                output.tokens[row] = token
+        if self.logprobs is not None:
+            output.logprobs = [None] * self.num_rows
+            for row, value in zip(self.logprob_rows, self.logprobs.values(), strict=True):
+                output.logprobs[row] = value
+        if self.prompt_logprobs:
+            by_id: dict[int, list[TokenLogprob]] = {}
+            for id, part in self.prompt_logprobs:
+                by_id.setdefault(id, []).extend(part.values())
+            output.prompt_logprobs = by_id
+        return output
+
+
+class StepRunner:
+    """Owns the row table and the planned state of attention. Called by one thread, in the order of the plans."""
+
+    def __init__(self, model: CausalLM, attention: AttentionBackend, table: RowTable) -> None:
+        self._model = model
+        self._attention = attention
+        self._table = table
+
+    @torch.inference_mode()
+    def start(self, plan: StepPlan) -> PendingStep:
+        """Enqueue one step. Plans must come in order, each once."""
+        self._table.apply(plan)
+        stopwatch = Stopwatch(self._table.device)
+        stopwatch.begin()
+        batch = build_batch(plan, self._table)
+        self._attention.plan(batch.attention)
+        hidden_TD = self._model.forward(batch.tokens_T, batch.positions_T, self._attention.run)
+        drawing = [row for row, samples in enumerate(plan.samples) if samples]
+        pending = PendingStep(plan.step_id, len(plan.ids), stopwatch, drawing)
+        if drawing:
+            self._draw(batch, hidden_TD, pending)
+        self._report_prompts(plan, batch, hidden_TD, pending)
+        stopwatch.end()
+        return pending
+
+    def _draw(self, batch: StepBatch, hidden_TD: Tensor, pending: PendingStep) -> None:
+        table, drawing = self._table, pending.drawing
+        slots = [batch.slots[row] for row in drawing]
+        positions = [batch.ends[row] for row in drawing]
+        slots_S, positions_S, rows_S = torch.tensor([slots, positions, drawing]).to(table.device, non_blocking=True)
+        last_S = batch.attention.cu_seqlens_q_B1[rows_S + 1] - 1
+        hidden_SD = hidden_TD if len(drawing) == len(hidden_TD) else hidden_TD[last_S]
+        logits_SV = self._model.logits(hidden_SD)
+        tokens_S = draw(logits_SV, table, slots, positions)
+        table.tokens_RC[slots_S, positions_S] = tokens_S.int()
+        pending.tokens_S = to_host(tokens_S)
+        num_top = [table.sampling[slot].num_logprobs for slot in slots]
+        wanted = [index for index, num in enumerate(num_top) if num is not None]
+        if wanted:
+            wanted_L = torch.tensor(wanted, device=table.device)
+            asked = [num for num in num_top if num is not None]
+            pending.logprobs = logprobs_of(logits_SV[wanted_L], tokens_S[wanted_L], asked)
+            pending.logprob_rows = [drawing[index] for index in wanted]
+
+    def _report_prompts(self, plan: StepPlan, batch: StepBatch, hidden_TD: Tensor, pending: PendingStep) -> None:
+        """Log probabilities of the prompt tokens that this step's prompt tokens predict."""
+        table, first = self._table, 0
+        for id, slot, start, num_new in zip(plan.ids, batch.slots, plan.starts, plan.num_new, strict=True):
+            num_top = table.sampling[slot].num_prompt_logprobs
+            end = min(start + num_new, table.num_prompt[slot] - 1)
+            if num_top is not None:
+                for positions in chunks(start, end):
+                    hidden_LD = hidden_TD[first + positions.start - start : first + positions.stop - start]
+                    targets_L = table.tokens_RC[slot, positions.start + 1 : positions.stop + 1].long()
+                    logits_LV = self._model.logits(hidden_LD)
+                    part = logprobs_of(logits_LV, targets_L, [num_top] * len(positions))
+                    pending.prompt_logprobs.append((id, part))
+            first += num_new
