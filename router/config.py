@@ -9,6 +9,8 @@ class HealthConfig:
 
     hung_after_s: float = 0.6
     """A worker says something at least every 200 ms; one that is silent for this long gets no work until it speaks."""
+    peers_keep_s: float = 10.0
+    """A worker whose session broke may come back; after this long its peers are told to forget it."""
     breaker_failures: int = 2
     """Failures in a row that open a breaker."""
     breaker_open_s: float = 1.0

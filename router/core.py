@@ -48,6 +48,10 @@ class RouterCore:
         self.admission = Admission(config.admission)
         self.model = CostModel()
         self.stats = RouterStats()
+        self._departed: dict[str, tuple[WorkerInfo, float]] = {}
+        """Workers whose session is over but whose peers have not been told to forget them, and when they will be.
+        Another router may still reach them, and their transfers may be fine: nothing is broken off early.
+        """
         self._effects: list[Effect] = []
         chooser = Chooser(policy(self.model, rng), self.view, self.model, rng)
         self._supervisor = Supervisor(self.calls, chooser, self.admission, config.retry, self.stats, self._effects)
@@ -70,8 +74,8 @@ class RouterCore:
                     self._supervisor.cancel(flow, now)
             case WorkerJoined(info):
                 self._on_joined(info, now)
-            case WorkerGone(worker, message):
-                self._on_gone(worker, message, now)
+            case WorkerGone(worker, message, dead):
+                self._on_gone(worker, message, now, dead=dead)
             case WorkerDraining(worker):
                 if state := self.view.workers.get(worker):
                     state.draining = True
@@ -98,7 +102,10 @@ class RouterCore:
     def _on_joined(self, info: WorkerInfo, now: float) -> None:
         self.view.check_model(info)
         for old in self.view.find(info.id):
-            self._on_gone(old.key, "another incarnation took its place", now)
+            self._on_gone(old.key, "it joined again", now)
+        for key, (gone, _) in list(self._departed.items()):
+            if gone.id == info.id:
+                self._forget_peer(key, tell=gone.incarnation != info.incarnation)
         worker = self.view.join(info, now)
         for other in self.view:
             if other is not worker:
@@ -107,17 +114,27 @@ class RouterCore:
         self._ask_for_prefixes(worker, now)
         self._supervisor.retry_now(now)
 
-    def _on_gone(self, key: str, message: str, now: float) -> None:
+    def _on_gone(self, key: str, message: str, now: float, dead: bool = False) -> None:
         worker = self.view.workers.get(key)
         if worker is None:
+            if dead and key in self._departed:
+                self._forget_peer(key)
             return
         self.stats.workers_lost += 1
         worker.draining = True
         self._fail_legs(worker, Cause.WORKER_LOST, message, now)
         self.view.leave(key)
         self.model.forget_worker(key)
-        left = PeerLeft(worker.info.id, worker.info.incarnation)
-        self._effects.extend(Send(other.key, left) for other in self.view)
+        self._departed[key] = (worker.info, now + self._config.health.peers_keep_s)
+        if dead:
+            self._forget_peer(key)
+
+    def _forget_peer(self, key: str, tell: bool = True) -> None:
+        """A worker that left will not come back as the same incarnation (or is back, and nobody needs to be told)."""
+        info, _ = self._departed.pop(key)
+        if tell:
+            self.view.forget_source(key)
+            self._effects.extend(Send(other.key, PeerLeft(info.id, info.incarnation)) for other in self.view)
 
     def _fail_legs(self, worker: WorkerState, cause: Cause, message: str, now: float) -> None:
         """Every attempt with a leg there is over. A worker that is gone is told nothing, a hung one to end them."""
@@ -140,6 +157,8 @@ class RouterCore:
             self._fail_legs(worker, Cause.WORKER_HUNG, f"{worker.info.id} has been silent", now)
         for worker in self.view:
             self._ask_for_prefixes(worker, now)
+        for key in [key for key, (_, until_s) in self._departed.items() if until_s <= now]:
+            self._forget_peer(key)
         self._supervisor.on_time(now)
 
     def check_integrity(self) -> None:

@@ -38,6 +38,8 @@ class WorkerGone:
 
     worker: str
     message: str
+    dead: bool = False
+    """True when the incarnation itself is known to be over; else only the way to it may be."""
 
 
 @dataclass(frozen=True, slots=True)

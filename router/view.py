@@ -16,7 +16,10 @@ from router.worker import Health, LegKind, WorkerState
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """Workers that may get work now. `whole` are the ones for a request that stays on one worker."""
+    """Workers that may get work now. `whole` are the ones for a request that stays on one worker.
+
+    A worker with both roles keeps what it computes: it is no source of a handoff.
+    """
 
     prefill: list[WorkerState]
     decode: list[WorkerState]
@@ -32,7 +35,7 @@ class ClusterView:
         """By worker id and incarnation, as `peer_key` gives them."""
         self.index = PrefixIndex()
         self.links: dict[tuple[str, str], PeerStatus] = {}
-        """(prefill, decode) -> what the decode worker last said of pulling from the other."""
+        """(prefill, decode) -> what the decode worker, which is here, last said of pulling from the other."""
         self._breakers: dict[tuple[str, str], Breaker] = {}
         self.feeds: dict[str, PrefixFeed] = {}
         self._checked_s: float | None = None
@@ -59,9 +62,10 @@ class ClusterView:
         assert not worker.legs, "a worker left with open legs"
         del self.feeds[key]
         self.index.remove_worker(worker.slot)
-        for of_pairs in (self.links, self._breakers):
-            for pair in [pair for pair in of_pairs if key in pair]:
-                del of_pairs[pair]
+        for pair in [pair for pair in self.links if pair[1] == key]:
+            del self.links[pair]
+        for pair in [pair for pair in self._breakers if key in pair]:
+            del self._breakers[pair]
 
     def find(self, worker_id: str) -> list[WorkerState]:
         """Incarnations of `worker_id`; more than one only for a moment."""
@@ -93,19 +97,23 @@ class ClusterView:
         """Workers for one call, without those in `avoid` (where it failed before) while there are others."""
         able = [worker for worker in self if worker.routable(now)]
         able = [worker for worker in able if worker.key not in avoid] or able
-        prefill = [worker for worker in able if worker.has_role("prefill")]
+        prefill = [worker for worker in able if worker.has_role("prefill") and not worker.has_role("decode")]
         decode = [worker for worker in able if worker.has_role("decode")]
         return Candidates(prefill, decode, decode or able)
 
     def on_peer_status(self, target: WorkerState, status: PeerStatus) -> tuple[str, str] | None:
-        """`target` says whether it can pull from a peer. Returns the pair when that has just become possible."""
-        source = peer_key(status.worker_id, status.incarnation)
-        if source not in self.workers:
-            return None
-        pair = (source, target.key)
+        """`target` says whether it can pull from a peer (that this router may not have met yet). Returns the pair when
+        that has just become possible.
+        """
+        pair = (peer_key(status.worker_id, status.incarnation), target.key)
         was_ready = pair in self.links and self.links[pair].ready
         self.links[pair] = status
         return pair if status.ready and not was_ready else None
+
+    def forget_source(self, key: str) -> None:
+        """Peers of incarnation `key` are told to forget it: nothing is pulled from it any more."""
+        for pair in [pair for pair in self.links if pair[0] == key]:
+            del self.links[pair]
 
     def can_hand_over(self, source: WorkerState, target: WorkerState, now: float) -> bool:
         """May `target` pull pages from `source`? Only when the pair has proven itself and did not fail lately."""
@@ -130,6 +138,5 @@ class ClusterView:
             assert key == peer_key(worker.info.id, worker.info.incarnation)
             assert worker.num_decodes == sum(kind is not LegKind.PREFILL for kind in worker.legs.values())
         assert self.feeds.keys() == self.workers.keys()
-        assert all(
-            source in self.workers and target in self.workers for source, target in (*self.links, *self._breakers)
-        )
+        assert all(target in self.workers for _, target in self.links)
+        assert all(key in self.workers for pair in self._breakers for key in pair)

@@ -85,7 +85,9 @@ class WorkerState:
         self.num_decodes -= self.legs.pop(attempt) is not LegKind.PREFILL
 
     def on_load(self, load: WorkerLoad, now: float) -> None:
-        """The worker's own word; it covers what it had heard of when it spoke."""
+        """The worker's own word; it covers what it had heard of when it spoke. One said again is no news."""
+        if self.load is not None and load.seq == self.load.seq:
+            return
         self.load, self.load_s = load, now
         lag_s = max(_REPORT_LAG_S, 2 * load.step_s)
         while self._sent and self._sent[0][0] <= now - lag_s:
