@@ -109,6 +109,7 @@ class Peer:
     def fault(self, reason: str, now: float) -> PeerRefused | None:
         """A step failed, or a proven peer was lost or hung. None: the proof goes on with another transport."""
         self._reasons.append(f"{self.transport}: {reason}")
+        self.proof_op = None  # a read of a proof that failed by stalling may still end
         if self.proving and self._choice + 1 < len(self._transports):
             self._choice += 1
             self._go(PeerEvent.NEXT_TRANSPORT)
