@@ -1,0 +1,142 @@
+"""From one EngineConfig to a running engine: the only place that knows all its parts."""
+
+from collections.abc import MutableSequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import cast
+
+import torch
+
+from engine.attention.base import AttentionShape
+from engine.attention.select import make_backend
+from engine.core.config import SchedulerConfig
+from engine.core.engine import EngineCore
+from engine.core.errors import InvalidRequest
+from engine.core.types import KVLayout
+from engine.models.base import CausalLM
+from engine.models.checkpoint import model_hash
+from engine.models.config import AttentionConfig, ModelConfig
+from engine.models.hub import resolve_model
+from engine.models.loader import Progress, load_model, random_model
+from engine.models.registry import load_config
+from engine.runtime import memory
+from engine.runtime.config import EngineConfig
+from engine.runtime.executor import ThreadedExecutor
+from engine.runtime.kv_pool import KVPool
+from engine.runtime.rows import RowTable
+from engine.runtime.runner import StepRunner
+
+CPU_PAGE_SIZE, CUDA_PAGE_SIZE = 16, 128
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """The parts of one worker's engine. `close` the executor when no step is in flight."""
+
+    core: EngineCore
+    executor: ThreadedExecutor
+    pool: KVPool
+    """Holds `layout` and `num_pages`."""
+    scheduler: SchedulerConfig
+    """Holds the resolved `max_model_len`."""
+    model: ModelConfig
+    attention: str
+    """Name of the attention backend that runs."""
+
+    def close(self) -> None:
+        """Stop the executor's thread."""
+        self.executor.close()
+
+
+def build_engine(config: EngineConfig, progress: Progress | None = None) -> Engine:
+    """Load the model that `config` names and assemble an engine around it.
+
+    Args:
+        progress: called while weights are read.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be served.
+        InvalidRequest: the settings do not fit the model or the device.
+    """
+    folder = resolve_model(config.model)
+    facts = load_config(folder, config.max_model_len)
+    device, dtype = resolve_device(config.device), _dtype(config, facts)
+    if config.random_weights:
+        model: CausalLM = random_model(facts, dtype=dtype, device=device, seed=config.seed)
+        name = blake2b(f"{facts} {config.seed}".encode(), digest_size=16).hexdigest()
+    else:
+        model = load_model(folder, facts, dtype=dtype, device=device, progress=progress)
+        name = model_hash(folder, facts)
+    return assemble(config, facts, model, name)
+
+
+def assemble(config: EngineConfig, facts: ModelConfig, model: CausalLM, name: str) -> Engine:
+    """An engine around a model that is on its device already. `name` is what KVLayout calls model_hash.
+
+    Raises:
+        InvalidRequest: the settings do not fit the model or the device.
+    """
+    device = resolve_device(config.device)
+    layout = KVLayout(
+        model_hash=name,
+        num_layers=facts.num_layers,
+        num_kv_heads=facts.attention.num_kv_heads,
+        head_dim=facts.attention.head_dim,
+        page_size=config.page_size or (CPU_PAGE_SIZE if device.type == "cpu" else CUDA_PAGE_SIZE),
+        dtype=str(_dtype(config, facts)).removeprefix("torch."),
+    )
+    num_pages = memory.num_pages(config.kv_memory, layout.page_bytes, device, memory.free_bytes(device))
+    max_len = memory.max_model_len(config.max_model_len, facts.max_position, num_pages, layout.page_size)
+    pool = KVPool(layout, num_pages, device)
+    backend = make_backend(config.attention_backend, pool.tensor_NL2SKE, attention_shape(facts.attention))
+    table = RowTable(config.max_rows, max_len, layout.page_size, pool.filler_page, device)
+    executor = ThreadedExecutor(StepRunner(model, backend, table))
+    scheduler = SchedulerConfig(
+        page_size=layout.page_size,
+        num_pages=num_pages,
+        max_model_len=max_len,
+        max_step_tokens=config.max_step_tokens,
+        max_rows=config.max_rows,
+        max_in_flight=config.max_in_flight,
+        max_queued=config.max_queued,
+    )
+    generations = cast(MutableSequence[int], pool.generations[:num_pages])  # a memoryview is one in all but name
+    core = EngineCore(scheduler, executor, model_hash=name, generations=generations)
+    return Engine(core, executor, pool, scheduler, facts, backend.name)
+
+
+def attention_shape(facts: AttentionConfig) -> AttentionShape:
+    """What attention backends need of a model's facts."""
+    return AttentionShape(
+        num_heads=facts.num_heads,
+        num_kv_heads=facts.num_kv_heads,
+        head_dim=facts.head_dim,
+        softmax_scale=facts.head_dim**-0.5,
+        windows=facts.sliding_windows,
+    )
+
+
+def resolve_device(name: str) -> torch.device:
+    """ "auto" is CUDA where there is one.
+
+    Raises:
+        InvalidRequest: no such device here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InvalidRequest(f"device {name!r} is unknown; choose cpu, cuda or cuda:N", param="device") from error
+    if device.type not in ("cpu", "cuda"):
+        raise InvalidRequest(f"device {name!r} is not supported; choose cpu, cuda or cuda:N", param="device")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InvalidRequest(f"no device {name!r} here: {torch.cuda.device_count()} CUDA devices found", param="device")
+    return device
+
+
+def _dtype(config: EngineConfig, facts: ModelConfig) -> torch.dtype:
+    name = facts.dtype if config.dtype == "auto" else config.dtype
+    dtype = getattr(torch, name)
+    assert isinstance(dtype, torch.dtype)
+    return dtype
