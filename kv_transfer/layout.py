@@ -1,5 +1,6 @@
 """May two workers hand pages to each other? Says why not in plain words. Pure."""
 
+from functools import lru_cache
 from hashlib import blake2b
 
 from engine.core.digest import DIGEST_BYTES
@@ -7,6 +8,7 @@ from engine.core.errors import Incompatible
 from engine.core.types import KVLayout
 
 
+@lru_cache(maxsize=64)
 def layout_hash(layout: KVLayout) -> bytes:
     """The name of a layout on a ticket: blake2b-128 over every field, length-prefixed."""
     fields = (

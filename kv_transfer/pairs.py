@@ -30,8 +30,10 @@ class PairsConfig:
 
     limits: LinkLimits = field(default_factory=LinkLimits)
     pauses: RetryPauses = field(default_factory=RetryPauses)
-    join_floor_bytes_per_s: float = 8 << 20
+    join_floor_bytes_per_s: float = 32 << 20
     """A pair that is slower in its proof is refused."""
+    join_grace_s: float = 0.05
+    """Not counted: small pages say more about latency than about bandwidth."""
 
 
 @dataclass(slots=True)
@@ -230,7 +232,7 @@ class Pairs:
         if wrong is not None:
             self._fault(peer, wrong, now)
         elif peer.state is PeerState.TIMING:
-            self.events.append(peer.timed(self._rate(proof, completion, now)))
+            self.events.append(peer.timed(completion.num_bytes / max(now - proof.posted_s, 1e-9)))
         else:
             peer.step_ok()
             self._step(peer, now)
@@ -248,10 +250,8 @@ class Pairs:
         if peer.state is PeerState.GENERATION and completion.generations != (peer.info.incarnation,):
             return f"the golden page's generation is {completion.generations}, not the worker's incarnation"
         if peer.state is PeerState.TIMING:
-            rate, floor = self._rate(proof, completion, now), self._config.join_floor_bytes_per_s
-            if rate < floor:
+            floor, seconds = self._config.join_floor_bytes_per_s, now - proof.posted_s
+            if seconds > self._config.join_grace_s + completion.num_bytes / floor:
+                rate = completion.num_bytes / seconds
                 return f"{rate / 1e6:.1f} MB/s is under the floor of {floor / 1e6:.1f} MB/s"
         return None
-
-    def _rate(self, proof: _Proof, completion: Completion, now: float) -> float:
-        return completion.num_bytes / max(now - proof.posted_s, 1e-9)

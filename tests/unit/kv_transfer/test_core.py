@@ -1,0 +1,296 @@
+"""Two workers and everything between them in virtual time."""
+
+from dataclasses import replace
+
+import pytest
+
+from engine.core.errors import IllegalEvent
+from engine.core.types import TokenBuffer
+from kv_transfer.api import (
+    Broken,
+    CancelHandoff,
+    Cause,
+    DropPeer,
+    JoinPeer,
+    PeerReady,
+    PeerRefused,
+    Proven,
+    Settled,
+)
+from kv_transfer.pairs import PairsConfig
+from kv_transfer.transports.fake import FakeNetwork
+from tests.fakes.handoffs import LAYOUT, Worker, digests, fill, holds, offer, open_handoff, prompt
+
+TOKENS = prompt(18)
+SRC = [3, 4, 9, 1, 2]
+DST = (10, 11, 12, 13, 14)
+
+
+class World:
+    """A prefill worker p with a computed prompt, and a decode worker d that was told of it."""
+
+    def __init__(self, delay_s: float = 0.004, config: PairsConfig | None = None) -> None:
+        self.delay_s = delay_s
+        self.network = FakeNetwork(lambda reader, source, num_pages: self.delay_s)
+        self.p = Worker(self.network, "p")
+        self.d = Worker(self.network, "d", config=config)
+        self.p.compute(TOKENS, SRC)
+        self.d.core.handle(JoinPeer(self.p.info), 0.0)
+
+    @property
+    def now(self) -> float:
+        return self.network.now
+
+    def run(self, seconds: float) -> None:
+        self.d.run(self.now + seconds)
+
+    def joined(self) -> "World":
+        self.run(0.1)
+        ready = self.d.outcomes.pop()
+        assert isinstance(ready, PeerReady), ready
+        return self
+
+    def hand_over(self, id_: int = 1, **deadline: float) -> None:
+        self.d.core.handle(open_handoff(id_, TOKENS, DST, **deadline), self.now)
+        self.d.core.handle(offer(self.p.ticket(id_, TOKENS, SRC)), self.now)
+
+    def arrived(self) -> bool:
+        return all(holds(self.d.pool, page, digest) for page, digest in zip(DST, digests(TOKENS), strict=True))
+
+
+@pytest.fixture
+def world() -> World:
+    return World().joined()
+
+
+def causes(worker: Worker) -> list[Cause]:
+    return [outcome.cause for outcome in worker.outcomes if isinstance(outcome, Broken)]
+
+
+def test_a_pair_proves_itself_over_the_fake_network() -> None:
+    world = World(delay_s=0.001)
+    world.run(0.1)
+    (ready,) = world.d.outcomes
+    assert isinstance(ready, PeerReady)
+    assert (ready.worker_id, ready.incarnation, ready.transport, ready.message) == ("p", 1, "fake", "")
+    assert ready.bytes_per_s > 0
+    assert world.d.core.idle
+
+
+def test_pages_arrive_and_are_proven(world: World) -> None:
+    world.hand_over()
+    assert not world.d.core.idle and world.d.core.reading
+    world.run(0.05)
+    (proven,) = world.d.outcomes
+    assert isinstance(proven, Proven) and (proven.pulled_pages, proven.local_pages) == (5, 0)
+    assert world.arrived()
+    assert world.d.core.idle and not world.d.core.reading
+
+
+def test_chunks_are_pulled_while_prefill_still_computes(world: World) -> None:
+    world.d.core.handle(open_handoff(1, TOKENS, DST), world.now)
+    for begin, end in ((0, 8), (8, 16), (16, 18)):
+        world.d.core.handle(offer(world.p.ticket(1, TOKENS, SRC, begin, end)), world.now)
+        world.run(0.02)
+    assert isinstance(world.d.outcomes[-1], Proven)
+    assert world.arrived()
+
+
+def test_a_page_reused_during_the_read_is_never_proven(world: World) -> None:
+    world.hand_over()
+    world.run(0.002)
+    last_to_land = max(SRC)
+    world.p.pool.generations[last_to_land] += 1
+    fill(world.p.pool, last_to_land, bytes(16))
+    world.run(0.05)
+    assert not world.arrived()
+    assert causes(world.d) == [Cause.GENERATION]
+    assert world.d.outcomes[-1] == Settled(1)
+
+
+def test_a_page_reused_after_its_bytes_landed_is_not_proven_either(world: World) -> None:
+    """The proof is conservative: it does not know when the new owner came."""
+    world.hand_over()
+    world.run(0.0045)
+    world.p.pool.generations[SRC[0]] += 1
+    world.run(0.05)
+    assert world.arrived()
+    assert causes(world.d) == [Cause.GENERATION]
+
+
+def test_cancel_settles_only_when_the_last_byte_has_landed(world: World) -> None:
+    world.hand_over()
+    world.run(0.001)
+    world.d.core.handle(CancelHandoff(1), world.now)
+    world.run(0.001)
+    assert world.d.outcomes == []
+    world.run(0.01)
+    assert world.d.outcomes == [Settled(1)]
+    landed = [bytes(world.d.pool.read(page, 0, LAYOUT.num_layers)) for page in DST]
+    world.run(0.1)
+    assert landed == [bytes(world.d.pool.read(page, 0, LAYOUT.num_layers)) for page in DST]
+    world.d.core.handle(CancelHandoff(1), world.now)
+    world.run(0.01)
+    assert world.d.outcomes == [Settled(1)]
+
+
+def test_reads_that_were_not_posted_are_taken_back() -> None:
+    limits = replace(PairsConfig().limits, max_read_bytes=LAYOUT.page_bytes, max_posted_bytes=LAYOUT.page_bytes)
+    world = World(config=PairsConfig(limits=limits)).joined()
+    world.hand_over()
+    world.run(0.001)
+    world.d.core.handle(CancelHandoff(1), world.now)
+    world.run(0.005)
+    assert world.d.outcomes == [Settled(1)], "one read of five was posted"
+
+
+def test_a_dead_peer_breaks_its_handoffs_at_once_and_is_tried_again(world: World) -> None:
+    world.hand_over(1)
+    world.d.core.handle(open_handoff(2, TOKENS, (20, 21, 22, 23, 24)), world.now)
+    world.d.core.handle(offer(world.p.ticket(2, TOKENS, SRC, 0, 4)), world.now)
+    world.network.kill(world.p.key)
+    world.run(0.2)
+    assert causes(world.d) == [Cause.PEER, Cause.PEER]
+    assert {o.id for o in world.d.outcomes if isinstance(o, Settled)} == {1, 2}
+    refused = [o for o in world.d.outcomes if isinstance(o, PeerRefused)]
+    assert refused and not refused[0].permanent
+    world.d.core.handle(open_handoff(3, TOKENS, DST), world.now)
+    world.d.core.handle(offer(world.p.ticket(3, TOKENS, SRC)), world.now)
+    world.run(0.01)
+    assert world.d.outcomes[-1] == Settled(3), "nothing is pulled from a suspect peer"
+
+
+def test_a_hung_peer_breaks_its_handoffs_in_under_a_second_and_heals(world: World) -> None:
+    world.network.stop(world.p.key)
+    world.hand_over()
+    world.run(0.9)
+    assert causes(world.d) == [Cause.PEER]
+    assert not any(isinstance(o, Settled) for o in world.d.outcomes), "its bytes may still land"
+    world.network.resume(world.p.key)
+    world.run(1.0)
+    assert [type(o) for o in world.d.outcomes if not isinstance(o, PeerRefused)] == [Broken, Settled, PeerReady]
+    world.hand_over(2)
+    world.run(0.1)
+    assert isinstance(world.d.outcomes[-1], Proven)
+
+
+def test_late_bytes_of_a_hung_peer_never_reach_a_page_that_was_settled(world: World) -> None:
+    world.network.stop(world.p.key)
+    world.hand_over()
+    world.d.core.handle(CancelHandoff(1), world.now)
+    world.run(30.0)
+    assert Settled(1) not in world.d.outcomes, "never by time alone"
+    world.network.kill(world.p.key)
+    world.run(0.1)
+    assert Settled(1) in world.d.outcomes
+
+
+def test_tickets_wait_while_the_pair_still_proves_itself() -> None:
+    world = World(delay_s=0.01)
+    world.hand_over()
+    assert not world.d.outcomes
+    world.run(0.2)
+    assert [type(o) for o in world.d.outcomes] == [PeerReady, Proven]
+
+
+def test_tickets_that_waited_for_a_failed_proof_break() -> None:
+    world = World(delay_s=0.01)
+    world.hand_over()
+    world.network.kill(world.p.key)
+    world.run(0.2)
+    assert causes(world.d) == [Cause.PEER]
+
+
+@pytest.mark.parametrize("damage", ["bytes", "generation", "speed"])
+def test_a_pair_that_fails_its_proof_is_refused_in_words(damage: str) -> None:
+    world = World(delay_s=5.0 if damage == "speed" else 0.004)
+    if damage == "bytes":
+        world.p.pool.write(world.p.pool.num_pages, 0, 1, bytes(LAYOUT.page_bytes // LAYOUT.num_layers))
+    if damage == "generation":
+        world.p.pool.generations[world.p.pool.num_pages] = 99
+    world.run(0.5)
+    words = {"bytes": "golden page arrived with other bytes", "generation": "incarnation", "speed": "hung"}
+    refused = world.d.outcomes[0]
+    assert isinstance(refused, PeerRefused) and words[damage] in refused.message and not refused.permanent
+
+
+def test_a_pair_under_the_bandwidth_floor_is_refused() -> None:
+    world = World(config=PairsConfig(join_floor_bytes_per_s=1e12, join_grace_s=0.001))
+    world.run(0.1)
+    refused = world.d.outcomes[-1]
+    assert isinstance(refused, PeerRefused) and "under the floor" in refused.message
+
+
+def test_other_layouts_and_transports_are_refused_for_good() -> None:
+    network = FakeNetwork()
+    d = Worker(network, "d")
+    p = Worker(network, "p", layout=replace(LAYOUT, dtype="bfloat16"))
+    d.core.handle(JoinPeer(p.info), 0.0)
+    d.core.handle(JoinPeer(replace(p.info, layout=LAYOUT, transports=(("nixl", b""),))), 0.0)
+    first, second = d.core.take_outcomes()
+    assert isinstance(first, PeerRefused) and first.permanent and "types of KV values" in first.message
+    assert isinstance(second, PeerRefused) and second.message == "no common transport: fake here, nixl there"
+    assert d.core.idle
+
+
+def test_a_restarted_worker_is_another_peer(world: World) -> None:
+    old = world.p.ticket(1, TOKENS, SRC)
+    world.network.kill(world.p.key)
+    world.d.core.handle(DropPeer("p", 1), world.now)
+    world.p = Worker(world.network, "p", incarnation=2)
+    world.p.compute(TOKENS, SRC)
+    world.d.core.handle(JoinPeer(world.p.info), world.now)
+    world.run(0.1)
+    world.d.core.handle(open_handoff(1, TOKENS, DST), world.now)
+    world.d.core.handle(offer(old), world.now)
+    world.run(0.01)
+    assert causes(world.d) == [Cause.PEER]
+    world.hand_over(2)
+    world.run(0.1)
+    assert isinstance(world.d.outcomes[-1], Proven) and world.arrived()
+
+
+def test_dropping_a_peer_breaks_what_depends_on_it(world: World) -> None:
+    world.d.core.handle(open_handoff(1, TOKENS, DST), world.now)
+    world.d.core.handle(offer(world.p.ticket(1, TOKENS, SRC, 0, 8)), world.now)
+    world.run(0.05)
+    world.d.core.handle(DropPeer("p", 1), world.now)
+    world.d.core.handle(DropPeer("p", 1), world.now)
+    assert [type(o) for o in world.d.core.take_outcomes()] == [PeerRefused, Broken, Settled]
+
+
+def test_damaged_tickets_break_the_handoff(world: World) -> None:
+    world.d.core.handle(open_handoff(1, TOKENS, DST), world.now)
+    good = offer(world.p.ticket(1, TOKENS, SRC))
+    world.d.core.handle(replace(good, ticket=good.ticket[:-1] + b"\0"), world.now)
+    broken, settled = world.d.core.take_outcomes()
+    assert isinstance(broken, Broken) and broken.cause is Cause.TICKET and settled == Settled(1)
+
+
+def test_the_deadline_settles_whatever_else_happens(world: World) -> None:
+    world.d.core.handle(open_handoff(1, TOKENS, DST, deadline_s=world.now + 0.5), world.now)
+    world.run(0.6)
+    assert causes(world.d) == [Cause.DEADLINE] and world.d.outcomes[-1] == Settled(1)
+
+
+def test_unknown_handoffs_are_ignored_and_double_ones_illegal(world: World) -> None:
+    world.d.core.handle(offer(world.p.ticket(5, TOKENS, SRC)), world.now)
+    world.d.core.handle(CancelHandoff(5), world.now)
+    assert world.d.core.take_outcomes() == []
+    world.d.core.handle(open_handoff(1, TOKENS, DST), world.now)
+    with pytest.raises(IllegalEvent, match="open already"):
+        world.d.core.handle(open_handoff(1, TokenBuffer("i", [1]), (1,)), world.now)
+
+
+def test_a_read_stuck_in_every_scratch_page_delays_proofs_but_loses_none() -> None:
+    world = World().joined()
+    world.network.stop(world.p.key)
+    world.d.core.handle(DropPeer("p", 1), world.now)
+    for _ in range(5):
+        world.d.core.handle(JoinPeer(world.p.info), world.now)
+        world.run(0.5)
+    messages = [o.message for o in world.d.outcomes if isinstance(o, PeerRefused)]
+    assert any("scratch" in message for message in messages)
+    world.network.resume(world.p.key)
+    world.run(10.0)
+    assert isinstance(world.d.outcomes[-1], PeerReady)
