@@ -2,11 +2,16 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field, model_validator
+from pydantic import BaseModel, ConfigDict, FailFast, Field, Strict, StrictInt, StrictStr, model_validator
+from typing_extensions import TypeAliasType
 
 from router.doors.sampling import SamplingFields
 
-TokenIds = Annotated[list[int], FailFast()]
+# Of a million wrong items one is complained of. Types with a name do not inherit the model's strictness.
+_ONE_COMPLAINT = (FailFast(), Strict())
+TokenIds = TypeAliasType("TokenIds", Annotated[list[StrictInt], *_ONE_COMPLAINT])
+TokenIdLists = TypeAliasType("TokenIdLists", Annotated[list[TokenIds], *_ONE_COMPLAINT])
+Texts = TypeAliasType("Texts", Annotated[list[StrictStr], *_ONE_COMPLAINT])
 
 
 class StreamOptions(BaseModel):
@@ -40,10 +45,7 @@ class OpenAIRequest(SamplingFields):
 class CompletionRequest(OpenAIRequest):
     """POST /v1/completions."""
 
-    prompt: Annotated[
-        TokenIds | Annotated[list[TokenIds], FailFast()] | Annotated[list[str], FailFast()] | str,
-        Field(union_mode="left_to_right"),
-    ]
+    prompt: Annotated[TokenIds | TokenIdLists | Texts | str, Field(union_mode="left_to_right")]
     echo: bool | None = None
     logprobs: int | None = Field(default=None, ge=0, le=20)
     best_of: int | None = None
@@ -104,7 +106,7 @@ class PlainText(BaseModel):
 class ChatRequest(OpenAIRequest):
     """POST /v1/chat/completions."""
 
-    messages: list[ChatMessage]
+    messages: Annotated[list[ChatMessage], FailFast()]
     max_completion_tokens: int | None = Field(default=None, ge=1)
     max_tokens: int | None = Field(default=None, ge=1)
     logprobs: bool | None = None

@@ -1,0 +1,177 @@
+"""Whatever a client sends, it gets an OpenAI error object with the right status, and nothing reaches the router."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.unit.http.conftest import MAX_BODY_BYTES, Service
+
+COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
+JSON = {"content-type": "application/json"}
+
+
+def completion(**fields: Any) -> dict[str, Any]:
+    return {"model": "tiny", "prompt": "hi"} | fields
+
+
+def conversation(**fields: Any) -> dict[str, Any]:
+    return {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]} | fields
+
+
+def error_of(response: httpx.Response) -> dict[str, Any]:
+    body = response.json()
+    assert list(body) == ["error"]
+    assert set(body["error"]) == {"message", "type", "param", "code"}
+    return body["error"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "param"),
+    [
+        (COMPLETIONS, completion(prompt=""), 200, None),  # BOS alone is a prompt
+        (COMPLETIONS, completion(prompt=[]), 400, "prompt"),
+        (COMPLETIONS, completion(prompt=[[]]), 400, "prompt"),
+        (COMPLETIONS, completion(prompt=[1, "a"]), 400, "prompt"),
+        (COMPLETIONS, completion(prompt=[1.5]), 400, "prompt"),
+        (COMPLETIONS, completion(prompt=[True]), 400, "prompt"),
+        (COMPLETIONS, completion(prompt=[-1]), 400, "prompt"),
+        (COMPLETIONS, completion(prompt=[10**9]), 400, "prompt"),
+        (COMPLETIONS, completion(prompt=[10**30]), 400, "prompt"),
+        (COMPLETIONS, completion(prompt=None), 400, "prompt"),
+        (COMPLETIONS, completion(prompt={"text": "hi"}), 400, "prompt"),
+        (COMPLETIONS, {"model": "tiny"}, 400, "prompt"),
+        (COMPLETIONS, {"prompt": "hi"}, 400, "model"),
+        (COMPLETIONS, completion(model="gpt-9"), 404, "model"),
+        (COMPLETIONS, completion(model=5), 400, "model"),
+        (COMPLETIONS, completion(max_tokens=512), 400, "max_tokens"),
+        (COMPLETIONS, completion(max_tokens=-1), 400, "max_tokens"),
+        (COMPLETIONS, completion(max_tokens=0), 400, None),
+        (COMPLETIONS, completion(max_tokens="5"), 400, "max_tokens"),
+        (COMPLETIONS, completion(temperature="hot"), 400, "temperature"),
+        (COMPLETIONS, completion(logprobs=21), 400, "logprobs"),
+        (COMPLETIONS, completion(logprobs=True), 400, "logprobs"),
+        (COMPLETIONS, completion(best_of=3), 400, None),
+        (COMPLETIONS, completion(best_of=2, n=2), 200, None),
+        (COMPLETIONS, completion(suffix="end"), 400, None),
+        (COMPLETIONS, completion(n=9), 400, "n"),
+        (COMPLETIONS, completion(prompt=["a"] * 9), 400, "n"),
+        (COMPLETIONS, completion(kv_transfer_params={"remote_host": "10.0.0.1"}), 400, "kv_transfer_params"),
+        (COMPLETIONS, completion(timeout_s=0), 400, "timeout_s"),
+        (COMPLETIONS, [], 400, None),
+        (COMPLETIONS, "hi", 400, None),
+        (COMPLETIONS, None, 400, None),
+        (CHAT, conversation(messages=[]), 400, "messages"),
+        (CHAT, conversation(messages="hi"), 400, "messages"),
+        (CHAT, conversation(messages=[{"role": "user"}]), 200, None),
+        (CHAT, conversation(messages=[{"content": "hi"}]), 400, "messages"),
+        (CHAT, conversation(messages=[{"role": "nobody", "content": "hi"}]), 400, "messages"),
+        (CHAT, conversation(messages=[{"role": "user", "content": [{"type": "image_url"}]}]), 400, "messages"),
+        (CHAT, conversation(messages=[{"role": "assistant", "tool_calls": [{"id": "1"}]}]), 400, "messages"),
+        (CHAT, conversation(tools=[{"type": "function"}]), 400, "tools"),
+        (CHAT, conversation(response_format={"type": "json_object"}), 400, "response_format"),
+        (CHAT, conversation(top_logprobs=2), 400, None),
+        (CHAT, conversation(max_tokens=3, max_completion_tokens=4), 400, None),
+        (CHAT, conversation(chat_template_kwargs={"messages": []}), 400, "chat_template_kwargs"),
+        (CHAT, conversation(stream_options={"include_usage": "yes"}), 400, "stream_options"),
+        ("/tokenize", {}, 400, None),
+    ],
+)
+async def test_status_and_param(service: Service, path: str, body: Any, status: int, param: str | None) -> None:
+    response = await service.http.post(path, json=body)
+    assert response.status_code == status, response.text
+    if status != 200:
+        assert error_of(response)["param"] == param
+        assert error_of(response)["type"] == "invalid_request_error"
+        assert service.generator.calls == []
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b'{"model": "tiny", "prompt": "hi"',
+        b'{"model": "tiny", "prompt": "\xff\xfe"}',
+        b'{"model": "tiny", "prompt": "a\\ud800b"}',
+        b'{"model": "tiny", "prompt": "hi", "temperature": NaN}',
+        b'{"model": "tiny", "prompt": "hi", "temperature": Infinity}',
+        b'{"model": "tiny", "prompt": "hi", "temperature": 1e999}',
+        b"\x00" * 100,
+        b"[" * 100_000,
+    ],
+    ids=["empty", "brace", "cut", "invalid UTF-8", "surrogate", "NaN", "infinity", "1e999", "zeros", "deep"],
+)
+async def test_bodies_that_are_no_request(service: Service, content: bytes) -> None:
+    response = await service.http.post(COMPLETIONS, content=content, headers=JSON)
+    assert response.status_code == 400, response.text
+    assert error_of(response)["type"] == "invalid_request_error"
+    assert service.generator.calls == []
+
+
+async def test_too_long_a_prompt_has_its_own_code(service: Service) -> None:
+    response = await service.http.post(COMPLETIONS, json=completion(prompt=[5] * 600))
+    assert (response.status_code, error_of(response)["code"]) == (400, "context_length_exceeded")
+
+
+async def test_unknown_paths_and_methods(service: Service) -> None:
+    response = await service.http.get("/v1/embeddings")
+    assert (response.status_code, error_of(response)["message"]) == (404, "Not Found")
+    response = await service.http.get(COMPLETIONS)
+    assert response.status_code == 405
+    error_of(response)
+
+
+@pytest.mark.parametrize("declared", [True, False])
+async def test_a_huge_body_is_refused_while_it_is_read(service: Service, declared: bool) -> None:
+    size = 3 * MAX_BODY_BYTES
+    sent = 0
+
+    async def parts() -> AsyncIterator[bytes]:
+        nonlocal sent
+        while sent < size:
+            sent += 1 << 16
+            yield b"x" * (1 << 16)
+
+    headers = JSON | ({"content-length": str(size)} if declared else {})
+    response = await service.http.post(COMPLETIONS, content=parts(), headers=headers)
+    assert (response.status_code, error_of(response)["type"]) == (413, "invalid_request_error")
+    assert (await service.http.post(COMPLETIONS, json=completion())).status_code == 200
+
+
+async def test_a_client_that_leaves_before_the_answer_frees_everything(service: Service) -> None:
+    service.answers("abcdef")
+    service.generator.pause_after = 2
+    host, port = service.url.removeprefix("http://").split(":")
+    body = json.dumps(completion()).encode()
+    reader, writer = await asyncio.open_connection(host, int(port))
+    head = f"POST {COMPLETIONS} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    head += f"content-length: {len(body)}\r\n\r\n"
+    writer.write(head.encode() + body)
+    await service.generator.paused.wait()
+    assert service.generator.running == 1
+    writer.close()
+    await service.generator.idle.wait()
+    assert reader.at_eof() or not service.generator.running
+
+
+async def test_an_error_in_a_stream_is_an_event_and_no_done(service: Service) -> None:
+    from engine.core.errors import Unavailable
+
+    service.answers("abcdef")
+    service.generator.pause_after, service.generator.error = 2, Unavailable("lost")
+    response = await service.http.post(COMPLETIONS, json=completion(stream=True))
+    assert response.status_code == 200
+    events = response.text.strip().split("\n\n")
+    assert json.loads(events[-1].removeprefix("data: "))["error"]["message"] == "lost"
+    assert "[DONE]" not in response.text and '"stop"' not in response.text
+
+
+async def test_a_whole_stream_ends_with_done(service: Service) -> None:
+    response = await service.http.post(CHAT, json=conversation(stream=True, max_tokens=3))
+    assert response.headers["content-type"].startswith("text/event-stream")
+    assert response.text.endswith("data: [DONE]\n\n")
+    assert response.text.count("data: ") == 4

@@ -1,0 +1,60 @@
+"""Health, metrics, status, headers."""
+
+from engine.core.types import KVLayout, WorkerInfo, WorkerLoad
+from router.api import ServiceStatus, WorkerStatus
+from tests.unit.http.conftest import Service
+
+
+async def test_health_follows_the_service(service: Service) -> None:
+    assert (await service.http.get("/health")).status_code == 200
+    service.status.now = ServiceStatus(ready=False, detail="no decode worker has joined")
+    response = await service.http.get("/health")
+    assert (response.status_code, response.json()["detail"]) == (503, "no decode worker has joined")
+
+
+async def test_metrics_count_requests_by_route_and_status(service: Service) -> None:
+    await service.http.post("/v1/completions", json={"model": "tiny", "prompt": "hi"})
+    await service.http.post("/v1/completions", json={"model": "other", "prompt": "hi"})
+    await service.http.get("/somewhere/else")
+    lines = (await service.http.get("/metrics")).text.splitlines()
+    counts = [line for line in lines if line.startswith("baton_http_request_seconds_count")]
+    assert 'baton_http_request_seconds_count{route="/v1/completions",status="200"} 1.0' in counts
+    assert 'baton_http_request_seconds_count{route="/v1/completions",status="404"} 1.0' in counts
+    assert 'baton_http_request_seconds_count{route="other",status="404"} 1.0' in counts
+
+
+async def test_status_page(service: Service) -> None:
+    layout = KVLayout("hash", 2, 2, 16, 16, "float32")
+    info = WorkerInfo("p0", (1 << 64) - 1, ("prefill",), "127.0.0.1:5", "tiny", layout, 100, 512, (("local", b"\xff"),))
+    load = WorkerLoad(1, 0.0, 2, 300, 4, 60, 100, 0.0125, 1000.0, (("free", 60),))
+    workers = (
+        WorkerStatus(info, "ready", load=load, load_age_s=0.25),
+        WorkerStatus(info, "refused", "page sizes differ"),
+    )
+    service.status.now = ServiceStatus(True, workers=workers, queued_requests=1, running_requests=2)
+    body = (await service.http.get("/status")).json()
+    assert (body["ready"], body["queued_requests"], body["running_requests"]) == (True, 1, 2)
+    assert body["workers"][0]["incarnation"] == "f" * 16
+    assert body["workers"][0]["load"]["step_ms"] == 12.5
+    assert (body["workers"][1]["detail"], body["workers"][1]["load"]) == ("page sizes differ", None)
+
+
+async def test_timing_and_request_id_in_headers(service: Service) -> None:
+    body = {"model": "tiny", "prompt": "hi"}
+    headers = (await service.http.post("/v1/completions", json=body, headers={"x-request-id": "mine-1"})).headers
+    assert headers["x-request-id"] == "mine-1"
+    assert (headers["x-baton-ttft-ms"], headers["x-baton-cached-tokens"]) == ("6.0", "3")
+    assert (headers["x-baton-prefill-worker"], headers["x-baton-decode-worker"]) == ("p0", "d0")
+    response = await service.http.post("/v1/completions", json=body, headers={"x-request-id": "two\twords"})
+    assert response.headers["x-request-id"].startswith("cmpl-")
+    assert response.headers["x-request-id"] == response.json()["id"]
+
+
+async def test_tokenize(service: Service) -> None:
+    tokenizer = service.model.tokenizer
+    response = await service.http.post("/tokenize", json={"prompt": "the dog"})
+    assert response.json() == {"tokens": list(tokenizer.encode("the dog")), "count": response.json()["count"],
+                               "max_model_len": 512}  # fmt: skip
+    chat = await service.http.post("/tokenize", json={"model": "tiny", "messages": [{"role": "user", "content": "a"}]})
+    rendered = "<|begin|><|role|>user\na<|end|><|role|>assistant\n"
+    assert chat.json()["tokens"] == list(tokenizer.encode(rendered, add_special_tokens=False))
