@@ -2,13 +2,15 @@
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 
+from engine.core.types import WorkerInfo
 from engine.models.loader import Progress
 from engine.runtime.build import Engine, build_engine
 from engine.server.config import WorkerConfig
 from engine.server.inbox import Inbox
 from engine.server.role import Role
-from engine.server.worker import RunningWorker, WorkerParts, describe, new_incarnation
+from engine.server.worker import RunningWorker, WorkerParts, new_incarnation
 from kv_transfer.api import TransferCommand, TransferOutcome
 from kv_transfer.manager import TransferManager
 from kv_transfer.transports.base import peer_key
@@ -35,7 +37,25 @@ def run_worker(config: WorkerConfig, make_role: MakeRole, progress: Progress | N
         manager = TransferManager(engine.pool, transports, (config.worker_id, incarnation), key, notify=inbox.wake)
         undo.callback(manager.close)
         role = make_role(engine, incarnation)
-        info = describe(config, engine, role.name, incarnation, manager.descriptors)
+        info = _describe(config, engine, role.name, incarnation, manager.descriptors)
         worker = RunningWorker(config, WorkerParts(info, engine.core, role, manager, inbox, engine.close))
         undo.pop_all()
     return worker
+
+
+def _describe(
+    config: WorkerConfig, engine: Engine, role: str, incarnation: int, transports: tuple[tuple[str, bytes], ...]
+) -> WorkerInfo:
+    """What the worker says of itself; the shell fills in the address."""
+    return WorkerInfo(
+        id=config.worker_id,
+        incarnation=incarnation,
+        roles=(role,),
+        address="",
+        model=config.model_name or Path(config.engine.model).name,
+        layout=engine.pool.layout,
+        num_pages=engine.pool.num_pages,
+        max_model_len=engine.core.max_model_len,
+        transports=transports,
+        topology=config.topology,
+    )

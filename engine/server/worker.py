@@ -87,7 +87,7 @@ class RunningWorker(Generic[C, O]):
         self._failure = ""
         self.info = parts.info
         self.metrics = WorkerMetrics(parts.info)
-        self._metrics_server = MetricsServer(self.metrics.registry, config.host, config.metrics_port)
+        self._metrics_server: MetricsServer | None = None
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name="worker-server", daemon=True)
         self._thread.start()
         self._ready.wait()
@@ -97,6 +97,7 @@ class RunningWorker(Generic[C, O]):
     @property
     def metrics_port(self) -> int:
         """Of GET /metrics."""
+        assert self._metrics_server is not None, "started with the worker"
         return self._metrics_server.port
 
     @property
@@ -110,20 +111,21 @@ class RunningWorker(Generic[C, O]):
 
     def stop(self) -> None:
         """End everything within STOP_TIMEOUT_S. Idempotent; from any thread but the worker's own."""
-        self._ask_to_stop()
+        self.ask_to_stop()
         self._thread.join(STOP_TIMEOUT_S)
 
-    # ------------------------------------------------------------ the server's thread
-
-    def _ask_to_stop(self) -> None:
+    def ask_to_stop(self) -> None:
+        """Begin to stop; `wait` says when it is over. From any thread, signal handlers included."""
         loop, asked = self._server_loop, self._stop_asked
         if loop is not None and asked is not None and not self._ended.is_set():
             loop.call_soon_threadsafe(asked.set)
 
+    # ------------------------------------------------------------ the server's thread
+
     def _engine_died(self) -> None:
         self._died = True
         logger.critical("worker=%s the engine thread died; the worker ends", self.info.id)
-        self._ask_to_stop()
+        self.ask_to_stop()
 
     async def _serve(self) -> None:
         self._server_loop, self._stop_asked = asyncio.get_running_loop(), asyncio.Event()
@@ -158,8 +160,9 @@ class RunningWorker(Generic[C, O]):
         config = self._config
         try:
             port = server.add_insecure_port(f"{config.host}:{config.port}")
-        except RuntimeError as error:
-            self._failure = f"cannot listen on {config.host}:{config.port}: {error}"
+            self._metrics_server = MetricsServer(self.metrics.registry, config.host, config.metrics_port)
+        except (RuntimeError, OSError) as error:
+            self._failure = f"cannot listen on {config.host}, ports {config.port} and {config.metrics_port}: {error}"
             return False
         self.info = replace(self.info, address=f"{config.advertise or config.host}:{port}")
         service.introduce(self.info)
@@ -179,5 +182,6 @@ class RunningWorker(Generic[C, O]):
             logger.error("worker=%s the engine thread did not end in time", self.info.id)
         self._parts.transfers.close()
         self._parts.close_engine()
-        self._metrics_server.close()
+        if self._metrics_server is not None:
+            self._metrics_server.close()
         logger.info("worker=%s stopped", self.info.id)

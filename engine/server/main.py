@@ -1,0 +1,118 @@
+"""The command line of one worker process: `python -m prefill_worker`, `python -m decode_worker`.
+
+Scripts read one JSON line from its output when it is ready; the log goes to stderr. Exit code 0 after SIGTERM or
+Ctrl-C, 1 when the engine died, 2 when it could not start.
+"""
+
+import argparse
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from engine.core.errors import BatonError, InvalidRequest
+from engine.runtime.config import EngineConfig, parse_kv_memory
+from engine.server.config import TRANSPORTS, WorkerConfig
+from engine.server.worker import RunningWorker
+
+CLUSTER_KEY_VARIABLE = "BATON_CLUSTER_KEY"
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
+
+StartWorker = Callable[[WorkerConfig], RunningWorker[Any, Any]]
+
+
+def parser(kind: str) -> argparse.ArgumentParser:
+    """Every flag of a worker."""
+    flags = argparse.ArgumentParser(
+        prog=f"python -m {kind}_worker",
+        epilog=f"The cluster key, shared by all workers, comes from the environment variable {CLUSTER_KEY_VARIABLE}.",
+    )
+    flags.add_argument("--model", required=True, help="checkpoint folder or hub id")
+    flags.add_argument("--model-name", default="", help="what clients call the model")
+    flags.add_argument("--worker-id", default=f"{kind}-0", help="unique in the cluster")
+    flags.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    flags.add_argument("--port", type=int, default=0, help="0 takes a free one")
+    flags.add_argument("--advertise", default="", help="host that others reach this worker by")
+    flags.add_argument("--metrics-port", type=int, default=0, help="0 takes a free one")
+    flags.add_argument("--transport", default="auto", choices=TRANSPORTS, help="how pages move")
+    flags.add_argument("--device", default="auto")
+    flags.add_argument("--dtype", default="auto")
+    flags.add_argument("--page-size", type=int)
+    flags.add_argument("--kv-memory", help="bytes (2GiB) or a fraction (0.8) of the memory that is free")
+    flags.add_argument("--max-model-len", type=int)
+    flags.add_argument("--max-step-tokens", type=int, default=2048)
+    flags.add_argument("--max-rows", type=int, default=256)
+    flags.add_argument("--attention-backend", default="auto")
+    flags.add_argument("--random-weights", action="store_true", help="draw weights from --seed; needs config.json only")
+    flags.add_argument("--seed", type=int, default=0)
+    flags.add_argument("--log-level", default="INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
+    return flags
+
+
+def config_of(arguments: argparse.Namespace, environment: "os._Environ[str] | dict[str, str]") -> WorkerConfig:
+    """Raises InvalidRequest."""
+    key = environment.get(CLUSTER_KEY_VARIABLE, "").encode()
+    if not key:
+        raise InvalidRequest(f"set {CLUSTER_KEY_VARIABLE} to a secret that all workers of the cluster share")
+    engine = EngineConfig(
+        model=arguments.model,
+        device=arguments.device,
+        dtype=arguments.dtype,
+        page_size=arguments.page_size,
+        kv_memory=None if arguments.kv_memory is None else parse_kv_memory(arguments.kv_memory),
+        max_model_len=arguments.max_model_len,
+        max_step_tokens=arguments.max_step_tokens,
+        max_rows=arguments.max_rows,
+        attention_backend=arguments.attention_backend,
+        random_weights=arguments.random_weights,
+        seed=arguments.seed,
+    )
+    return WorkerConfig(
+        engine=engine,
+        worker_id=arguments.worker_id,
+        cluster_key=key,
+        model_name=arguments.model_name,
+        host=arguments.host,
+        port=arguments.port,
+        advertise=arguments.advertise,
+        metrics_port=arguments.metrics_port,
+        transport=arguments.transport,
+    )
+
+
+def ready_line(worker: RunningWorker[Any, Any]) -> str:
+    """What scripts wait for."""
+    info = worker.info
+    return json.dumps(
+        {
+            "ready": True,
+            "worker": info.id,
+            "incarnation": f"{info.incarnation:016x}",
+            "roles": info.roles,
+            "address": info.address,
+            "metrics_port": worker.metrics_port,
+            "num_pages": info.num_pages,
+            "max_model_len": info.max_model_len,
+            "pid": os.getpid(),
+        }
+    )
+
+
+def main(start_worker: StartWorker, kind: str, argv: Sequence[str] | None = None) -> int:
+    """Run one worker. Returns the exit code."""
+    arguments = parser(kind).parse_args(argv)
+    logging.basicConfig(level=arguments.log_level, stream=sys.stderr, format=LOG_FORMAT)
+    try:
+        worker = start_worker(config_of(arguments, os.environ))
+    except BatonError as error:
+        sys.stderr.write(f"error: {error.message}\n")
+        return 2
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: worker.ask_to_stop())
+    sys.stdout.write(ready_line(worker) + "\n")
+    sys.stdout.flush()
+    worker.wait()
+    return 1 if worker.died else 0
