@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Protocol
 
+from engine.core.messages import PeerStatus
 from engine.core.types import FinishReason, Sampling, TokenLogprob, WorkerInfo, WorkerLoad
 
 
@@ -66,6 +67,8 @@ class WorkerStatus:
     """Why it is not ready, in plain words."""
     load: WorkerLoad | None = None
     load_age_s: float = 0.0
+    peers: tuple[PeerStatus, ...] = ()
+    """What it says of pulling pages from others."""
 
 
 @dataclass(frozen=True, slots=True)

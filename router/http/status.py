@@ -28,6 +28,17 @@ def _worker(worker: WorkerStatus) -> Json:
         "num_pages": info.num_pages,
         "page_size": info.layout.page_size,
         "load": None,
+        "peers": [
+            {
+                "id": peer.worker_id,
+                "incarnation": f"{peer.incarnation:016x}",
+                "ready": peer.ready,
+                "transport": peer.transport,
+                "bytes_per_s": round(peer.bytes_per_s),
+                "detail": peer.message,
+            }
+            for peer in worker.peers
+        ],
     }
     if load is not None:
         body["load"] = {
