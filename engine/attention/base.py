@@ -51,6 +51,16 @@ class AttentionBatch:
     """int64: page * page_size + position in page, where each new token's k and v go; -1 writes nothing."""
 
     @property
+    def is_decode(self) -> bool:
+        """One new token a row."""
+        return self.max_num_new == 1
+
+    @property
+    def is_all_new(self) -> bool:
+        """No row has cached tokens."""
+        return not any(self.starts)
+
+    @property
     def max_num_new(self) -> int:
         """Most new tokens of a row: 1 in a pure decode step."""
         return max(self.num_new)
@@ -64,12 +74,20 @@ class AttentionBatch:
 class AttentionBackend(Protocol):
     """Attention over one KV pool, pool_NL2SKE (engine.runtime.kv_pool), read in place through per-layer views.
 
-    `plan` and the rest are kept apart for the sake of CUDA graphs: `plan` runs before each step, outside the graph, and
-    leaves what it computes in buffers of fixed address; `run` is what a graph captures. After a capture, `plan` with a
-    batch of the same number of rows and then a replay is a step.
+    `plan` and the rest are kept apart for the sake of layers, which share a plan, and of CUDA graphs: a graph captures
+    both, so where `capturable` is true `plan` must not need the device's answer on the host.
     """
 
     name: str
+    capturable: bool
+    """A decode step, `plan` included, can be captured by a CUDA graph and replayed on other contents of its tensors."""
+
+    @property
+    def slots_T(self) -> Tensor:
+        """Of the batch planned last."""
+
+    def caches(self, layer: int) -> tuple[Tensor, Tensor]:
+        """k_NSKE and v_NSKE of one layer."""
 
     def plan(self, batch: AttentionBatch) -> None:
         """Prepare one step; the methods below refer to the batch planned last."""
@@ -77,14 +95,16 @@ class AttentionBackend(Protocol):
     def write(self, layer: int, k_TKE: Tensor, v_TKE: Tensor) -> None:
         """Put the new tokens' keys and values into their slots."""
 
-    def attend(self, layer: int, q_THE: Tensor) -> tuple[Tensor, Tensor]:
+    def attend(self, layer: int, q_THE: Tensor, new: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """Attention of the new tokens over the pool: out_THE in q's dtype and lse_TH, the log of each softmax's sum.
+
+        `new` is k_TKE and v_TKE of the step where the caller still has them; the pool holds the same.
 
         lse is float32 (float64 for float64 input). Results over disjoint key sets can be merged with it.
         """
 
     def run(self, layer: int, q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor) -> Tensor:
-        """`write`, then `attend` without the lse: out_THE. This is the model's AttentionStep."""
+        """`write`, then `attend` without the lse: out_THE."""
 
 
 def layer_views(pool_NL2SKE: Tensor, layer: int) -> tuple[Tensor, Tensor]:

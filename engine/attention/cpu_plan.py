@@ -35,6 +35,7 @@ class CPUStep:
 
     def __init__(self, batch: AttentionBatch, page_size: int, max_pages: int, dtype: torch.dtype) -> None:
         assert int(batch.slots_T.min()) >= 0, "padding rows belong to graphs, which the CPU path has not"
+        self.slots_T = batch.slots_T
         self.page_T, self.position_T = batch.slots_T // page_size, batch.slots_T % page_size
         firsts = [0, *accumulate(batch.num_new)]
         decode = [row for row, num_new in enumerate(batch.num_new) if num_new == 1]

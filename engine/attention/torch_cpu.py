@@ -32,6 +32,7 @@ class TorchCPU:
     """AttentionBackend for CPU tensors in float32, bfloat16, float16 or float64. No soft cap: TorchReference has it."""
 
     name = "torch_cpu"
+    capturable = False
 
     def __init__(self, pool_NL2SKE: Tensor, shape: AttentionShape) -> None:
         assert shape.soft_cap is None
@@ -48,18 +49,27 @@ class TorchCPU:
         """See AttentionBackend."""
         self._step = CPUStep(batch, self._page_size, self._scratch_2NSKE.shape[1], self._scratch_2NSKE.dtype)
 
+    @property
+    def slots_T(self) -> Tensor:
+        """See AttentionBackend."""
+        return self._planned().slots_T
+
+    def caches(self, layer: int) -> tuple[Tensor, Tensor]:
+        """See AttentionBackend."""
+        return self._layers[layer]
+
     def write(self, layer: int, k_TKE: Tensor, v_TKE: Tensor) -> None:
         """See AttentionBackend."""
         step = self._planned()
         for pool_NSKE, new_TKE in zip(self._layers[layer], (k_TKE, v_TKE), strict=True):
             pool_NSKE.index_put_((step.page_T, step.position_T), new_TKE.to(pool_NSKE.dtype))
 
-    def attend(self, layer: int, q_THE: Tensor) -> tuple[Tensor, Tensor]:
-        """See AttentionBackend. Reads the new tokens back from the pool."""
+    def attend(self, layer: int, q_THE: Tensor, new: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """See AttentionBackend. Without `new`, reads the new tokens back from the pool."""
         step = self._planned()
         k_NSKE, v_NSKE = self._layers[layer]
         where = (step.page_T, step.position_T)
-        return self._attend(layer, q_THE, k_NSKE[where], v_NSKE[where])
+        return self._attend(layer, q_THE, *(new or (k_NSKE[where], v_NSKE[where])))
 
     def run(self, layer: int, q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor) -> Tensor:
         """See AttentionBackend."""

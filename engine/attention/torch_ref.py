@@ -16,6 +16,7 @@ class TorchReference:
     """AttentionBackend in plain torch; computes in float32, or in float64 over a float64 pool."""
 
     name = "torch"
+    capturable = False
 
     def __init__(self, pool_NL2SKE: Tensor, shape: AttentionShape) -> None:
         self._pool_NL2SKE = pool_NL2SKE
@@ -26,12 +27,22 @@ class TorchReference:
         """See AttentionBackend."""
         self._batch = batch
 
+    @property
+    def slots_T(self) -> Tensor:
+        """See AttentionBackend."""
+        assert self._batch is not None
+        return self._batch.slots_T
+
+    def caches(self, layer: int) -> tuple[Tensor, Tensor]:
+        """See AttentionBackend."""
+        return layer_views(self._pool_NL2SKE, layer)
+
     def write(self, layer: int, k_TKE: Tensor, v_TKE: Tensor) -> None:
         """See AttentionBackend."""
         assert self._batch is not None
         write_slots(self._pool_NL2SKE, layer, self._batch.slots_T, k_TKE, v_TKE)
 
-    def attend(self, layer: int, q_THE: Tensor) -> tuple[Tensor, Tensor]:
+    def attend(self, layer: int, q_THE: Tensor, new: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """See AttentionBackend."""
         batch = self._batch
         assert batch is not None

@@ -43,7 +43,7 @@ def _paged_attention_kernel(
     page_stride, slot_stride, head_stride, out_split_stride, lse_split_stride, softmax_scale,
     WINDOW: tl.constexpr, SOFT_CAP: tl.constexpr, PAGE_SIZE: tl.constexpr, H: tl.constexpr, G: tl.constexpr,
     E: tl.constexpr, G_BLOCK: tl.constexpr, E_BLOCK: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_KV: tl.constexpr,
-    NUM_SPLITS: tl.constexpr,
+    NUM_SPLITS: tl.constexpr, NUM_STAGES: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
     row, tile = tl.program_id(0), tl.program_id(1)
     kv_head, split = tl.program_id(2) // NUM_SPLITS, tl.program_id(2) % NUM_SPLITS
@@ -72,11 +72,15 @@ def _paged_attention_kernel(
         top = tl.full((BLOCK_Q * G_BLOCK,), -float("inf"), tl.float32)
         total = tl.zeros((BLOCK_Q * G_BLOCK,), tl.float32)
         acc = tl.zeros((BLOCK_Q * G_BLOCK, E_BLOCK), tl.float32)
-        start = begin
-        while start < end:
+        for start in tl.range(begin, end, BLOCK_KV, num_stages=NUM_STAGES):
             key = start + tl.arange(0, BLOCK_KV)
-            page = tl.load(page_table + row * table_stride + key // PAGE_SIZE, mask=key < end, other=0).to(tl.int64)
-            offset = page * page_stride + (key % PAGE_SIZE) * slot_stride + kv_head * head_stride
+            if ALIGNED:  # a key tile lies inside one page
+                page = tl.load(page_table + row * table_stride + start // PAGE_SIZE).to(tl.int64)
+                in_page = start % PAGE_SIZE + tl.arange(0, BLOCK_KV)
+            else:
+                page = tl.load(page_table + row * table_stride + key // PAGE_SIZE, mask=key < end, other=0).to(tl.int64)
+                in_page = key % PAGE_SIZE
+            offset = page * page_stride + in_page * slot_stride + kv_head * head_stride
             kv_inside = (key < end)[:, None] & (e < E)[None, :]
             k_tile = tl.load(k_cache + offset[:, None] + e[None, :], mask=kv_inside, other=0.0).to(q_tile.dtype)
             score = tl.dot(q_tile, tl.trans(k_tile)) * softmax_scale
@@ -97,7 +101,6 @@ def _paged_attention_kernel(
             acc = acc * decay[:, None] + tl.dot(weight.to(q_tile.dtype), v_tile)
             total = total * decay + tl.sum(weight, 1)
             top = new_top
-            start += BLOCK_KV
 
         result = acc / tl.where(total > 0, total, 1.0)[:, None]
         target = out + split * out_split_stride + q_offset[:, None] + e[None, :]
@@ -146,6 +149,7 @@ def paged_attention(
     group = num_heads // num_kv_heads
     group_block = triton.next_power_of_2(group)
     e_block = triton.next_power_of_2(head_dim)
+    block_kv = 64 if head_dim <= 128 else 32
     block_q = max(1, triton.next_power_of_2(min(batch.max_num_q, max(16, 64 // group_block))))
     while block_q * group_block < 16:  # the smallest dot
         block_q *= 2
@@ -160,9 +164,8 @@ def paged_attention(
         batch.page_table.stride(0), k_cache.stride(0), k_cache.stride(1), k_cache.stride(2),
         num_tokens * num_heads * head_dim, num_tokens * num_heads, options.softmax_scale,
         WINDOW=options.window, SOFT_CAP=options.soft_cap, PAGE_SIZE=page_size, H=num_heads, G=group, E=head_dim,
-        G_BLOCK=group_block, E_BLOCK=e_block, BLOCK_Q=block_q, BLOCK_KV=64 if head_dim <= 128 else 32,
-        NUM_SPLITS=num_splits,
-        num_warps=4, num_stages=2,
+        G_BLOCK=group_block, E_BLOCK=e_block, BLOCK_Q=block_q, BLOCK_KV=block_kv, NUM_SPLITS=num_splits,
+        NUM_STAGES=3 if head_dim <= 128 else 2, ALIGNED=options.window == 0 and page_size % block_kv == 0, num_warps=4,
     )  # fmt: skip
     if num_splits > 1:
         _combine_kernel[(num_tokens * num_heads,)](

@@ -47,14 +47,14 @@ class Llama:
         self.config = config
         self.weights = weights
 
-    def forward(self, tokens_T: Tensor, positions_T: Tensor, attend: AttentionStep) -> Tensor:
+    def forward(self, tokens_T: Tensor, positions_T: Tensor, attention: AttentionStep) -> Tensor:
         """Hidden states after the last norm, hidden_TD. Positions must be below `config.max_position`."""
         weights, eps = self.weights, self.config.rms_norm_eps
         hidden_TD = functional.embedding(tokens_T, weights.embedding_VD)
         cos_sin_TE = functional.embedding(positions_T, weights.cos_sin_PE).to(hidden_TD.dtype)
         for index, layer in enumerate(weights.layers):
             normed_TD = rms_norm(hidden_TD, layer.input_norm_D, eps)
-            hidden_TD = hidden_TD + self._attention(index, normed_TD, cos_sin_TE, attend)
+            hidden_TD = hidden_TD + self._attention(index, normed_TD, cos_sin_TE, attention)
             normed_TD = rms_norm(hidden_TD, layer.mlp_norm_D, eps)
             hidden_TD = hidden_TD + layer.down(silu_mul(layer.gate_up(normed_TD)))
         return rms_norm(hidden_TD, weights.norm_D, eps)
@@ -63,7 +63,7 @@ class Llama:
         """Logits of the chosen rows, logits_SV in float32."""
         return functional.linear(hidden_SD, self.weights.head_VD).float()
 
-    def _attention(self, index: int, normed_TD: Tensor, cos_sin_TE: Tensor, attend: AttentionStep) -> Tensor:
+    def _attention(self, index: int, normed_TD: Tensor, cos_sin_TE: Tensor, attention: AttentionStep) -> Tensor:
         layer, facts = self.weights.layers[index], self.config.attention
         num_qk = facts.num_heads + facts.num_kv_heads
         qkv_TXE = layer.qkv(normed_TD).view(-1, num_qk + facts.num_kv_heads, facts.head_dim)
@@ -72,5 +72,5 @@ class Llama:
             qk_TNE = rms_norm(qk_TNE, layer.qk_norm_NE, self.config.rms_norm_eps)
         qk_TNE = rotate(qk_TNE, cos_sin_TE)
         q_THE, k_TKE = qk_TNE[:, : facts.num_heads], qk_TNE[:, facts.num_heads :]
-        out_THE = attend(index, q_THE, k_TKE, v_TKE)
+        out_THE = attention.run(index, q_THE, k_TKE, v_TKE)
         return layer.output(out_THE.flatten(1))

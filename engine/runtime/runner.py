@@ -68,7 +68,7 @@ class StepRunner:
         stopwatch.begin()
         batch = build_batch(plan, self._table)
         self._attention.plan(batch.attention)
-        hidden_TD = self._model.forward(batch.tokens_T, batch.positions_T, self._attention.run)
+        hidden_TD = self._model.forward(batch.tokens_T, batch.positions_T, self._attention)
         drawing = [row for row, samples in enumerate(plan.samples) if samples]
         pending = PendingStep(plan.step_id, len(plan.ids), stopwatch, drawing)
         if drawing:

@@ -13,7 +13,7 @@ class DenseAttention:
         self.attention = attention
         self.cache: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def __call__(self, layer: int, q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor) -> Tensor:
+    def run(self, layer: int, q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor) -> Tensor:
         if layer in self.cache:
             k_old, v_old = self.cache[layer]
             k_TKE, v_TKE = torch.cat((k_old, k_TKE)), torch.cat((v_old, v_TKE))

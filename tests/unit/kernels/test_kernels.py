@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from engine.kernels.activation import silu_mul
+from engine.kernels.argmax import argmax
 from engine.kernels.linear_small import Tiles, linear_small
 from engine.kernels.norm import add_rms_norm, rms_norm
-from engine.kernels.rope_write import QKNorm, rope_and_write
+from engine.kernels.rope_write import rope_and_write
 
 EPS = 1e-5
 
@@ -41,13 +42,14 @@ def test_rope_and_write(head_dim: int, with_norm: bool) -> None:
     slots = torch.tensor([7, 8, 19, 0, -1, 2])
     slab = torch.full((num_pages, num_layers, 2, page_size, kv_heads, head_dim), 7.0)
     caches = slab[:, 1, 0], slab[:, 1, 1]
-    norm = QKNorm(torch.randn(head_dim), torch.randn(head_dim), EPS) if with_norm else None
+    weight = torch.randn(heads + kv_heads, head_dim)
+    norm = (weight, EPS) if with_norm else None
     q = rope_and_write(qkv, torch.cat([angle.cos(), angle.sin()], -1), positions, slots, caches, heads, norm)
 
     parts = qkv.view(tokens, heads + 2 * kv_heads, head_dim).split([heads, kv_heads, kv_heads], 1)
     q_ref, k_ref = parts[0], parts[1]
     if norm:
-        q_ref, k_ref = norm_reference(q_ref, norm.q_weight_E), norm_reference(k_ref, norm.k_weight_E)
+        q_ref, k_ref = norm_reference(q_ref, weight[:heads]), norm_reference(k_ref, weight[heads:])
     cos, sin = angle.cos()[positions].repeat(1, 2)[:, None], angle.sin()[positions].repeat(1, 2)[:, None]
 
     def rotate(x: torch.Tensor) -> torch.Tensor:
@@ -63,17 +65,26 @@ def test_rope_and_write(head_dim: int, with_norm: bool) -> None:
     torch.testing.assert_close(slab, expected)
 
 
-@pytest.mark.parametrize("rows", [1, 3, 16])
-@pytest.mark.parametrize(("features", "width"), [(40, 96), (64, 300)])
+@pytest.mark.parametrize("rows", [1, 3, 32])
+@pytest.mark.parametrize(("features", "width"), [(40, 96), (64, 128)])
 def test_linear_small_stages(rows: int, features: int, width: int) -> None:
-    x, weight, norm_weight = torch.randn(rows, width), torch.randn(features, width), torch.randn(width)
+    tiles = Tiles(32, 64, 4, 2)
+    x, weight = torch.randn(rows, width), torch.randn(features, width)
     residual, bias = torch.randn(rows, features), torch.randn(features)
     close = {"rtol": 1e-4, "atol": 1e-3}
-    torch.testing.assert_close(linear_small(x, weight, tiles=Tiles(block_d=64)), x @ weight.T, **close)
-    normed = norm_reference(x, norm_weight)
-    out = linear_small(x, weight, norm=(norm_weight, EPS), residual_MN=residual, bias_N=bias, tiles=Tiles(block_d=64))
-    torch.testing.assert_close(out, normed @ weight.T + bias + residual, **close)
+    torch.testing.assert_close(linear_small(x, weight, tiles=tiles), x @ weight.T, **close)
+    out = linear_small(x, weight, residual_MN=residual, bias_N=bias, tiles=tiles)
+    torch.testing.assert_close(out, x @ weight.T + bias + residual, **close)
     packed = torch.randn(2 * features, width)
-    gate, up = (normed @ packed.T).chunk(2, -1)
-    out = linear_small(x, packed, norm=(norm_weight, EPS), silu_mul=True, tiles=Tiles(block_d=64))
+    gate, up = (x @ packed.T).chunk(2, -1)
+    out = linear_small(x, packed, silu_mul=True, tiles=tiles)
     torch.testing.assert_close(out, torch.nn.functional.silu(gate) * up, **close)
+
+
+@pytest.mark.parametrize("num_vocab", [5, 4096, 9001])
+def test_argmax_takes_the_first_of_equals(num_vocab: int) -> None:
+    logits = torch.randint(0, 50, (3, num_vocab)).float()
+    logits[1] = -torch.inf
+    logits[1, num_vocab // 2] = 0.0
+    expected = [row.index(max(row)) for row in logits.tolist()]
+    assert argmax(logits).tolist() == expected

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from engine.attention.base import AttentionShape
 from engine.attention.select import make_backend
-from engine.attention.torch_ref import dense_attention
 from engine.core.types import KVLayout, NewRow, Sampling, StepPlan
 from engine.models.config import AttentionConfig, ModelConfig
 from engine.models.llama import Llama
@@ -16,6 +15,7 @@ from engine.runtime.executor import ThreadedExecutor
 from engine.runtime.kv_pool import KVPool
 from engine.runtime.rows import RowTable
 from engine.runtime.runner import StepRunner
+from tests.fakes.dense_attention import DenseAttention
 
 VOCAB, PAGE_SIZE, MAX_ROWS, MAX_LEN = 97, 4, 8, 64
 HEADS = AttentionConfig(num_heads=4, num_kv_heads=2, head_dim=8, sliding_windows=(None, None))
@@ -47,11 +47,8 @@ def tiny_model() -> Llama:
 def recompute_logits(model: Llama, tokens: list[int]) -> Tensor:
     """logits_TV of every position, from nothing."""
 
-    def attend(layer: int, q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor) -> Tensor:
-        return dense_attention(q_THE, k_TKE, v_TKE, SHAPE, None)[0]
-
     with torch.inference_mode():
-        return model.logits(model.forward(torch.tensor(tokens), torch.arange(len(tokens)), attend))
+        return model.logits(model.forward(torch.tensor(tokens), torch.arange(len(tokens)), DenseAttention(HEADS)))
 
 
 def recompute_greedy(model: Llama, prompt: list[int], num_new: int) -> list[int]:
