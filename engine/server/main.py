@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 from engine.core.errors import BatonError, InvalidRequest
 from engine.runtime.config import EngineConfig, parse_kv_memory
@@ -101,10 +101,18 @@ def ready_line(worker: RunningWorker[Any, Any]) -> str:
     )
 
 
+def _claim_stdout() -> TextIO:
+    """Standard output for the ready line alone: what C libraries print goes to stderr from here on."""
+    ready_file = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    return ready_file
+
+
 def main(start_worker: StartWorker, kind: str, argv: Sequence[str] | None = None) -> int:
     """Run one worker. Returns the exit code."""
     arguments = parser(kind).parse_args(argv)
     logging.basicConfig(level=arguments.log_level, stream=sys.stderr, format=LOG_FORMAT)
+    ready_file = _claim_stdout()
     try:
         worker = start_worker(config_of(arguments, os.environ))
     except BatonError as error:
@@ -112,7 +120,7 @@ def main(start_worker: StartWorker, kind: str, argv: Sequence[str] | None = None
         return 2
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: worker.ask_to_stop())
-    sys.stdout.write(ready_line(worker) + "\n")
-    sys.stdout.flush()
+    with ready_file:
+        ready_file.write(ready_line(worker) + "\n")
     worker.wait()
     return 1 if worker.died else 0

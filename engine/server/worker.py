@@ -33,8 +33,8 @@ O = TypeVar("O")  # noqa: E741
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["Worker"].full_name
 STOP_TIMEOUT_S = 5.0
-GRACE_S = 0.5
-"""How long sessions have to end by themselves once the server stops."""
+GRACE_S = 0.0
+"""Sessions end at once, so that routers take their requests elsewhere at once."""
 
 SERVER_OPTIONS = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
