@@ -15,7 +15,8 @@ from kv_transfer.api import (
     TransferCommand,
     TransferOutcome,
 )
-from kv_transfer.pairs import Pairs, PairsConfig
+from kv_transfer.pairs import Pairs
+from kv_transfer.peer import PeerConfig
 from kv_transfer.session import Effect, GenerationRead, Session, SessionState
 from kv_transfer.ticket import Ticket, open_ticket
 from kv_transfer.transports.base import Completion, OpStatus, PagePool, PageRead, Transport, peer_key
@@ -30,19 +31,18 @@ class TransferCore:
         transports: Sequence[Transport],
         name: str,
         key: bytes,
-        config: PairsConfig | None = None,
+        config: PeerConfig | None = None,
     ) -> None:
         """`transports` in order of preference; `name` is this worker's own peer_key; `key` opens tickets."""
         self._pool, self._key = pool, key
         self._transports = tuple(transports)
-        self._config = config or PairsConfig()
         self._ops = count(1)
-        self._pairs = Pairs(pool, transports, self._config, self._ops, name)
+        self._pairs = Pairs(pool, transports, config or PeerConfig(), self._ops, name)
         self._sessions: dict[int, Session] = {}
         self._reads: dict[int, tuple[Session, str]] = {}
         """By read: whose it is, and from which peer."""
         self._held: list[tuple[int, Ticket]] = []
-        """Tickets of peers whose proof is under way."""
+        """Tickets of peers whose first proof is under way."""
         self._outcomes: list[TransferOutcome] = []
 
     @property
@@ -105,8 +105,7 @@ class TransferCore:
     def _open(self, command: OpenHandoff) -> None:
         if command.id in self._sessions:
             raise IllegalEvent(f"handoff {command.id} is open already")
-        limit = self._config.limits.max_read_bytes
-        self._sessions[command.id] = Session(command, self._pool.layout, limit, self._ops)
+        self._sessions[command.id] = Session(command, self._pool.layout, self._ops)
 
     def _offer(self, command: OfferTicket, now: float) -> None:
         session = self._sessions.get(command.id)
@@ -121,7 +120,7 @@ class TransferCore:
 
     def _accept(self, session: Session, ticket: Ticket, now: float) -> None:
         key = peer_key(ticket.worker_id, ticket.incarnation)
-        if self._pairs.proving(key):
+        if self._pairs.is_new(key):
             self._held.append((session.handoff.id, ticket))
         else:
             self._perform(session, session.on_ticket(ticket, self._pairs.source(key), now), now)
@@ -146,8 +145,7 @@ class TransferCore:
             refused.extend(self._pairs.withdraw(session.peer, session.reads_in_flight))
         for op in refused:
             self._reads.pop(op, None)
-            lost = Completion(op, OpStatus.FAILED, peer_lost=True, message="the prefill worker was lost")
-            self._perform(session, session.on_completion(lost, now), now)
+            self._perform(session, session.on_completion(_never_posted(op), now), now)
         if session.closed:
             self._sessions.pop(session.handoff.id, None)
 
@@ -160,6 +158,10 @@ class TransferCore:
                 for session in [s for s in self._sessions.values() if s.peer == key]:
                     self._perform(session, session.on_fault(Cause.PEER, event.message), now)
             self._deliver_held(key, now)
+        while self._pairs.unposted:
+            op = self._pairs.unposted.pop()
+            session, _ = self._reads.pop(op)
+            self._perform(session, session.on_completion(_never_posted(op), now), now)
 
     def _deliver_held(self, key: str, now: float) -> None:
         held, self._held = self._held, []
@@ -169,3 +171,7 @@ class TransferCore:
                 self._held.append((id_, ticket))
             elif session is not None:
                 self._accept(session, ticket, now)
+
+
+def _never_posted(op: int) -> Completion:
+    return Completion(op, OpStatus.FAILED, peer_lost=True, message="the prefill worker was lost")

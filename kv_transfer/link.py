@@ -12,22 +12,26 @@ Read = PageRead | GenerationRead
 
 @dataclass(frozen=True, slots=True)
 class LinkLimits:
-    """What a healthy peer keeps up with. The defaults find a hung peer in 0.8 s, an idle one in 0.3 s."""
+    """What may be posted to one peer at once, and how slow it may become."""
 
-    max_read_bytes: int = 16 << 20
-    """Of one operation, as long as a page's part is not larger."""
-    max_posted_bytes: int = 64 << 20
-    """Posted to one peer at once; the rest waits its turn and can still be withdrawn."""
-    stall_grace_s: float = 0.3
-    floor_bytes_per_s: float = 128 << 20
-    """Slower than this for all that is posted, without one read ending: the peer is hung."""
+    max_posted_bytes: int
+    """Posted at once; the rest waits its turn and can still be withdrawn."""
+    floor_bytes_per_s: float
+    stall_grace_s: float
+    """If no read ends for this long plus the time that `floor_bytes_per_s` needs for all that is posted, the peer is
+    hung."""
+
+    @property
+    def max_read_bytes(self) -> int:
+        """Of one read, as long as one page is not larger: several fit, so that progress shows before all has ended."""
+        return self.max_posted_bytes // 4
 
 
 class Link:
     """Posts in order of arrival, except that reads of generations, which are tiny and end a handoff, go first."""
 
     def __init__(self, limits: LinkLimits) -> None:
-        self._limits = limits
+        self.limits = limits
         self._waiting: deque[tuple[Read, int]] = deque()
         self._posted: dict[int, int] = {}
         self._posted_bytes = 0
@@ -43,7 +47,7 @@ class Link:
         """When the peer will count as hung unless a read ends before."""
         if not self._posted:
             return float("inf")
-        limits = self._limits
+        limits = self.limits
         return self._progress_s + limits.stall_grace_s + self._posted_bytes / limits.floor_bytes_per_s
 
     def push(self, read: Read, num_bytes: int) -> None:
@@ -58,7 +62,7 @@ class Link:
         taken: list[Read] = []
         while self._waiting:
             read, num_bytes = self._waiting[0]
-            if self._posted and self._posted_bytes + num_bytes > self._limits.max_posted_bytes:
+            if self._posted and self._posted_bytes + num_bytes > self.limits.max_posted_bytes:
                 break
             if not self._posted:
                 self._progress_s = now
@@ -85,4 +89,10 @@ class Link:
             else:
                 kept.append((read, num_bytes))
         self._waiting = kept
+        return withdrawn
+
+    def drain(self) -> list[int]:
+        """Take back everything that was not posted."""
+        withdrawn = [read.op for read, _ in self._waiting]
+        self._waiting.clear()
         return withdrawn

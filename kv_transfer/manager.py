@@ -1,5 +1,6 @@
 """The thread that owns the transports of one worker. Nothing is posted or polled in the engine loop."""
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -7,11 +8,13 @@ from dataclasses import replace
 from queue import Empty, SimpleQueue
 
 from engine.core.errors import TransferFailed, Unauthenticated
-from kv_transfer.api import JoinPeer, PeerRefused, TransferCommand, TransferOutcome
+from kv_transfer.api import JoinPeer, PeerReady, PeerRefused, TransferCommand, TransferOutcome
 from kv_transfer.core import TransferCore
-from kv_transfer.pairs import PairsConfig
+from kv_transfer.peer import PeerConfig
 from kv_transfer.transports.base import PagePool, Transport, peer_key
 from kv_transfer.transports.seal import open_descriptors, seal_descriptors
+
+logger = logging.getLogger(__name__)
 
 TICK_S = 0.01
 MIN_POLL_S, MAX_POLL_S = 20e-6, 1e-3
@@ -30,7 +33,7 @@ class TransferManager:
         transports: Sequence[Transport],
         worker: tuple[str, int],
         key: bytes,
-        config: PairsConfig | None = None,
+        config: PeerConfig | None = None,
         notify: Callable[[], None] = lambda: None,
     ) -> None:
         """Start the thread.
@@ -119,14 +122,31 @@ class TransferManager:
             try:
                 opened = open_descriptors(info.transports, peer_key(info.id, info.incarnation), self._key)
             except Unauthenticated as error:
-                self._outbox.put(PeerRefused(info.id, info.incarnation, error.message, permanent=True))
+                self._refuse(PeerRefused(info.id, info.incarnation, error.message, permanent=True))
                 return
             command = JoinPeer(replace(info, transports=opened))
         self._core.handle(command, time.monotonic())
 
+    def _refuse(self, refused: PeerRefused) -> None:
+        _log_peer(self._name, refused)
+        self._outbox.put(refused)
+        self._notify()
+
     def _publish(self) -> None:
         outcomes = self._core.take_outcomes()
         for outcome in outcomes:
+            if isinstance(outcome, PeerReady | PeerRefused):
+                _log_peer(self._name, outcome)
             self._outbox.put(outcome)
         if outcomes:
             self._notify()
+
+
+def _log_peer(name: str, outcome: PeerReady | PeerRefused) -> None:
+    peer = peer_key(outcome.worker_id, outcome.incarnation)
+    if isinstance(outcome, PeerRefused):
+        logger.warning("%s pulls nothing from %s: %s", name, peer, outcome.message)
+        return
+    why = f", not over {outcome.message}" if outcome.message else ""
+    rate = outcome.bytes_per_s / 1e9
+    logger.info("%s pulls from %s over %s (%.2f GB/s measured)%s", name, peer, outcome.transport, rate, why)

@@ -1,14 +1,14 @@
 """The peers of one worker: proves each pair, watches it, and posts reads to it. No clock of its own, no thread."""
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from engine.core.errors import Incompatible, TransferFailed
 from engine.core.types import KVLayout, WorkerInfo
 from kv_transfer.api import PeerReady, PeerRefused
 from kv_transfer.layout import check_layouts, layout_hash
-from kv_transfer.link import LinkLimits, Read
-from kv_transfer.peer import Peer, PeerState, RetryPauses, golden_bytes
+from kv_transfer.link import Read
+from kv_transfer.peer import Peer, PeerConfig, PeerState, golden_bytes
 from kv_transfer.session import GenerationRead, Source
 from kv_transfer.transports.base import (
     NUM_SPARE_PAGES,
@@ -22,18 +22,6 @@ from kv_transfer.transports.base import (
 
 TIMED_BYTES = 16 << 20
 MAX_TIMED_PAGES = 64
-
-
-@dataclass(frozen=True, slots=True)
-class PairsConfig:
-    """How peers are judged."""
-
-    limits: LinkLimits = field(default_factory=LinkLimits)
-    pauses: RetryPauses = field(default_factory=RetryPauses)
-    join_floor_bytes_per_s: float = 32 << 20
-    """A pair that is slower in its proof is refused."""
-    join_grace_s: float = 0.05
-    """Not counted: small pages say more about latency than about bandwidth."""
 
 
 @dataclass(slots=True)
@@ -53,13 +41,15 @@ def read_bytes(read: Read, layout: KVLayout) -> int:
 
 
 class Pairs:
-    """Every joined peer, by peer_key. What changed is in `events` until taken."""
+    """Every joined peer, by peer_key. What changed is in `events` and `unposted` until taken."""
 
     def __init__(
-        self, pool: PagePool, transports: Sequence[Transport], config: PairsConfig, ops: Iterator[int], name: str
+        self, pool: PagePool, transports: Sequence[Transport], config: PeerConfig, ops: Iterator[int], name: str
     ) -> None:
         """`transports` in order of preference; `name` is this worker's own peer_key, `ops` numbers the reads."""
         self.events: list[PeerReady | PeerRefused] = []
+        self.unposted: list[int] = []
+        """Reads that waited for a peer which is lost: nothing was or will be posted for them."""
         self._pool = pool
         self._transports = {transport.name: transport for transport in transports}
         self._config = config
@@ -88,13 +78,14 @@ class Pairs:
         except Incompatible as error:
             self.events.append(PeerRefused(info.id, info.incarnation, error.message, permanent=True))
             return
-        self._peers[key] = Peer(info, shared, self._config.limits, self._config.pauses)
+        self._peers[key] = Peer(info, shared, self._config)
         self._step(self._peers[key], now)
 
     def drop(self, key: str, reason: str) -> None:
         """Forget that incarnation."""
         peer = self._peers.pop(key, None)
         if peer is not None:
+            self.unposted += peer.link.drain()
             self._transports[peer.transport].disconnect(key)
             self.events.append(PeerRefused(peer.info.id, peer.info.incarnation, reason, permanent=True))
 
@@ -103,12 +94,12 @@ class Pairs:
         peer = self._peers.get(key)
         if peer is None or peer.state is not PeerState.READY:
             return None
-        return Source(key, layout_hash(peer.info.layout), peer.info.num_pages)
+        return Source(key, layout_hash(peer.info.layout), peer.info.num_pages, peer.link.limits.max_read_bytes)
 
-    def proving(self, key: str) -> bool:
-        """True while the proof of that pair is under way."""
+    def is_new(self, key: str) -> bool:
+        """True while the first proof of that pair is under way: worth to wait for."""
         peer = self._peers.get(key)
-        return peer is not None and peer.proving
+        return peer is not None and not peer.judged
 
     @property
     def reading(self) -> bool:
@@ -189,6 +180,7 @@ class Pairs:
                 transport.read_pages(read)
 
     def _fault(self, peer: Peer, reason: str, now: float) -> None:
+        self.unposted += peer.link.drain()
         self._transports[peer.transport].disconnect(peer.key)
         refused = peer.fault(reason, now)
         if refused is None:

@@ -50,29 +50,54 @@ PEER_TABLE: dict[PeerState, dict[PeerEvent, PeerState]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class RetryPauses:
-    """How long a suspect peer is left alone: doubling from the first to the last."""
+class PeerConfig:
+    """How a peer is judged. A proven one is judged by the bandwidth that its proof measured."""
 
-    first_s: float = 0.25
-    last_s: float = 5.0
+    join_stall_s: float = 5.0
+    """No answer for this long fails a step of the proof: the first read also sets up the connection."""
+    join_floor_bytes_per_s: float = 32 << 20
+    """A pair that is slower in its proof is refused."""
+    join_grace_s: float = 0.05
+    """Not counted then: small pages say more about latency than about bandwidth."""
+    posted_s: float = 0.05
+    """Reads for this many seconds at the measured bandwidth are posted at once, so that the link never idles."""
+    min_posted_bytes: int = 32 << 20
+    slowdown: float = 8.0
+    """How many times slower than measured a healthy peer may be, under load."""
+    stall_grace_s: float = 0.5
+    """With the rest, a hung peer is found within a second."""
+    first_pause_s: float = 0.25
+    """How long a suspect peer is left alone; doubles up to `last_pause_s`."""
+    last_pause_s: float = 5.0
+
+    @property
+    def proof_limits(self) -> LinkLimits:
+        """While nothing is measured yet; a proof has one read in flight."""
+        return LinkLimits(self.min_posted_bytes, float("inf"), self.join_stall_s)
+
+    def limits(self, bytes_per_s: float) -> LinkLimits:
+        """For a peer that was measured."""
+        posted = max(self.min_posted_bytes, int(self.posted_s * bytes_per_s))
+        return LinkLimits(posted, bytes_per_s / self.slowdown, self.stall_grace_s)
 
 
 class Peer:
     """State of one pair; the caller connects, reads and reports."""
 
-    def __init__(self, info: WorkerInfo, transports: Sequence[str], limits: LinkLimits, pauses: RetryPauses) -> None:
+    def __init__(self, info: WorkerInfo, transports: Sequence[str], config: PeerConfig) -> None:
         """`transports` are the names that both sides have, the preferred one first; at least one."""
         self.info = info
         self.key = peer_key(info.id, info.incarnation)
         self.state = PeerState.CONNECTING
-        self.link = Link(limits)
+        self.link = Link(config.proof_limits)
+        self.judged = False
+        """Its first proof has ended, well or not."""
         self.proof_op: int | None = None
         """The read of the step under way; others of this peer are leftovers of earlier proofs."""
         self._transports = tuple(transports)
         self._choice = 0
-        self._limits = limits
-        self._pauses = pauses
-        self._pause_s = pauses.first_s
+        self._config = config
+        self._pause_s = config.first_pause_s
         self._retry_s = float("inf")
         self._reasons: list[str] = []
 
@@ -102,22 +127,26 @@ class Peer:
         if self.state is not PeerState.TIMING:
             raise IllegalEvent(f"{self.key}: timed in state {self.state.value!r}")
         self._go(PeerEvent.STEP_OK)
-        self._pause_s = self._pauses.first_s
+        self._pause_s = self._config.first_pause_s
+        self.judged = True
+        self.link.limits = self._config.limits(bytes_per_s)
         message, self._reasons = "; ".join(self._reasons), []
         return PeerReady(self.info.id, self.info.incarnation, self.transport, bytes_per_s, message)
 
     def fault(self, reason: str, now: float) -> PeerRefused | None:
         """A step failed, or a proven peer was lost or hung. None: the proof goes on with another transport."""
         self._reasons.append(f"{self.transport}: {reason}")
-        self.proof_op = None  # a read of a proof that failed by stalling may still end
+        # What was posted until now may end much later, and is nobody's progress and no proof.
+        self.link = Link(self._config.proof_limits)
+        self.proof_op = None
         if self.proving and self._choice + 1 < len(self._transports):
             self._choice += 1
             self._go(PeerEvent.NEXT_TRANSPORT)
             return None
         self._go(PeerEvent.FAULT)
+        self.judged = True
         self._retry_s = now + self._pause_s
-        self._pause_s = min(2 * self._pause_s, self._pauses.last_s)
-        self.link = Link(self._limits)  # what an old link had posted may end much later and is nobody's progress
+        self._pause_s = min(2 * self._pause_s, self._config.last_pause_s)
         message, self._reasons = "; ".join(self._reasons), []
         return PeerRefused(self.info.id, self.info.incarnation, message, permanent=False)
 

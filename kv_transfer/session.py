@@ -76,6 +76,8 @@ class Source:
     """transports.base.peer_key."""
     layout_hash: bytes
     num_pages: int
+    max_read_bytes: int
+    """Of one read, as long as one page is not larger."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,14 +95,13 @@ Effect = PageRead | GenerationRead | Proven | Broken | Settled
 class Session:
     """One handoff. Late and repeated messages are harmless; every method returns what is to be done."""
 
-    def __init__(self, handoff: OpenHandoff, layout: KVLayout, max_read_bytes: int, ops: Iterator[int]) -> None:
+    def __init__(self, handoff: OpenHandoff, layout: KVLayout, ops: Iterator[int]) -> None:
         """`ops` numbers reads; no number may come twice from it. `layout` is that of this worker's pages."""
         self.handoff = handoff
         self.state = SessionState.BOUND
         self.peer: str | None = None
         """Set by the first ticket."""
         self._layout = layout
-        self._max_read_bytes = max_read_bytes
         self._ops = ops
         self._digests = PrefixDigests(handoff.root, handoff.tokens, layout.page_size)
         self._coverage = Coverage(handoff.pages, handoff.num_local, layout.num_layers)
@@ -145,7 +146,7 @@ class Session:
         self.peer = source.peer
         self._first = self._first or ticket.first
         self._expires_s = min(self._expires_s, now + ticket.expires_ms / 1000)
-        return [*self._reads(ticket, source.peer), *self._advance(now)]
+        return [*self._reads(ticket, source), *self._advance(now)]
 
     def on_completion(self, completion: Completion, now: float) -> list[Effect]:
         """A read of this session ended. Raises IllegalEvent if it was not in flight here."""
@@ -232,16 +233,16 @@ class Session:
             and max(ticket.pages) < source.num_pages
         )
 
-    def _reads(self, ticket: Ticket, peer: str) -> Iterator[PageRead]:
+    def _reads(self, ticket: Ticket, source: Source) -> Iterator[PageRead]:
         first_index = ticket.token_begin // self._layout.page_size
         sources = list(zip(ticket.pages, ticket.generations, strict=True))
         layer_bytes = self._layout.page_bytes // self._layout.num_layers
         wanted = self._coverage.claim(first_index, sources, (ticket.layer_begin, ticket.layer_end))
         for (begin, end), pairs in wanted.items():
-            for part in split_pairs(pairs, (end - begin) * layer_bytes, self._max_read_bytes):
+            for part in split_pairs(pairs, (end - begin) * layer_bytes, source.max_read_bytes):
                 op = next(self._ops)
                 self._in_flight.add(op)
-                yield PageRead(op, peer, tuple(s for s, _ in part), tuple(d for _, d in part), begin, end)
+                yield PageRead(op, source.peer, tuple(s for s, _ in part), tuple(d for _, d in part), begin, end)
 
     def _advance(self, now: float) -> list[Effect]:
         """After data: verify when the prompt is complete and nothing is in flight."""

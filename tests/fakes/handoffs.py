@@ -9,7 +9,7 @@ from kv_transfer.api import FirstToken, OfferTicket, OpenHandoff, TransferOutcom
 from kv_transfer.core import TransferCore
 from kv_transfer.host_pool import HostPool
 from kv_transfer.layout import layout_hash
-from kv_transfer.pairs import PairsConfig
+from kv_transfer.peer import PeerConfig
 from kv_transfer.plan import num_pages_for
 from kv_transfer.ticket import Ticket, seal_ticket
 from kv_transfer.transports.base import peer_key
@@ -74,7 +74,7 @@ class Worker:
         incarnation: int = 1,
         num_pages: int = 32,
         layout: KVLayout = LAYOUT,
-        config: PairsConfig | None = None,
+        config: PeerConfig | None = None,
     ) -> None:
         self.network, self.id, self.incarnation = network, id_, incarnation
         self.key = peer_key(id_, incarnation)

@@ -15,7 +15,7 @@ import pytest
 
 from kv_transfer import session as session_module
 from kv_transfer.api import CancelHandoff, DropPeer, JoinPeer, Proven, Settled
-from kv_transfer.pairs import PairsConfig
+from kv_transfer.peer import PeerConfig
 from kv_transfer.plan import PrefixDigests, num_pages_for
 from kv_transfer.session import Session, SessionState
 from kv_transfer.transports.fake import FakeNetwork
@@ -51,8 +51,8 @@ class Campaign:
     def __init__(self, seed: int) -> None:
         self.draw = random.Random(seed)
         self.network = FakeNetwork(self.delay_s)
-        limits = replace(PairsConfig().limits, max_read_bytes=3 * LAYOUT.page_bytes, stall_grace_s=0.1)
-        self.d = Worker(self.network, "d", num_pages=48, config=PairsConfig(limits=limits))
+        config = PeerConfig(posted_s=0, min_posted_bytes=12 * LAYOUT.page_bytes, stall_grace_s=0.1, join_stall_s=0.1)
+        self.d = Worker(self.network, "d", num_pages=48, config=config)
         self.sources = [self.start(f"p{i}", 1) for i in range(NUM_SOURCES)]
         self.free = list(range(48))
         self.pulls: dict[int, Pull] = {}

@@ -17,7 +17,7 @@ from kv_transfer.api import (
     Proven,
     Settled,
 )
-from kv_transfer.pairs import PairsConfig
+from kv_transfer.peer import PeerConfig
 from kv_transfer.transports.fake import FakeNetwork
 from tests.fakes.handoffs import LAYOUT, Worker, digests, fill, holds, offer, open_handoff, prompt
 
@@ -29,7 +29,7 @@ DST = (10, 11, 12, 13, 14)
 class World:
     """A prefill worker p with a computed prompt, and a decode worker d that was told of it."""
 
-    def __init__(self, delay_s: float = 0.004, config: PairsConfig | None = None) -> None:
+    def __init__(self, delay_s: float = 0.004, config: PeerConfig | None = None) -> None:
         self.delay_s = delay_s
         self.network = FakeNetwork(lambda reader, source, num_pages: self.delay_s)
         self.p = Worker(self.network, "p")
@@ -135,13 +135,24 @@ def test_cancel_settles_only_when_the_last_byte_has_landed(world: World) -> None
 
 
 def test_reads_that_were_not_posted_are_taken_back() -> None:
-    limits = replace(PairsConfig().limits, max_read_bytes=LAYOUT.page_bytes, max_posted_bytes=LAYOUT.page_bytes)
-    world = World(config=PairsConfig(limits=limits)).joined()
+    world = World(config=PeerConfig(posted_s=0, min_posted_bytes=LAYOUT.page_bytes)).joined()
     world.hand_over()
     world.run(0.001)
     world.d.core.handle(CancelHandoff(1), world.now)
     world.run(0.005)
     assert world.d.outcomes == [Settled(1)], "one read of five was posted"
+
+
+@pytest.mark.parametrize("end", ["kill", "drop"])
+def test_reads_that_waited_for_a_lost_peer_settle_too(end: str) -> None:
+    world = World(config=PeerConfig(posted_s=0, min_posted_bytes=4 * LAYOUT.page_bytes)).joined()
+    world.hand_over()
+    if end == "kill":
+        world.network.kill(world.p.key)
+    else:
+        world.d.core.handle(DropPeer("p", 1), world.now)
+    world.run(0.2)
+    assert causes(world.d) == [Cause.PEER] and Settled(1) in world.d.outcomes
 
 
 def test_a_dead_peer_breaks_its_handoffs_at_once_and_is_tried_again(world: World) -> None:
@@ -203,19 +214,19 @@ def test_tickets_that_waited_for_a_failed_proof_break() -> None:
 
 @pytest.mark.parametrize("damage", ["bytes", "generation", "speed"])
 def test_a_pair_that_fails_its_proof_is_refused_in_words(damage: str) -> None:
-    world = World(delay_s=5.0 if damage == "speed" else 0.004)
+    world = World(delay_s=50.0 if damage == "speed" else 0.004)
     if damage == "bytes":
         world.p.pool.write(world.p.pool.num_pages, 0, 1, bytes(LAYOUT.page_bytes // LAYOUT.num_layers))
     if damage == "generation":
         world.p.pool.generations[world.p.pool.num_pages] = 99
-    world.run(0.5)
+    world.run(5.1)
     words = {"bytes": "golden page arrived with other bytes", "generation": "incarnation", "speed": "hung"}
     refused = world.d.outcomes[0]
     assert isinstance(refused, PeerRefused) and words[damage] in refused.message and not refused.permanent
 
 
 def test_a_pair_under_the_bandwidth_floor_is_refused() -> None:
-    world = World(config=PairsConfig(join_floor_bytes_per_s=1e12, join_grace_s=0.001))
+    world = World(config=PeerConfig(join_floor_bytes_per_s=1e12, join_grace_s=0.001))
     world.run(0.1)
     refused = world.d.outcomes[-1]
     assert isinstance(refused, PeerRefused) and "under the floor" in refused.message
@@ -288,7 +299,7 @@ def test_a_read_stuck_in_every_scratch_page_delays_proofs_but_loses_none() -> No
     world.d.core.handle(DropPeer("p", 1), world.now)
     for _ in range(5):
         world.d.core.handle(JoinPeer(world.p.info), world.now)
-        world.run(0.5)
+        world.run(6.0)
     messages = [o.message for o in world.d.outcomes if isinstance(o, PeerRefused)]
     assert any("scratch" in message for message in messages)
     world.network.resume(world.p.key)

@@ -2,7 +2,7 @@ from kv_transfer.link import Link, LinkLimits
 from kv_transfer.session import GenerationRead
 from kv_transfer.transports.base import PageRead
 
-LIMITS = LinkLimits(max_read_bytes=100, max_posted_bytes=250, stall_grace_s=0.5, floor_bytes_per_s=1000)
+LIMITS = LinkLimits(max_posted_bytes=250, floor_bytes_per_s=1000, stall_grace_s=0.5)
 
 
 def read(op: int) -> PageRead:

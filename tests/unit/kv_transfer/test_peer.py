@@ -2,15 +2,14 @@ import pytest
 
 from engine.core.errors import IllegalEvent
 from kv_transfer.api import PeerReady, PeerRefused
-from kv_transfer.link import LinkLimits
-from kv_transfer.peer import PEER_TABLE, Peer, PeerEvent, PeerState, RetryPauses, golden_bytes
+from kv_transfer.peer import PEER_TABLE, Peer, PeerConfig, PeerEvent, PeerState, golden_bytes
 from tests.fakes.handoffs import LAYOUT, WorkerInfo
 
 INFO = WorkerInfo("p", 7, ("prefill",), "", "m", LAYOUT, 10, 100)
 
 
 def peer(*transports: str) -> Peer:
-    return Peer(INFO, transports or ("nixl", "grpc"), LinkLimits(), RetryPauses(first_s=1, last_s=4))
+    return Peer(INFO, transports or ("nixl", "grpc"), PeerConfig(first_pause_s=1, last_pause_s=4))
 
 
 def prove(subject: Peer) -> PeerReady:
@@ -64,6 +63,23 @@ def test_a_lost_peer_gets_a_new_link() -> None:
     old = subject.link
     subject.fault("lost", now=0)
     assert subject.link is not old
+
+
+def test_a_proven_peer_is_judged_by_what_was_measured() -> None:
+    config = PeerConfig(posted_s=0.05, min_posted_bytes=1000, slowdown=8, stall_grace_s=0.5)
+    fast, slow = config.limits(200e9), config.limits(8000)
+    assert (fast.max_posted_bytes, fast.max_read_bytes) == (10_000_000_000, 2_500_000_000)
+    assert (slow.max_posted_bytes, slow.floor_bytes_per_s) == (1000, 1000)
+    for limits in (PeerConfig().limits(rate) for rate in (0.6e9, 5e9, 200e9)):
+        assert limits.stall_grace_s + limits.max_posted_bytes / limits.floor_bytes_per_s < 1.0
+
+
+def test_only_the_first_proof_is_worth_waiting_for() -> None:
+    subject = peer("grpc")
+    assert not subject.judged
+    subject.fault("x", now=0)
+    subject.retry()
+    assert subject.judged and subject.proving
 
 
 def test_the_last_step_needs_a_measurement() -> None:

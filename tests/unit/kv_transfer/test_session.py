@@ -20,14 +20,14 @@ from kv_transfer.ticket import Ticket
 from kv_transfer.transports.base import Completion, OpStatus, PageRead, peer_key
 from tests.fakes.handoffs import FIRST, LAYOUT, digests, open_handoff, prompt
 
-SOURCE = Source(peer_key("p", 1), layout_hash(LAYOUT), num_pages=100)
+SOURCE = Source(peer_key("p", 1), layout_hash(LAYOUT), num_pages=100, max_read_bytes=1 << 20)
 TOKENS = prompt(14)  # pages of 4 tokens: three full ones and one with two tokens
 SRC = (20, 21, 30, 22)
 DST = (5, 6, 7, 8)
 
 
-def session(num_local: int = 0, max_read_bytes: int = 1 << 20, deadline_s: float = 100.0) -> Session:
-    return Session(open_handoff(1, TOKENS, DST, num_local, deadline_s), LAYOUT, max_read_bytes, count(1))
+def session(num_local: int = 0, deadline_s: float = 100.0) -> Session:
+    return Session(open_handoff(1, TOKENS, DST, num_local, deadline_s), LAYOUT, count(1))
 
 
 def ticket(begin: int = 0, end: int = 14, layers: tuple[int, int] = (0, 3)) -> Ticket:
@@ -82,7 +82,7 @@ def test_local_pages_do_not_move() -> None:
 
 def test_a_prefix_that_is_all_here_needs_the_first_token_only() -> None:
     tokens = prompt(12)
-    handoff = Session(open_handoff(1, tokens, DST[:3], num_local=3), LAYOUT, 1 << 20, count(1))
+    handoff = Session(open_handoff(1, tokens, DST[:3], num_local=3), LAYOUT, count(1))
     assert handoff.on_ticket(ticket(end=8), SOURCE, now=0) == []
     last = replace(ticket(begin=8, end=12), first=FIRST)
     assert handoff.on_ticket(last, SOURCE, now=0) == [Proven(1, FIRST, 0, 0.0, 0, 3)]
@@ -119,8 +119,8 @@ def test_overlapping_layer_ranges_read_only_what_is_missing() -> None:
 
 
 def test_reads_are_split_to_the_limit() -> None:
-    handoff = session(max_read_bytes=2 * LAYOUT.page_bytes)
-    assert [len(read.src) for read in reads(handoff.on_ticket(ticket(), SOURCE, now=0))] == [2, 2]
+    source = replace(SOURCE, max_read_bytes=2 * LAYOUT.page_bytes)
+    assert [len(read.src) for read in reads(session().on_ticket(ticket(), source, now=0))] == [2, 2]
 
 
 def test_nothing_is_proven_before_the_last_ticket() -> None:
@@ -195,8 +195,9 @@ STOPS = [stop_by_cancel, stop_by_fault]
 
 @pytest.mark.parametrize("stop", STOPS)
 def test_pages_stay_quarantined_until_the_last_read_has_ended(stop: Callable[[Session], list[Effect]]) -> None:
-    handoff = session(max_read_bytes=LAYOUT.page_bytes)
-    ops = [read.op for read in reads(handoff.on_ticket(ticket(), SOURCE, now=0))]
+    handoff = session()
+    source = replace(SOURCE, max_read_bytes=LAYOUT.page_bytes)
+    ops = [read.op for read in reads(handoff.on_ticket(ticket(), source, now=0))]
     assert stop(handoff) == []
     assert handoff.state is SessionState.CANCELLING
     for op in ops[:-1]:
@@ -270,7 +271,7 @@ def test_a_read_of_somebody_else_is_illegal_and_changes_nothing() -> None:
 @pytest.mark.parametrize(("pages", "num_local"), [((1, 2, 3), 0), ((1, 2, 3, 4, 5), 0), (DST, 4), (DST, -1)])
 def test_pages_must_fit_the_tokens(pages: tuple[int, ...], num_local: int) -> None:
     with pytest.raises(IllegalEvent):
-        Session(open_handoff(1, TOKENS, pages, num_local), LAYOUT, 1, count(1))
+        Session(open_handoff(1, TOKENS, pages, num_local), LAYOUT, count(1))
 
 
 @pytest.mark.parametrize("state", SessionState)
