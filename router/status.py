@@ -1,0 +1,43 @@
+"""The router's answer to "how is the service?"."""
+
+from engine.core.types import WorkerLoad
+from router.api import ServiceStatus, WorkerStatus
+from router.core import RouterCore
+from router.link import WorkerLink
+
+
+def service_status(core: RouterCore, links: list[WorkerLink], now: float) -> ServiceStatus:
+    """A snapshot of the core and of every worker that should be there."""
+    workers = tuple(_worker_status(core, link, now) for link in links if link.info is not None)
+    ready = any(worker.routable(now) for worker in core.view)
+    return ServiceStatus(
+        ready=ready,
+        detail="" if ready else _why_not(links),
+        workers=workers,
+        queued_requests=core.admission.num_waiting,
+        running_requests=core.admission.num_running,
+    )
+
+
+def _worker_status(core: RouterCore, link: WorkerLink, now: float) -> WorkerStatus:
+    assert link.info is not None, "only workers that were met have a status"
+    state, detail = link.state, link.detail
+    load: WorkerLoad | None = None
+    age_s = 0.0
+    worker = core.view.workers.get(link.key) if link.key else None
+    if worker is not None:
+        load, age_s = worker.load, now - worker.load_s
+        if worker.draining:
+            state, detail = "draining", "it gets no new work"
+        elif worker.health != "ready":
+            state, detail = "hung", f"silent for {now - worker.heard_s:.1f} s"
+        elif not worker.breaker.allows(now):
+            state, detail = "resting", "its last requests failed"
+    peers = tuple(status for pair, status in core.view.links.items() if pair[1] == link.key)
+    return WorkerStatus(link.info, state, detail, load, age_s, peers)
+
+
+def _why_not(links: list[WorkerLink]) -> str:
+    if not links:
+        return "no workers were added"
+    return "; ".join(f"{link.address} is {link.state}" + (f": {link.detail}" if link.detail else "") for link in links)
