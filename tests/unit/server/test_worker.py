@@ -1,0 +1,320 @@
+"""The whole shell with real threads and sockets: sessions, handoffs, stops and deaths. Integers stand for KV."""
+
+import asyncio
+import threading
+import urllib.request
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from prometheus_client.parser import text_string_to_metric_families
+
+from engine.core.errors import Unavailable
+from engine.core.messages import (
+    Adopt,
+    Cancel,
+    Command,
+    DeliverTicket,
+    Finished,
+    Frame,
+    Generate,
+    PagesCleared,
+    PagesStored,
+    PeerJoined,
+    Prefill,
+    Release,
+    SendPrefixes,
+)
+from engine.core.types import FinishReason, StepOutput, StepPlan, WorkerInfo
+from engine.wire.worker_client import WorkerClient, WorkerLost
+from kv_transfer.transports.local import LocalHub
+from tests.fakes.thread_worker import Worker, on_clock, start_fake_worker
+from tests.fakes.virtual_worker import make_request, right_tokens
+
+TIMEOUT_S = 20.0
+
+
+@contextmanager
+def running(kind: str, hub: LocalHub | None = None, **options: object) -> Iterator[Worker]:
+    worker = start_fake_worker(kind, hub, **options)  # type: ignore[arg-type]
+    try:
+        yield worker
+    finally:
+        worker.stop()
+
+
+class Router:
+    """One session, read in the background; `until` waits for what it is about."""
+
+    def __init__(self, address: str) -> None:
+        self.client = WorkerClient(address, silence_s=TIMEOUT_S)
+        self.info: WorkerInfo
+        self.frames: list[Frame] = []
+        self.tokens: dict[int, list[int]] = defaultdict(list)
+        self._changed = asyncio.Event()
+        self._task: asyncio.Task[None]
+
+    async def open(self) -> None:
+        self.info = await self.client.connect()
+        self._task = asyncio.create_task(self._read())
+        await self.until(lambda: bool(self.loads))
+
+    async def close(self) -> None:
+        await self.client.close()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    def send(self, *commands: Command) -> None:
+        for command in commands:
+            self.client.send(command)
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(TIMEOUT_S):
+            while not condition():
+                assert self.client.lost is None or condition(), self.client.lost
+                self._changed.clear()
+                await self._changed.wait()
+
+    async def lost(self) -> WorkerLost:
+        async with asyncio.timeout(TIMEOUT_S):
+            await asyncio.gather(self._task, return_exceptions=True)
+        assert self.client.lost is not None
+        return self.client.lost
+
+    def all(self, field: str) -> list:
+        return [item for frame in self.frames for item in getattr(frame, field)]
+
+    def finished(self, id: int) -> list[Finished]:
+        return [finished for finished in self.all("finished") if finished.id == id]
+
+    @property
+    def loads(self) -> list:
+        return [frame.load for frame in self.frames if frame.load is not None]
+
+    async def idle(self) -> None:
+        """Until the worker reports that nobody holds a page."""
+        seen = len(self.loads)
+        await self.until(lambda: any(load.free_pages == load.num_pages for load in self.loads[seen:]))
+
+    async def _read(self) -> None:
+        try:
+            async for frame in self.client.frames():
+                self.frames.append(frame)
+                for id, token in zip(frame.ids, frame.tokens, strict=True):
+                    self.tokens[id].append(token)
+                self._changed.set()
+        finally:
+            self._changed.set()
+
+
+@asynccontextmanager
+async def connected(*workers: Worker) -> AsyncIterator[list[Router]]:
+    routers = [Router(worker.info.address) for worker in workers]
+    for router in routers:
+        await router.open()
+    try:
+        yield routers
+    finally:
+        for router in routers:
+            await router.close()
+
+
+async def test_generate() -> None:
+    with running("decode") as worker:
+        async with connected(worker) as (router,):
+            assert router.info == worker.info
+            requests = [make_request(id, range(id, id + 20), max_tokens=10, deadline_s=on_clock(60)) for id in range(8)]
+            router.send(*(Generate(request) for request in requests))
+            await router.until(lambda: len(router.all("finished")) == 8)
+            for request in requests:
+                assert router.tokens[request.id] == right_tokens(request)
+                assert router.finished(request.id) == [Finished(request.id, FinishReason.LENGTH)]
+            assert len(router.all("started")) == 8
+            await router.idle()
+
+
+async def test_handoff_between_two_workers() -> None:
+    hub = LocalHub()
+    with running("prefill", hub) as prefill, running("decode", hub) as decode:
+        async with connected(prefill, decode) as (p, d):
+            d.send(PeerJoined(p.info))
+            await d.until(lambda: bool(d.all("peers")))
+            assert d.all("peers")[0].ready
+            requests = [make_request(id, range(id, id + 30), max_tokens=9, deadline_s=on_clock(60)) for id in range(6)]
+            for request in requests:
+                p.send(Prefill(request))
+                d.send(Adopt(request))
+            for _ in range(1000):
+                for issued in p.all("tickets"):
+                    d.send(DeliverTicket(issued.id, issued.ticket))
+                for frame in p.frames:
+                    frame.tickets.clear()
+                for adopted in d.all("adopted"):
+                    p.send(Release(adopted.id))
+                if len(d.all("finished")) == 6:
+                    break
+                await asyncio.wait({asyncio.create_task(r._changed.wait()) for r in (p, d)}, timeout=0.1)
+            for request in requests:
+                assert p.tokens[request.id] + d.tokens[request.id] == right_tokens(request)
+            await p.idle()
+            await d.idle()
+
+
+async def test_each_router_hears_of_its_own_requests_and_all_hear_of_pages() -> None:
+    with running("decode") as worker:
+        async with connected(worker, worker) as (first, second):
+            one, two = (make_request(id, range(id, id + 20), max_tokens=5, deadline_s=on_clock(60)) for id in (1, 2))
+            first.send(Generate(one))
+            second.send(Generate(two))
+            await first.until(lambda: bool(first.finished(1)))
+            await second.until(lambda: bool(second.finished(2)))
+            assert set(first.tokens) == {1} and set(second.tokens) == {2}
+            await first.until(lambda: len(first.all("kv_events")) >= 2)
+            await second.until(lambda: len(second.all("kv_events")) >= 2)
+            assert first.all("kv_events") == second.all("kv_events")
+
+
+async def test_requests_of_a_lost_router_are_cancelled() -> None:
+    with running("decode", num_pages=64) as worker:
+        async with connected(worker) as (stays,):
+            leaves = Router(worker.info.address)
+            await leaves.open()
+            leaves.send(
+                *(Generate(make_request(id, range(200), max_tokens=50, deadline_s=on_clock(60))) for id in range(9))
+            )
+            await leaves.until(lambda: bool(leaves.all("started")))
+            await leaves.close()
+            await stays.idle()
+            assert stays.all("finished") == []
+
+
+async def test_a_router_cannot_touch_the_requests_of_another() -> None:
+    with running("prefill") as worker:
+        async with connected(worker, worker) as (owner, other):
+            owner.send(Prefill(make_request(1, range(20), max_tokens=5, deadline_s=on_clock(60))))
+            await owner.until(lambda: any(ticket.last for ticket in owner.all("tickets")))
+            other.send(
+                Cancel(1), Release(1), Generate(make_request(2, range(4), max_tokens=2, deadline_s=on_clock(60)))
+            )
+            await other.until(lambda: bool(other.finished(2)))
+            seen = other.loads[-1].seq
+            await other.until(lambda: other.loads[-1].seq > seen)
+            assert other.loads[-1].free_pages == other.loads[-1].num_pages - 5
+            owner.send(Release(1))
+            await owner.idle()
+
+
+async def test_prefixes_are_sent_again_on_request() -> None:
+    with running("decode") as worker:
+        async with connected(worker) as (router,):
+            router.send(Generate(make_request(1, range(20), max_tokens=2, deadline_s=on_clock(60))))
+            await router.until(lambda: bool(router.finished(1)))
+            late = Router(worker.info.address)
+            await late.open()
+            late.send(SendPrefixes())
+            await late.until(lambda: PagesCleared() in late.all("kv_events"))
+            stored = [event for event in late.all("kv_events") if isinstance(event, PagesStored)]
+            assert {d for event in stored for d in event.digests} == {
+                d for event in router.all("kv_events") for d in event.digests
+            }
+            assert [f.kv_seq for f in late.frames if f.kv_events] == [max(f.kv_seq for f in router.frames)]
+            await late.close()
+
+
+async def test_an_idle_worker_reports_its_load() -> None:
+    with running("decode") as worker:
+        async with connected(worker) as (router,):
+            await router.until(lambda: len({load.seq for load in router.loads}) >= 3)
+
+
+class StuckExecutor:
+    """A device that does not answer until it is let go; then it breaks."""
+
+    def __init__(self) -> None:
+        self.let_go = threading.Event()
+
+    def launch(self, plan: StepPlan) -> None:
+        pass
+
+    def collect(self) -> StepOutput:
+        self.let_go.wait(TIMEOUT_S)
+        raise RuntimeError("the device is gone")
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_a_stuck_engine_is_not_silent_and_a_dead_one_ends_the_worker() -> None:
+    executor = StuckExecutor()
+    with running("decode", executor=executor) as worker:
+        async with connected(worker) as (router,):
+            await router.until(lambda: bool(router.loads))
+            router.send(Generate(make_request(1, range(4), max_tokens=2, deadline_s=on_clock(60))))
+            await router.until(lambda: len(router.loads) > 3 and router.loads[-1].seq == router.loads[-3].seq)
+            assert not worker.died
+            executor.let_go.set()
+            await router.lost()
+            assert await asyncio.to_thread(worker.wait, TIMEOUT_S)
+            assert worker.died
+
+
+async def test_stop_ends_sessions_and_is_idempotent() -> None:
+    worker = start_fake_worker("decode")
+    async with connected(worker) as (router,):
+        router.send(Generate(make_request(1, range(100), max_tokens=100, deadline_s=on_clock(60))))
+        await router.until(lambda: bool(router.tokens))
+        await asyncio.to_thread(worker.stop)
+        await router.lost()
+    worker.stop()
+    assert worker.wait(0) and not worker.died
+    assert not [t.name for t in threading.enumerate() if t.name in ("engine-decode", "transfer", "worker-server")]
+
+
+def test_a_taken_port_is_one_clear_error() -> None:
+    with running("decode") as worker:
+        port = int(worker.info.address.rpartition(":")[2])
+        with pytest.raises(Unavailable, match=f"cannot listen on 127.0.0.1, ports {port}"):
+            start_fake_worker("decode", port=port)
+
+
+async def test_health_and_reflection() -> None:
+    with running("decode") as worker:
+        async with grpc.aio.insecure_channel(worker.info.address) as channel:
+            health = health_pb2_grpc.HealthStub(channel)
+            for service in ("", "baton.v1.Worker"):
+                answer = await health.Check(health_pb2.HealthCheckRequest(service=service))
+                assert answer.status == health_pb2.HealthCheckResponse.SERVING
+            ask = reflection_pb2.ServerReflectionRequest(list_services="")
+            call = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter([ask]))
+            answer = await anext(aiter(call))
+            assert "baton.v1.Worker" in {service.name for service in answer.list_services_response.service}
+
+
+async def test_metrics() -> None:
+    with running("decode") as worker:
+        async with connected(worker) as (router,):
+            for id in (1, 2):
+                router.send(Generate(make_request(id, range(24), max_tokens=4, deadline_s=on_clock(60))))
+                await router.until(lambda id=id: bool(router.finished(id)))
+            await router.idle()
+        url = f"http://127.0.0.1:{worker.metrics_port}/metrics"
+        text = (await asyncio.to_thread(urllib.request.urlopen, url)).read().decode()
+    samples = {
+        (sample.name, tuple(sample.labels.values())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+    assert samples["baton_worker_requests_total", ("length",)] == 2
+    assert samples["baton_worker_generated_tokens_total", ()] == 8
+    assert samples["baton_worker_prompt_tokens_total", ()] == 48
+    assert samples["baton_worker_cached_tokens_total", ()] == 20
+    assert samples["baton_worker_cache_hit_rate", ()] == pytest.approx(20 / 48)
+    assert samples["baton_worker_response_seconds_count", ()] == 2
+    assert samples["baton_worker_requests_open", ()] == 0
+    pages = {labels[0]: value for (name, labels), value in samples.items() if name == "baton_worker_pages"}
+    assert sum(pages.values()) == 64
+    assert samples["baton_worker_kv_bytes", ("free",)] == pages["free"] * 32
