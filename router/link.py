@@ -99,7 +99,7 @@ class WorkerLink:
 
     def _end(self, state: str, detail: str, dead: bool = False) -> None:
         if detail != self.detail:
-            logger.warning("worker at %s is %s: %s", self.address, state, detail)
+            logger.log(logging.INFO if dead else logging.WARNING, "worker at %s: %s: %s", self.address, state, detail)
         self.state, self.detail, self._connection = state, detail, None
         key, self.key = self.key, None
         if key is None and dead and self.info is not None:
