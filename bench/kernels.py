@@ -39,7 +39,7 @@ PRODUCTS = (
 
 
 def graph_us(step: Callable[[int], object], copies: int, repeats: int = 20) -> float:
-    """Median microseconds of one call, from replays of a graph of `copies` calls; call i gets i (other weights, cold)."""
+    """Median microseconds of one call, from replays of a graph of `copies` calls; call i gets i (cold weights)."""
     step(0)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()

@@ -83,8 +83,8 @@ class AttentionBackend(Protocol):
     """A decode step, `plan` included, can be captured by a CUDA graph and replayed on other contents of its tensors."""
 
     @property
-    def slots_T(self) -> Tensor:
-        """Of the batch planned last."""
+    def slots(self) -> Tensor:
+        """slots_T of the batch planned last."""
 
     def caches(self, layer: int) -> tuple[Tensor, Tensor]:
         """k_NSKE and v_NSKE of one layer."""

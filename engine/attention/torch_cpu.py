@@ -50,7 +50,7 @@ class TorchCPU:
         self._step = CPUStep(batch, self._page_size, self._scratch_2NSKE.shape[1], self._scratch_2NSKE.dtype)
 
     @property
-    def slots_T(self) -> Tensor:
+    def slots(self) -> Tensor:
         """See AttentionBackend."""
         return self._planned().slots_T
 

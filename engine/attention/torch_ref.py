@@ -28,7 +28,7 @@ class TorchReference:
         self._batch = batch
 
     @property
-    def slots_T(self) -> Tensor:
+    def slots(self) -> Tensor:
         """See AttentionBackend."""
         assert self._batch is not None
         return self._batch.slots_T

@@ -39,7 +39,7 @@ class AttentionOptions:
 
 @triton.jit
 def _paged_attention_kernel(
-    q, k_cache, v_cache, out, lse, cu_seqlens_q, cache_seqlens, page_table, table_stride,
+    q, k_cache, v_cache, out, lse, cu_seqlens_q, cache_seqlens, page_table, table_stride, q_stride,
     page_stride, slot_stride, head_stride, out_split_stride, lse_split_stride, softmax_scale,
     WINDOW: tl.constexpr, SOFT_CAP: tl.constexpr, PAGE_SIZE: tl.constexpr, H: tl.constexpr, G: tl.constexpr,
     E: tl.constexpr, G_BLOCK: tl.constexpr, E_BLOCK: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_KV: tl.constexpr,
@@ -58,8 +58,8 @@ def _paged_attention_kernel(
         e = tl.arange(0, E_BLOCK)
         row_inside = (query < num_q) & (packed % G_BLOCK < G)
         q_inside = row_inside[:, None] & (e < E)[None, :]
-        q_offset = (first_q + query).to(tl.int64) * H * E + head * E
-        q_tile = tl.load(q + q_offset[:, None] + e[None, :], mask=q_inside, other=0.0)
+        token = (first_q + query).to(tl.int64)
+        q_tile = tl.load(q + (token * q_stride + head * E)[:, None] + e[None, :], mask=q_inside, other=0.0)
 
         tile_end = tl.minimum(num_keys, num_keys - num_q + tile_start + BLOCK_Q)
         tile_begin = 0
@@ -103,10 +103,10 @@ def _paged_attention_kernel(
             top = new_top
 
         result = acc / tl.where(total > 0, total, 1.0)[:, None]
-        target = out + split * out_split_stride + q_offset[:, None] + e[None, :]
+        target = out + split * out_split_stride + ((token * H + head) * E)[:, None] + e[None, :]
         tl.store(target, result.to(out.dtype.element_ty), mask=q_inside)
         lse_value = tl.where(total > 0, top / LOG2_E + tl.log(tl.where(total > 0, total, 1.0)), -float("inf"))
-        lse_offset = split * lse_split_stride + (first_q + query) * H + head
+        lse_offset = split * lse_split_stride + token * H + head
         tl.store(lse + lse_offset, lse_value, mask=row_inside)
 
 
@@ -139,7 +139,8 @@ def paged_attention(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Causal attention of packed queries over their pages; returns out_THE in q's dtype and lse_TH in float32.
 
-    caches: (k, v) views [num_pages, page_size, K, E] of one layer of the slab, last dimension dense, equal strides.
+    q_THE: heads dense, tokens at any stride. caches: (k, v) views [num_pages, page_size, K, E] of one layer,
+    last dimension dense, equal strides.
     num_splits: parts that each sequence's keys are cut into (a power of two); more than 1 pays for few queries on long
     contexts.
     """
@@ -153,7 +154,8 @@ def paged_attention(
     block_q = max(1, triton.next_power_of_2(min(batch.max_num_q, max(16, 64 // group_block))))
     while block_q * group_block < 16:  # the smallest dot
         block_q *= 2
-    out_THE, lse_TH = torch.empty_like(q_THE), q_THE.new_empty(num_tokens, num_heads, dtype=torch.float32)
+    out_THE = q_THE.new_empty(num_tokens, num_heads, head_dim)
+    lse_TH = q_THE.new_empty(num_tokens, num_heads, dtype=torch.float32)
     parts, part_lse = out_THE, lse_TH
     if num_splits > 1:
         parts = q_THE.new_empty(num_splits, num_tokens, num_heads, head_dim, dtype=torch.float32)
@@ -161,7 +163,7 @@ def paged_attention(
     grid = (batch.cache_seqlens.shape[0], triton.cdiv(batch.max_num_q, block_q), num_kv_heads * num_splits)
     _paged_attention_kernel[grid](
         q_THE, k_cache, v_cache, parts, part_lse, batch.cu_seqlens_q, batch.cache_seqlens, batch.page_table,
-        batch.page_table.stride(0), k_cache.stride(0), k_cache.stride(1), k_cache.stride(2),
+        batch.page_table.stride(0), q_THE.stride(0), k_cache.stride(0), k_cache.stride(1), k_cache.stride(2),
         num_tokens * num_heads * head_dim, num_tokens * num_heads, options.softmax_scale,
         WINDOW=options.window, SOFT_CAP=options.soft_cap, PAGE_SIZE=page_size, H=num_heads, G=group, E=head_dim,
         G_BLOCK=group_block, E_BLOCK=e_block, BLOCK_Q=block_q, BLOCK_KV=block_kv, NUM_SPLITS=num_splits,

@@ -1,6 +1,6 @@
 """q/k norm, rotary embedding and the write of k and v into the page slab, in one kernel.
 
-Input is the packed product of the fused QKV projection; q leaves rotated, k and v land in their slots. Without this
+The packed product of the fused QKV projection is rotated in place, and k and v are copied to their slots. Without this
 kernel a step reads and writes q and k three times per layer and pays five launches.
 
     qkv_TX  [ q: H heads | k: K heads | v: K heads ] x E
@@ -18,7 +18,7 @@ BLOCK_HEADS = 16
 
 @triton.jit
 def _rope_write_kernel(
-    qkv, q_out, k_cache, v_cache, cos_sin, positions, slots, qk_weight, eps, page_stride, slot_stride, head_stride,
+    qkv, k_cache, v_cache, cos_sin, positions, slots, qk_weight, eps, page_stride, slot_stride, head_stride,
     PAGE_SIZE: tl.constexpr, H: tl.constexpr, K: tl.constexpr, E: tl.constexpr, HALF_BLOCK: tl.constexpr,
     HEADS: tl.constexpr, HAS_NORM: tl.constexpr,
 ):  # fmt: skip
@@ -42,10 +42,9 @@ def _rope_write_kernel(
     sin = tl.load(cos_sin + position * E + E // 2 + half, mask=half < E // 2, other=0.0)[None, :]
     rotated_low, rotated_high = low * cos - high * sin, high * cos + low * sin
 
-    is_query = (head < H)[:, None] & half_inside
-    target = q_out + token * H * E + head[:, None] * E + half[None, :]
-    tl.store(target, rotated_low.to(q_out.dtype.element_ty), mask=is_query)
-    tl.store(target + E // 2, rotated_high.to(q_out.dtype.element_ty), mask=is_query)
+    rotates = (head < H + K)[:, None] & half_inside
+    tl.store(source, rotated_low.to(qkv.dtype.element_ty), mask=rotates)
+    tl.store(source + E // 2, rotated_high.to(qkv.dtype.element_ty), mask=rotates)
 
     slot = tl.load(slots + token).to(tl.int64)
     in_cache = (slot // PAGE_SIZE) * page_stride + (slot % PAGE_SIZE) * slot_stride
@@ -67,24 +66,26 @@ def rope_and_write(
     caches: tuple[torch.Tensor, torch.Tensor],
     num_heads: int,
     qk_norm: tuple[torch.Tensor, float] | None = None,
-) -> torch.Tensor:
-    """Return q_THE rotated; write rotated k and plain v of every token with a slot >= 0 into the caches.
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rotate q and k inside qkv; copy k and v of every token with a slot >= 0 into the caches.
 
     cos_sin_PE: float32, row p = [cos(E/2) | sin(E/2)] of position p, attention scaling included.
     caches: (k, v) views [num_pages, page_size, K, E] of one layer of the slab; equal strides, last dimension dense.
     qk_norm: (weight of each query head, then of each key head, [H + K, E]; eps) of Qwen3-style attention.
+    Returns q_THE, k_TKE and v_TKE, views of qkv_TX.
     """
     k_cache, v_cache = caches
     page_size, num_kv_heads, head_dim = k_cache.shape[1:]
     num_tokens = qkv_TX.shape[0]
-    q_THE = qkv_TX.new_empty(num_tokens, num_heads, head_dim)
     if num_tokens:
         weight, eps = qk_norm if qk_norm is not None else (cos_sin_PE, 0.0)
         _rope_write_kernel[(num_tokens, triton.cdiv(num_heads + 2 * num_kv_heads, BLOCK_HEADS))](
-            qkv_TX, q_THE, k_cache, v_cache, cos_sin_PE, positions_T, slots_T, weight, eps,
+            qkv_TX, k_cache, v_cache, cos_sin_PE, positions_T, slots_T, weight, eps,
             k_cache.stride(0), k_cache.stride(1), k_cache.stride(2),
             PAGE_SIZE=page_size, H=num_heads, K=num_kv_heads, E=head_dim,
             HALF_BLOCK=triton.next_power_of_2(head_dim // 2), HEADS=BLOCK_HEADS, HAS_NORM=qk_norm is not None,
             num_warps=2,
         )  # fmt: skip
-    return q_THE
+    heads = qkv_TX.view(num_tokens, num_heads + 2 * num_kv_heads, head_dim)
+    q_THE, k_TKE, v_TKE = heads.split((num_heads, num_kv_heads, num_kv_heads), dim=1)
+    return q_THE, k_TKE, v_TKE

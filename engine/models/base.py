@@ -8,15 +8,18 @@ from torch import Tensor
 
 
 class AttentionStep(Protocol):
-    """One step's view of the KV pool, planned once and used by every layer.
+    """Attention of one step, planned once and used by every layer: all that a plain model needs."""
 
-    A plain model calls `run`. A model with a fused kernel for rotation and write puts k and v into `caches` at
-    `slots_T` itself and then calls `attend`.
-    """
+    def run(self, layer: int, q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor) -> Tensor:
+        """Keep k and v of the new tokens, attend causally over everything before, return out_THE."""
+
+
+class PagedAttentionStep(AttentionStep, Protocol):
+    """One step's view of the KV pool, for a model whose fused kernel rotates and writes k and v by itself."""
 
     @property
-    def slots_T(self) -> Tensor:
-        """int64: page * page_size + position in page of each new token; -1 writes nothing."""
+    def slots(self) -> Tensor:
+        """slots_T, int64: page * page_size + position in page of each new token; -1 writes nothing."""
 
     def caches(self, layer: int) -> tuple[Tensor, Tensor]:
         """k and v of the layer over all pages, each [pages, page_size, K, E], last dimension dense."""
@@ -27,14 +30,11 @@ class AttentionStep(Protocol):
         `new`: k_TKE and v_TKE of the step, the same numbers as in the pool, for a backend that would rather read those.
         """
 
-    def run(self, layer: int, q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor) -> Tensor:
-        """Write k and v of the new tokens into the pool, attend causally over everything before, return out_THE."""
-
 
 class CausalLM(Protocol):
     """A decoder. Rows of a step are packed along T; positions say where in its sequence each token stands."""
 
-    def forward(self, tokens_T: Tensor, positions_T: Tensor, attention: AttentionStep) -> Tensor:
+    def forward(self, tokens_T: Tensor, positions_T: Tensor, attention: PagedAttentionStep) -> Tensor:
         """Hidden states after the last norm, hidden_TD."""
 
     def logits(self, hidden_SD: Tensor) -> Tensor:

@@ -3,11 +3,11 @@
 from collections.abc import MutableSequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 
-from engine.attention.base import AttentionShape
+from engine.attention.base import AttentionBackend, AttentionShape
 from engine.attention.select import make_backend
 from engine.core.config import SchedulerConfig
 from engine.core.engine import EngineCore
@@ -17,6 +17,7 @@ from engine.models.base import CausalLM
 from engine.models.checkpoint import model_hash
 from engine.models.config import AttentionConfig, ModelConfig
 from engine.models.hub import resolve_model
+from engine.models.llama import Llama
 from engine.models.loader import Progress, load_model, random_model
 from engine.models.registry import load_config
 from engine.runtime import memory
@@ -25,6 +26,9 @@ from engine.runtime.executor import ThreadedExecutor
 from engine.runtime.kv_pool import KVPool
 from engine.runtime.rows import RowTable
 from engine.runtime.runner import StepRunner
+
+if TYPE_CHECKING:  # its kernels are imported only where there is a CUDA device
+    from engine.runtime.graphs import DecodeGraphs
 
 CPU_PAGE_SIZE, CUDA_PAGE_SIZE = 16, 128
 
@@ -90,7 +94,9 @@ def assemble(config: EngineConfig, facts: ModelConfig, model: CausalLM, name: st
     pool = KVPool(layout, num_pages, device)
     backend = make_backend(config.attention_backend, pool.tensor_NL2SKE, attention_shape(facts.attention))
     table = RowTable(config.max_rows, max_len, layout.page_size, pool.filler_page, device)
-    executor = ThreadedExecutor(StepRunner(model, backend, table))
+    model = _fused(model, device)
+    graphs = _decode_graphs(config, model, backend, table)
+    executor = ThreadedExecutor(StepRunner(model, backend, table, graphs))
     scheduler = SchedulerConfig(
         page_size=layout.page_size,
         num_pages=num_pages,
@@ -103,6 +109,24 @@ def assemble(config: EngineConfig, facts: ModelConfig, model: CausalLM, name: st
     generations = cast(MutableSequence[int], pool.generations[:num_pages])  # a memoryview is one in all but name
     core = EngineCore(scheduler, executor, model_hash=name, generations=generations)
     return Engine(core, executor, pool, scheduler, facts, backend.name)
+
+
+def _fused(model: CausalLM, device: torch.device) -> CausalLM:
+    if device.type != "cuda" or not isinstance(model, Llama):
+        return model
+    from engine.models.llama_fused import FusedLlama
+
+    return FusedLlama(model.config, model.weights)
+
+
+def _decode_graphs(
+    config: EngineConfig, model: CausalLM, backend: AttentionBackend, table: RowTable
+) -> "DecodeGraphs | None":
+    if table.device.type != "cuda" or not config.decode_graphs or not backend.capturable:
+        return None
+    from engine.runtime.graphs import DecodeGraphs
+
+    return DecodeGraphs(model, backend, table, config.max_rows)
 
 
 def attention_shape(facts: AttentionConfig) -> AttentionShape:

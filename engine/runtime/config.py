@@ -34,6 +34,8 @@ class EngineConfig:
     max_queued: int = 4096
     attention_backend: str = "auto"
     """A name that engine.attention.select knows; auto takes the best one that the device can run."""
+    decode_graphs: bool = True
+    """Decode steps run as CUDA graphs where there is a CUDA device."""
     random_weights: bool = False
     """Draw the weights from `seed` instead of reading them; `model` then needs only its config.json."""
     seed: int = 0

@@ -25,8 +25,10 @@ class RowTable:
         self.device = device
         self.page_size = page_size
         # One place more than a sequence can have: the last token may be drawn, though nothing extends it.
-        self.tokens_RC = torch.zeros(max_rows, max_model_len + 1, dtype=torch.int32, device=device)
-        self.pages_RP = torch.full((max_rows, max_pages), filler_page, dtype=torch.int32, device=device)
+        self.tokens_RC = torch.zeros(max_rows + 1, max_model_len + 1, dtype=torch.int32, device=device)
+        self.pages_RP = torch.full((max_rows + 1, max_pages), filler_page, dtype=torch.int32, device=device)
+        self.spare_slot = max_rows
+        """Of no row: padding of a graph reads and writes it."""
         self.fields_RF = torch.zeros(max_rows, NUM_FIELDS, dtype=torch.float32, device=device)
         self.seeds_R = torch.zeros(max_rows, dtype=torch.int64, device=device)
         self.sampling: list[Sampling] = [Sampling()] * max_rows

@@ -6,6 +6,7 @@ probabilities, V vocabulary.
 """
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,6 +19,9 @@ from engine.runtime.device import Stopwatch, to_host
 from engine.runtime.logprobs import Logprobs, chunks, logprobs_of
 from engine.runtime.rows import RowTable
 from engine.runtime.sampler import draw
+
+if TYPE_CHECKING:  # its kernels are imported only where there is a CUDA device
+    from engine.runtime.graphs import DecodeGraphs
 
 
 @dataclass(slots=True)
@@ -53,12 +57,18 @@ class PendingStep:
 
 
 class StepRunner:
-    """Owns the row table and the planned state of attention. Called by one thread, in the order of the plans."""
+    """Owns the row table and the planned state of attention. Called by one thread, in the order of the plans.
 
-    def __init__(self, model: CausalLM, attention: AttentionBackend, table: RowTable) -> None:
+    With `graphs`, steps that these take are replayed instead of launched kernel by kernel.
+    """
+
+    def __init__(
+        self, model: CausalLM, attention: AttentionBackend, table: RowTable, graphs: "DecodeGraphs | None" = None
+    ) -> None:
         self._model = model
         self._attention = attention
         self._table = table
+        self._graphs = graphs
 
     @torch.inference_mode()
     def start(self, plan: StepPlan) -> PendingStep:
@@ -66,25 +76,41 @@ class StepRunner:
         self._table.apply(plan)
         stopwatch = Stopwatch(self._table.device)
         stopwatch.begin()
-        batch = build_batch(plan, self._table)
-        self._attention.plan(batch.attention)
-        hidden_TD = self._model.forward(batch.tokens_T, batch.positions_T, self._attention)
         drawing = [row for row, samples in enumerate(plan.samples) if samples]
         pending = PendingStep(plan.step_id, len(plan.ids), stopwatch, drawing)
-        if drawing:
-            self._draw(batch, hidden_TD, pending)
-        self._report_prompts(plan, batch, hidden_TD, pending)
+        if self._graphs is not None and self._graphs.takes(plan):
+            self._replay(self._graphs, plan, pending)
+        else:
+            self._run(plan, pending)
         stopwatch.end()
         return pending
 
-    def _draw(self, batch: StepBatch, hidden_TD: Tensor, pending: PendingStep) -> None:
+    def _replay(self, graphs: "DecodeGraphs", plan: StepPlan, pending: PendingStep) -> None:
+        slots = self._table.slots(plan.ids)
+        logits_BV, tokens_B = graphs.replay(slots, plan.starts)
+        if self._table.special.isdisjoint(slots):
+            pending.tokens_S = to_host(tokens_B)
+            return
+        self._draw(logits_BV, slots, [start + 1 for start in plan.starts], pending)
+
+    def _run(self, plan: StepPlan, pending: PendingStep) -> None:
+        batch, drawing = build_batch(plan, self._table), pending.drawing
+        self._attention.plan(batch.attention)
+        hidden_TD = self._model.forward(batch.tokens_T, batch.positions_T, self._attention)
+        if drawing:
+            hidden_SD = hidden_TD
+            if len(drawing) < len(hidden_TD):
+                rows_S = torch.tensor(drawing).to(hidden_TD.device, non_blocking=True)
+                hidden_SD = hidden_TD[batch.attention.cu_seqlens_q_B1[rows_S + 1] - 1]
+            slots, ends = ([values[row] for row in drawing] for values in (batch.slots, batch.ends))
+            self._draw(self._model.logits(hidden_SD), slots, ends, pending)
+        self._report_prompts(plan, batch, hidden_TD, pending)
+
+    def _draw(self, logits_SV: Tensor, slots: list[int], positions: list[int], pending: PendingStep) -> None:
+        """Draw, keep the tokens where the next steps read them, and send home what was asked for."""
         table, drawing = self._table, pending.drawing
-        slots = [batch.slots[row] for row in drawing]
-        positions = [batch.ends[row] for row in drawing]
-        slots_S, positions_S, rows_S = torch.tensor([slots, positions, drawing]).to(table.device, non_blocking=True)
-        last_S = batch.attention.cu_seqlens_q_B1[rows_S + 1] - 1
-        hidden_SD = hidden_TD if len(drawing) == len(hidden_TD) else hidden_TD[last_S]
-        logits_SV = self._model.logits(hidden_SD)
+        logits_SV = logits_SV.float()
+        slots_S, positions_S = torch.tensor([slots, positions]).to(table.device, non_blocking=True)
         tokens_S = draw(logits_SV, table, slots, positions)
         table.tokens_RC[slots_S, positions_S] = tokens_S.int()
         pending.tokens_S = to_host(tokens_S)
@@ -106,7 +132,7 @@ class StepRunner:
                 for positions in chunks(start, end):
                     hidden_LD = hidden_TD[first + positions.start - start : first + positions.stop - start]
                     targets_L = table.tokens_RC[slot, positions.start + 1 : positions.stop + 1].long()
-                    logits_LV = self._model.logits(hidden_LD)
+                    logits_LV = self._model.logits(hidden_LD).float()
                     part = logprobs_of(logits_LV, targets_L, [num_top] * len(positions))
                     pending.prompt_logprobs.append((id, part))
             first += num_new

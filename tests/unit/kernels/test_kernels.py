@@ -44,9 +44,10 @@ def test_rope_and_write(head_dim: int, with_norm: bool) -> None:
     caches = slab[:, 1, 0], slab[:, 1, 1]
     weight = torch.randn(heads + kv_heads, head_dim)
     norm = (weight, EPS) if with_norm else None
-    q = rope_and_write(qkv, torch.cat([angle.cos(), angle.sin()], -1), positions, slots, caches, heads, norm)
+    original = qkv.clone()
+    q, k, v = rope_and_write(qkv, torch.cat([angle.cos(), angle.sin()], -1), positions, slots, caches, heads, norm)
 
-    parts = qkv.view(tokens, heads + 2 * kv_heads, head_dim).split([heads, kv_heads, kv_heads], 1)
+    parts = original.view(tokens, heads + 2 * kv_heads, head_dim).split([heads, kv_heads, kv_heads], 1)
     q_ref, k_ref = parts[0], parts[1]
     if norm:
         q_ref, k_ref = norm_reference(q_ref, weight[:heads]), norm_reference(k_ref, weight[heads:])
@@ -57,6 +58,8 @@ def test_rope_and_write(head_dim: int, with_norm: bool) -> None:
         return x * cos + torch.cat([-high, low], -1) * sin
 
     torch.testing.assert_close(q, rotate(q_ref))
+    torch.testing.assert_close(k, rotate(k_ref))
+    torch.testing.assert_close(v, parts[2])
     expected = torch.full_like(slab, 7.0)
     for token, slot in enumerate(slots.tolist()):
         if slot >= 0:

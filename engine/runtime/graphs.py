@@ -1,0 +1,103 @@
+"""Decode steps as CUDA graphs: one launch a step instead of some three hundred.
+
+A graph is captured at the first step of its size. Everything between two numbers a row (its slot in the RowTable and
+where it stands) and the drawn tokens is inside: page table, positions, attention's schedule, the model, the argmax, and
+the write of the token to where the row's next step reads it. Steps of other sizes run in the next larger graph: padding
+rows read the table's spare slot and write no KV.
+
+Shape suffixes: B rows of the graph, padding included; V vocabulary; see engine.runtime.rows.
+"""
+
+from bisect import bisect_left
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.attention.base import AttentionBackend, AttentionBatch
+from engine.core.types import StepPlan
+from engine.kernels.argmax import argmax
+from engine.models.base import CausalLM
+from engine.runtime.rows import RowTable
+
+SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512)
+WARMUPS = 2
+"""Runs before a capture: kernels compile and libraries make their workspaces, which a capture must not see."""
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeGraph:
+    """A captured step and the tensors that it leaves its results in, until the next replay of any graph."""
+
+    graph: torch.cuda.CUDAGraph
+    logits_BV: Tensor
+    tokens_B: Tensor
+    """int64, the likeliest token of each row; written to the RowTable too."""
+
+
+class DecodeGraphs:
+    """Captures and replays; called by the executor's thread only."""
+
+    def __init__(self, model: CausalLM, attention: AttentionBackend, table: RowTable, max_rows: int) -> None:
+        self._model = model
+        self._attention = attention
+        self._table = table
+        self._sizes = [size for size in SIZES if size < max_rows] + [max_rows]
+        self._rows_2B = torch.zeros(2, max_rows, dtype=torch.int64, device=table.device)
+        """Slot and position of each row: the only input of every graph."""
+        self._graphs: dict[int, DecodeGraph] = {}
+        self._memory: Any = None
+        """Memory that all graphs share: one runs at a time."""
+
+    def takes(self, plan: StepPlan) -> bool:
+        """Whether every row of the plan extends by one token and draws one."""
+        return len(plan.ids) <= self._sizes[-1] and plan.num_tokens == len(plan.ids) and all(plan.samples)
+
+    def replay(self, slots: list[int], starts: list[int]) -> tuple[Tensor, Tensor]:
+        """Run one step: logits_BV and tokens_B of its rows, valid until the next replay."""
+        num_rows = len(slots)
+        size = self._sizes[bisect_left(self._sizes, num_rows)]
+        spare = [self._table.spare_slot] * (size - num_rows)
+        rows_2B = torch.tensor([slots + spare, starts + [0] * len(spare)]).pin_memory()
+        self._rows_2B[:, :size].copy_(rows_2B, non_blocking=True)
+        captured = self._graphs.get(size)
+        if captured is None:
+            captured = self._graphs[size] = self._capture(size)
+        captured.graph.replay()
+        return captured.logits_BV[:num_rows], captured.tokens_B[:num_rows]
+
+    def _capture(self, size: int) -> DecodeGraph:
+        stream = torch.cuda.Stream(self._table.device)
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARMUPS):
+                self._step(size)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._memory):
+            logits_BV, tokens_B = self._step(size)
+        self._memory = graph.pool()
+        return DecodeGraph(graph, logits_BV, tokens_B)
+
+    def _step(self, size: int) -> tuple[Tensor, Tensor]:
+        table = self._table
+        slots_B, starts_B = self._rows_2B[:, :size]
+        page_size = table.page_size
+        pages_B = table.pages_RP[slots_B, starts_B // page_size].long()
+        kv_slots_B = torch.where(slots_B == table.spare_slot, -1, pages_B * page_size + starts_B % page_size)
+        batch = AttentionBatch(
+            # On the host the lengths are those of no step, so every row may be as long as the table allows.
+            starts=[table.tokens_RC.shape[1] - 2] * size,
+            num_new=[1] * size,
+            cu_seqlens_q_B1=torch.arange(size + 1, dtype=torch.int32, device=table.device),
+            cache_seqlens_B=(starts_B + 1).int(),
+            page_table_BP=table.pages_RP[slots_B],
+            slots_T=kv_slots_B,
+        )
+        self._attention.plan(batch)
+        hidden_BD = self._model.forward(table.tokens_RC[slots_B, starts_B], starts_B, self._attention)
+        logits_BV = self._model.logits(hidden_BD)
+        tokens_B = argmax(logits_BV)
+        table.tokens_RC[slots_B, starts_B + 1] = tokens_B.int()
+        return logits_BV, tokens_B
