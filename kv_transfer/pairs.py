@@ -1,36 +1,21 @@
 """The peers of one worker: proves each pair, watches it, and posts reads to it. No clock of its own, no thread."""
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
 
 from engine.core.errors import Incompatible, TransferFailed
 from engine.core.types import KVLayout, WorkerInfo
 from kv_transfer.api import PeerReady, PeerRefused
 from kv_transfer.layout import check_layouts, layout_hash
 from kv_transfer.link import Read
-from kv_transfer.peer import Peer, PeerConfig, PeerState, golden_bytes
+from kv_transfer.peer import Peer, PeerConfig, PeerState
+from kv_transfer.proof import Prover
 from kv_transfer.session import GenerationRead, Source
 from kv_transfer.transports.base import (
-    NUM_SPARE_PAGES,
     Completion,
-    OpStatus,
     PagePool,
-    PageRead,
     Transport,
     peer_key,
 )
-
-TIMED_BYTES = 16 << 20
-MAX_TIMED_PAGES = 64
-
-
-@dataclass(slots=True)
-class _Proof:
-    """One read of a pair's proof. Mutable in nothing; not frozen for speed of no consequence."""
-
-    peer: Peer
-    scratch: int | None
-    posted_s: float
 
 
 def read_bytes(read: Read, layout: KVLayout) -> int:
@@ -53,13 +38,8 @@ class Pairs:
         self._pool = pool
         self._transports = {transport.name: transport for transport in transports}
         self._config = config
-        self._ops = ops
         self._peers: dict[str, Peer] = {}
-        self._proofs: dict[int, _Proof] = {}
-        golden = pool.num_pages
-        self._scratch = list(range(golden + 1, golden + NUM_SPARE_PAGES))
-        pool.write(golden, 0, pool.layout.num_layers, golden_bytes(name, pool.layout.page_bytes))
-        pool.generations[golden] = int(name.rpartition("@")[2], 16)
+        self._prover = Prover(pool, config, ops, name)
 
     # ------------------------------------------------------------ who is there
 
@@ -86,6 +66,7 @@ class Pairs:
         peer = self._peers.pop(key, None)
         if peer is not None:
             self.unposted += peer.link.drain()
+            self._prover.forget(peer)
             self._transports[peer.transport].disconnect(key)
             self.events.append(PeerRefused(peer.info.id, peer.info.incarnation, reason, permanent=True))
 
@@ -104,7 +85,7 @@ class Pairs:
     @property
     def reading(self) -> bool:
         """A proof's read is in flight."""
-        return bool(self._proofs)
+        return self._prover.reading
 
     @property
     def waiting(self) -> bool:
@@ -140,16 +121,20 @@ class Pairs:
 
     def proof_ended(self, completion: Completion, now: float) -> bool:
         """If `completion` is that of a proof's read: judge it, and return True."""
-        proof = self._proofs.pop(completion.op, None)
-        if proof is None:
+        if not self._prover.owns(completion.op):
             return False
-        if proof.scratch is not None:
-            self._scratch.append(proof.scratch)
-        peer = proof.peer
-        current = completion.op == peer.proof_op and self._peers.get(peer.key) is peer
-        if current:
-            peer.link.ended(completion.op, now)
-            self._judge(proof, completion, now)
+        step = self._prover.ended(completion, now)
+        if step is None:
+            return True
+        step.peer.link.ended(completion.op, now)
+        if step.wrong is not None:
+            self._fault(step.peer, step.wrong, now)
+        elif step.bytes_per_s is not None:
+            self.events.append(step.peer.timed(step.bytes_per_s))
+        else:
+            if step.passed:
+                step.peer.step_ok()
+            self._step(step.peer, now)
         return True
 
     def tick(self, now: float) -> None:
@@ -190,7 +175,6 @@ class Pairs:
 
     def _step(self, peer: Peer, now: float) -> None:
         """Do what the peer's state asks for."""
-        golden, num_layers = peer.info.num_pages, self._pool.layout.num_layers
         if peer.state is PeerState.CONNECTING:
             try:
                 self._transports[peer.transport].connect(peer.info)
@@ -198,52 +182,9 @@ class Pairs:
                 self._fault(peer, error.message, now)
                 return
             peer.step_ok()
-        op = next(self._ops)
-        peer.proof_op = op
-        scratch = None
-        if peer.state is PeerState.GENERATION:
-            read: Read = GenerationRead(op, peer.key, (golden,))
-        elif not self._scratch:
+        read = self._prover.next_read(peer, now)
+        if read is None:
             self._fault(peer, "every scratch page still has a read of an earlier proof in flight", now)
             return
-        else:
-            scratch = self._scratch.pop()
-            count = 1
-            if peer.state is PeerState.TIMING:
-                count = min(MAX_TIMED_PAGES, max(1, TIMED_BYTES // self._pool.layout.page_bytes))
-            else:
-                self._pool.write(scratch, 0, num_layers, bytes(self._pool.layout.page_bytes))
-            read = PageRead(op, peer.key, (golden,) * count, (scratch,) * count, 0, num_layers)
-        self._proofs[op] = _Proof(peer, scratch, now)
         peer.link.push(read, read_bytes(read, self._pool.layout))
         self._post(peer, now)
-
-    def _judge(self, proof: _Proof, completion: Completion, now: float) -> None:
-        peer = proof.peer
-        wrong = self._wrong(proof, completion, now)
-        if wrong is not None:
-            self._fault(peer, wrong, now)
-        elif peer.state is PeerState.TIMING:
-            self.events.append(peer.timed(completion.num_bytes / max(now - proof.posted_s, 1e-9)))
-        else:
-            peer.step_ok()
-            self._step(peer, now)
-
-    def _wrong(self, proof: _Proof, completion: Completion, now: float) -> str | None:
-        peer = proof.peer
-        layout = self._pool.layout
-        if completion.status is OpStatus.FAILED:
-            return completion.message or "the read failed"
-        if peer.state is PeerState.GOLDEN:
-            assert proof.scratch is not None
-            arrived = bytes(self._pool.read(proof.scratch, 0, layout.num_layers))
-            if arrived != golden_bytes(peer.key, layout.page_bytes):
-                return "the golden page arrived with other bytes"
-        if peer.state is PeerState.GENERATION and completion.generations != (peer.info.incarnation,):
-            return f"the golden page's generation is {completion.generations}, not the worker's incarnation"
-        if peer.state is PeerState.TIMING:
-            floor, seconds = self._config.join_floor_bytes_per_s, now - proof.posted_s
-            if seconds > self._config.join_grace_s + completion.num_bytes / floor:
-                rate = completion.num_bytes / seconds
-                return f"{rate / 1e6:.1f} MB/s is under the floor of {floor / 1e6:.1f} MB/s"
-        return None

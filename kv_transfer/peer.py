@@ -57,7 +57,7 @@ class PeerConfig:
     """No answer for this long fails a step of the proof: the first read also sets up the connection."""
     join_floor_bytes_per_s: float = 32 << 20
     """A pair that is slower in its proof is refused."""
-    join_grace_s: float = 0.05
+    join_grace_s: float = 0.5
     """Not counted then: small pages say more about latency than about bandwidth."""
     posted_s: float = 0.05
     """Reads for this many seconds at the measured bandwidth are posted at once, so that the link never idles."""

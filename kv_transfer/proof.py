@@ -1,0 +1,119 @@
+"""The reads by which a pair proves itself, and what they must bring. No clock of its own, no thread."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from kv_transfer.link import Read
+from kv_transfer.peer import Peer, PeerConfig, PeerState, golden_bytes
+from kv_transfer.session import GenerationRead
+from kv_transfer.transports.base import NUM_SPARE_PAGES, Completion, OpStatus, PagePool, PageRead
+
+TIMED_BYTES = 16 << 20
+MAX_TIMED_PAGES = 64
+NUM_TIMED = 3
+"""The best of them counts: the others may have met somebody else's work."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one read of a proof showed. Neither wrong nor measured: go on."""
+
+    peer: Peer
+    wrong: str | None = None
+    passed: bool = False
+    bytes_per_s: float | None = None
+    """The proof is complete."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Posted:
+    peer: Peer
+    scratch: int | None
+    posted_s: float
+
+
+class Prover:
+    """Owns this worker's golden page, which others read, and the scratch pages, which proofs are read into.
+
+    A scratch page is used again only when its read has ended, so a hung peer may keep one for ever; there are several.
+    """
+
+    def __init__(self, pool: PagePool, config: PeerConfig, ops: Iterator[int], name: str) -> None:
+        """Write the golden page. `name` is this worker's own peer_key, `ops` numbers the reads."""
+        self._pool, self._config, self._ops = pool, config, ops
+        self._posted: dict[int, _Posted] = {}
+        self._rates: dict[str, list[float]] = {}
+        golden = pool.num_pages
+        self._scratch = list(range(golden + 1, golden + NUM_SPARE_PAGES))
+        pool.write(golden, 0, pool.layout.num_layers, golden_bytes(name, pool.layout.page_bytes))
+        pool.generations[golden] = int(name.rpartition("@")[2], 16)
+
+    @property
+    def reading(self) -> bool:
+        """A read is in flight."""
+        return bool(self._posted)
+
+    def next_read(self, peer: Peer, now: float) -> Read | None:
+        """The read that the peer's state asks for, to be posted at once; None if no scratch page is free."""
+        golden, layout = peer.info.num_pages, self._pool.layout
+        op = next(self._ops)
+        if peer.state is PeerState.GENERATION:
+            self._posted[op] = _Posted(peer, None, now)
+            peer.proof_op = op
+            return GenerationRead(op, peer.key, (golden,))
+        if not self._scratch:
+            return None
+        scratch = self._scratch.pop()
+        count = 1
+        if peer.state is PeerState.TIMING:
+            count = min(MAX_TIMED_PAGES, max(1, TIMED_BYTES // layout.page_bytes))
+        else:
+            self._rates.pop(peer.key, None)
+            self._pool.write(scratch, 0, layout.num_layers, bytes(layout.page_bytes))
+        self._posted[op] = _Posted(peer, scratch, now)
+        peer.proof_op = op
+        return PageRead(op, peer.key, (golden,) * count, (scratch,) * count, 0, layout.num_layers)
+
+    def owns(self, op: int) -> bool:
+        """True if that read is one of a proof."""
+        return op in self._posted
+
+    def ended(self, completion: Completion, now: float) -> Step | None:
+        """Judge what a read brought; None if its proof was given up before."""
+        posted = self._posted.pop(completion.op)
+        if posted.scratch is not None:
+            self._scratch.append(posted.scratch)
+        peer = posted.peer
+        if peer.proof_op != completion.op:
+            return None
+        if completion.status is OpStatus.FAILED:
+            return Step(peer, wrong=completion.message or "the read failed")
+        if peer.state is PeerState.TIMING:
+            return self._timed(peer, completion.num_bytes, now - posted.posted_s)
+        wrong = self._wrong(posted, completion)
+        return Step(peer, wrong, passed=wrong is None)
+
+    def forget(self, peer: Peer) -> None:
+        """That peer is gone; its reads may still end."""
+        self._rates.pop(peer.key, None)
+        peer.proof_op = None
+
+    def _wrong(self, posted: _Posted, completion: Completion) -> str | None:
+        layout, peer = self._pool.layout, posted.peer
+        if posted.scratch is None:
+            if completion.generations != (peer.info.incarnation,):
+                return f"the golden page's generation is {completion.generations}, not the worker's incarnation"
+        elif bytes(self._pool.read(posted.scratch, 0, layout.num_layers)) != golden_bytes(peer.key, layout.page_bytes):
+            return "the golden page arrived with other bytes"
+        return None
+
+    def _timed(self, peer: Peer, num_bytes: int, seconds: float) -> Step:
+        floor = self._config.join_floor_bytes_per_s
+        rates = self._rates.setdefault(peer.key, [])
+        rates.append(num_bytes / max(seconds, 1e-9))
+        if len(rates) < NUM_TIMED:
+            return Step(peer)
+        best = max(self._rates.pop(peer.key))
+        if num_bytes / best > self._config.join_grace_s + num_bytes / floor:
+            return Step(peer, wrong=f"{best / 1e6:.1f} MB/s is under the floor of {floor / 1e6:.1f} MB/s")
+        return Step(peer, bytes_per_s=best)
