@@ -11,13 +11,13 @@ from engine.core.types import WorkerInfo
 from engine.runtime.config import EngineConfig
 from engine.server.config import WorkerConfig
 from engine.server.inbox import Inbox
+from engine.server.role import Role
 from engine.server.worker import RunningWorker, WorkerParts, new_incarnation
 from kv_transfer.api import TransferCommand, TransferOutcome
 from kv_transfer.host_pool import HostPool
 from kv_transfer.manager import TransferManager
 from kv_transfer.transports.base import peer_key
 from kv_transfer.transports.local import LocalHub, LocalTransport
-from kv_transfer.worker import WorkerRole
 from prefill_worker.role import PrefillRole, TicketSealer
 from tests.fakes.virtual_worker import KEY, MAX_MODEL_LEN, PAGE_SIZE, executor_over, int64_layout
 
@@ -48,7 +48,7 @@ def start_fake_worker(
     core = EngineCore(
         scheduler, executor or executor_over(pool), model_hash="model", generations=pool.generations[:num_pages]
     )
-    role: WorkerRole = (
+    role: Role[TransferCommand, TransferOutcome] = (
         PrefillRole(core, TicketSealer(config.worker_id, incarnation, layout, KEY))
         if kind == "prefill"
         else DecodeRole(core, layout)
