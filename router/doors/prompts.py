@@ -21,24 +21,34 @@ def check_model(model: ServedModel, name: str) -> None:
         raise NotFound(f"model {name!r} is not served here; {model.name!r} is", param="model")
 
 
-async def tokens_of_text(model: ServedModel, text: str) -> "array[int]":
-    """A plain text, framed as the checkpoint frames texts (BOS and the like)."""
-    if model.tokenizer.surely_longer_than(text, model.max_model_len):
-        raise ContextLengthExceeded(
-            f"the prompt has {len(text)} characters, which cannot fit in {model.max_model_len} tokens", param="prompt"
-        )
-    return checked(model, await model.tokenizer.encode_async(text), "prompt")
+async def tokens_of_text(model: ServedModel, text: str, *, check: bool = True) -> "array[int]":
+    """A plain text, framed as the checkpoint frames texts (BOS and the like).
+
+    `check`: refuse what leaves the model no room to go on.
+    """
+    if check:
+        _refuse_hopeless(model, text, "prompt")
+    tokens = await model.tokenizer.encode_async(text)
+    return checked(model, tokens, "prompt") if check else tokens
 
 
 def tokens_of_ids(model: ServedModel, ids: Sequence[int]) -> "array[int]":
     """Token ids as the client gave them; nothing is added."""
-    if ids and not (min(ids) >= 0 and max(ids) < model.vocab_size):
+    try:
+        tokens = token_buffer(ids)
+    except OverflowError:  # beyond 32 bits
+        tokens = token_buffer([-1])
+    if tokens and (min(tokens) < 0 or max(tokens) >= model.vocab_size):
         raise InvalidRequest(f"token ids must lie in [0, {model.vocab_size})", param="prompt")
-    return checked(model, token_buffer(ids), "prompt")
+    return checked(model, tokens, "prompt")
 
 
 async def tokens_of_chat(
-    model: ServedModel, messages: Sequence[Mapping[str, str]], arguments: Mapping[str, Any] | None = None
+    model: ServedModel,
+    messages: Sequence[Mapping[str, str]],
+    arguments: Mapping[str, Any] | None = None,
+    *,
+    check: bool = True,
 ) -> "array[int]":
     """A conversation through the checkpoint's chat template, which brings its own special tokens."""
     template = model.template
@@ -49,13 +59,22 @@ async def tokens_of_chat(
 
     def render() -> "array[int]":
         text = template.render(messages, arguments)
-        if model.tokenizer.surely_longer_than(text, model.max_model_len):
-            raise ContextLengthExceeded(f"the messages cannot fit in {model.max_model_len} tokens", param="messages")
+        if check:
+            _refuse_hopeless(model, text, "messages")
         return model.tokenizer.encode(text, add_special_tokens=False)
 
     num_chars = sum(len(message.get("content", "")) for message in messages)
     tokens = render() if num_chars <= INLINE_CHARS else await asyncio.to_thread(render)
-    return checked(model, tokens, "messages")
+    return checked(model, tokens, "messages") if check else tokens
+
+
+def _refuse_hopeless(model: ServedModel, text: str, param: str) -> None:
+    """Do not tokenize what cannot fit."""
+    if model.tokenizer.surely_longer_than(text, model.max_model_len):
+        raise ContextLengthExceeded(
+            f"{param}: {len(text)} characters cannot fit in the model's context of {model.max_model_len} tokens",
+            param=param,
+        )
 
 
 def checked(model: ServedModel, tokens: "array[int]", param: str) -> "array[int]":

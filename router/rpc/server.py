@@ -5,8 +5,10 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from engine.wire import inference_pb2
+from engine.wire.inference_pb2_grpc import add_InferenceServicer_to_server
 from router.api import Generator
 from router.doors.config import DoorConfig
+from router.rpc.service import InferenceService
 from router.text.model import ServedModel
 
 SERVICE = inference_pb2.DESCRIPTOR.services_by_name["Inference"].full_name
@@ -41,8 +43,12 @@ def server_options(config: DoorConfig) -> list[tuple[str, int]]:
 
 
 def add_inference(server: grpc.aio.Server, generator: Generator, model: ServedModel, config: DoorConfig) -> RpcDoor:
-    """Register Inference, grpc.health.v1 (NOT_SERVING until told otherwise) and reflection on an unstarted server."""
+    """Register Inference, grpc.health.v1 and reflection on a server that has not started.
+
+    Call `set_serving` before it starts: until then health clients are told nothing about the service.
+    """
     health_servicer = health.aio.HealthServicer()
+    add_InferenceServicer_to_server(InferenceService(generator, model, config), server)
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     return RpcDoor(health_servicer)

@@ -1,0 +1,99 @@
+"""baton.v1.Inference over the doors' shared request handling."""
+
+from array import array
+from contextlib import aclosing
+from uuid import uuid4
+
+import grpc
+from grpc_status import rpc_status
+
+from engine.core.errors import BatonError, InvalidRequest
+from engine.wire import inference_pb2 as pb
+from engine.wire.inference_pb2_grpc import InferenceServicer
+from router.api import Generator
+from router.doors.config import DoorConfig
+from router.doors.prompts import check_model, tokens_of_chat, tokens_of_ids, tokens_of_text
+from router.doors.session import Ask, Choice, choices_of, run
+from router.rpc.convert import messages_of, num_logprobs, response, sampling_fields
+from router.rpc.errors import rpc_status_of
+from router.text.model import ServedModel
+
+DEFAULT_MAX_TOKENS = 16
+
+
+class InferenceService(InferenceServicer):
+    """One served model. The call's deadline is the request's; a cancelled call frees what it holds."""
+
+    def __init__(self, generator: Generator, model: ServedModel, config: DoorConfig) -> None:
+        self._generator = generator
+        self._model = model
+        self._config = config
+
+    async def Generate(self, request: pb.GenerateRequest, context: grpc.aio.ServicerContext) -> None:  # noqa: N802
+        """Stream the answers. Writes instead of yielding, so that a cancelled call ends here and nowhere later."""
+        try:
+            choices = await self._choices(request, context)
+            await self._stream(choices, context)
+        except BatonError as error:
+            await context.abort_with_status(rpc_status.to_status(rpc_status_of(error)))
+
+    async def Tokenize(  # noqa: N802
+        self, request: pb.TokenizeRequest, context: grpc.aio.ServicerContext
+    ) -> pb.TokenizeResponse:
+        """Token ids as Generate would see them."""
+        try:
+            check_model(self._model, request.model or self._model.name)
+            if request.WhichOneof("input") == "chat":
+                tokens = await tokens_of_chat(self._model, messages_of(request.chat), check=False)
+            else:
+                tokens = await tokens_of_text(self._model, request.text, check=False)
+        except BatonError as error:
+            await context.abort_with_status(rpc_status.to_status(rpc_status_of(error)))
+        return pb.TokenizeResponse(ids=tokens)
+
+    async def ListModels(  # noqa: N802
+        self, _request: pb.ListModelsRequest, _context: grpc.aio.ServicerContext
+    ) -> pb.ListModelsResponse:
+        """The one served model."""
+        model = self._model
+        card = pb.ModelCard(name=model.name, max_model_len=model.max_model_len, vocab_size=model.vocab_size)
+        return pb.ListModelsResponse(models=[card])
+
+    async def _choices(self, request: pb.GenerateRequest, context: grpc.aio.ServicerContext) -> list[Choice]:
+        check_model(self._model, request.model or self._model.name)
+        is_chat = request.WhichOneof("prompt") == "chat"
+        ask = Ask(
+            request_id=request.request_id or f"gen-{uuid4().hex}",
+            prompts=[await self._prompt(request)],
+            fields=sampling_fields(request.sampling, request.n),
+            default_max_tokens=None if is_chat else DEFAULT_MAX_TOKENS,
+            starts_text=is_chat,
+            timeout_s=context.time_remaining(),
+            priority=request.priority,
+            num_logprobs=num_logprobs(request.sampling, "logprobs"),
+            num_prompt_logprobs=num_logprobs(request.sampling, "prompt_logprobs"),
+        )
+        return choices_of(ask, self._model, self._config)
+
+    async def _prompt(self, request: pb.GenerateRequest) -> "array[int]":
+        match request.WhichOneof("prompt"):
+            case "text":
+                return await tokens_of_text(self._model, request.text)
+            case "tokens":
+                return tokens_of_ids(self._model, request.tokens.ids)
+            case "chat":
+                return await tokens_of_chat(self._model, messages_of(request.chat))
+        raise InvalidRequest("one of text, tokens and chat is needed", param="prompt")
+
+    async def _stream(self, choices: list[Choice], context: grpc.aio.ServicerContext) -> None:
+        counts, cached = [0] * len(choices), [0] * len(choices)
+        async with aclosing(run(self._generator, choices)) as events:
+            async for index, delta in events:
+                counts[index] += len(delta.tokens)
+                cached[index] += delta.cached_tokens or 0
+                message = response(index, delta)
+                if delta.finish is not None:
+                    message.usage.prompt_tokens = len(choices[index].call.tokens)
+                    message.usage.completion_tokens = counts[index]
+                    message.usage.cached_tokens = cached[index]
+                await context.write(message)

@@ -1,0 +1,56 @@
+"""One service behind a real gRPC server for each test."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import pytest
+
+from engine.wire.inference_pb2_grpc import InferenceStub
+from router.doors.config import DoorConfig
+from router.rpc.server import RpcDoor, add_inference, server_options
+from router.text.model import ServedModel
+from tests.fakes.generator import FakeGenerator
+from tests.fakes.text_models import served_model
+
+MAX_MODEL_LEN, VOCAB_SIZE = 2_000_000, 100_000
+
+
+@dataclass
+class Service:
+    """What a test can reach."""
+
+    model: ServedModel
+    generator: FakeGenerator
+    door: RpcDoor
+    address: str
+    channel: grpc.aio.Channel
+    stub: InferenceStub
+
+    def byte_tokens(self, text: str) -> list[int]:
+        """One token a byte."""
+        pieces = self.model.tokenizer.pieces.pieces
+        return [pieces.index(bytes([byte])) for byte in text.encode()]
+
+    def answers(self, text: str) -> None:
+        """Let every call answer `text`, one token a byte, and then end."""
+        end = self.model.tokenizer.token_id("<|end|>")
+        assert end is not None
+        tokens = [*self.byte_tokens(text), end]
+        self.generator.script = lambda _: tokens
+
+
+@pytest.fixture
+async def service(tmp_path: Path) -> AsyncIterator[Service]:
+    model = served_model(tmp_path, max_position_embeddings=MAX_MODEL_LEN, vocab_size=VOCAB_SIZE)
+    generator = FakeGenerator(lambda call: call.tokens[:20])
+    config = DoorConfig(max_sequences=8, max_body_bytes=12 << 20)
+    server = grpc.aio.server(options=server_options(config))
+    door = add_inference(server, generator, model, config)
+    await door.set_serving(False)
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    await server.start()
+    async with grpc.aio.insecure_channel(address) as channel:
+        yield Service(model, generator, door, address, channel, InferenceStub(channel))
+    await server.stop(0)
