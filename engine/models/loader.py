@@ -56,7 +56,7 @@ def load_model(
         done += entry.num_bytes
         if progress:
             progress(done, total)
-    return _assemble(config, tensors)
+    return assemble(config, tensors)
 
 
 def random_model(config: ModelConfig, *, dtype: torch.dtype, device: torch.device, seed: int) -> Llama:
@@ -69,7 +69,7 @@ def random_model(config: ModelConfig, *, dtype: torch.dtype, device: torch.devic
             tensors[name] = tensor.fill_(1.0)
         else:
             tensors[name] = tensor.normal_(std=INITIAL_STD, generator=generator)
-    return _assemble(config, tensors)
+    return assemble(config, tensors)
 
 
 def _check(folder: Path, source: Source, entry: StoredTensor | None) -> None:
@@ -102,7 +102,8 @@ def _read(source: Source, entry: StoredTensor, target: Tensor) -> None:
         raise CheckpointError(f"{entry.file}: tensor {source.name} cannot be read: {error}") from error
 
 
-def _assemble(config: ModelConfig, tensors: dict[str, Tensor]) -> Llama:
+def assemble(config: ModelConfig, tensors: dict[str, Tensor]) -> Llama:
+    """The model over `tensors`, one for each name in engine.models.weights.parameters."""
     layers = tuple(_layer(config, tensors, f"layers.{index}") for index in range(config.num_layers))
     embedding_VD = tensors["embedding"]
     cos_sin_PE = rotation_table(config.attention.rope, config.attention.head_dim, config.max_position)

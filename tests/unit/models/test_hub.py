@@ -8,7 +8,7 @@ import pytest
 from huggingface_hub import constants
 
 from engine.core.errors import CheckpointError
-from engine.models import builtin, hub
+from engine.models import hub
 from engine.models.hub import resolve_model
 from tests.fakes.checkpoints import tiny_checkpoint
 
@@ -37,7 +37,7 @@ def test_a_folder_is_itself(tmp_path: Path) -> None:
 
 
 def test_builtin_is_the_built_in_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(builtin, "builtin_path", lambda: tmp_path)
+    monkeypatch.setattr(hub, "builtin_path", lambda: tmp_path)
     assert resolve_model("builtin") == tmp_path
 
 
