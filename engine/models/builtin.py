@@ -10,8 +10,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
@@ -61,7 +59,7 @@ def write_builtin(folder: Path) -> None:
     _write_json(folder / "config.json", model_config(tokenizer.get_vocab_size(), end))
     _write_json(folder / "generation_config.json", {"eos_token_id": end, "do_sample": False})
     _write_json(folder / "tokenizer_config.json", tokenizer_config())
-    save_file(_weights(folder), folder / "model.safetensors", metadata={"format": "pt"})
+    _write_weights(folder)
 
 
 def byte_tokenizer() -> Tokenizer:
@@ -110,8 +108,11 @@ def tokenizer_config() -> dict[str, Any]:
     }
 
 
-def _weights(folder: Path) -> dict[str, torch.Tensor]:
+def _write_weights(folder: Path) -> None:
     """Uniform weights from whole numbers, so that every machine draws the same bits. Standard deviation about 0.07."""
+    import torch  # Here, because a router asks for the folder too, and does without torch.
+    from safetensors.torch import save_file
+
     generator = torch.Generator().manual_seed(VERSION)
     tensors = {}
     for parameter in parameters(load_config(folder)).values():
@@ -121,7 +122,7 @@ def _weights(folder: Path) -> dict[str, torch.Tensor]:
             else:
                 whole = torch.randint(-(1 << 15), 1 << 15, source.shape, generator=generator)
                 tensors[source.name] = whole.float() / (1 << 18)
-    return tensors
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
