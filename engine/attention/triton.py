@@ -10,8 +10,10 @@ from engine.attention.base import AttentionBatch, AttentionShape, layer_views
 from engine.attention.torch_ref import write_slots
 from engine.kernels.paged_attention import AttentionOptions, PagedBatch, paged_attention
 
-PROGRAMS_WANTED = 128
-"""Enough to occupy every multiprocessor of a large GPU."""
+PROGRAMS_ENOUGH = 256
+"""That many rows times kv heads occupy every multiprocessor of a large GPU by themselves."""
+PROGRAMS_WANTED = 512
+"""When there are fewer, keys are cut into parts until there are as many as this: small programs even out (H200)."""
 MAX_SPLITS = 16
 
 
@@ -66,6 +68,8 @@ class TritonAttention:
 
 def num_splits(programs: int) -> int:
     """Parts that the keys of each (row, kv head) are cut into, a power of two: enough programs, no more."""
+    if programs >= PROGRAMS_ENOUGH:
+        return 1
     splits = 1
     while splits < MAX_SPLITS and programs * splits < PROGRAMS_WANTED:
         splits *= 2

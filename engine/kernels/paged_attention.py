@@ -83,7 +83,7 @@ def _paged_attention_kernel(
             offset = page * page_stride + in_page * slot_stride + kv_head * head_stride
             kv_inside = (key < end)[:, None] & (e < E)[None, :]
             k_tile = tl.load(k_cache + offset[:, None] + e[None, :], mask=kv_inside, other=0.0).to(q_tile.dtype)
-            score = tl.dot(q_tile, tl.trans(k_tile)) * softmax_scale
+            score = tl.dot(q_tile, tl.trans(k_tile), input_precision="ieee") * softmax_scale
             if SOFT_CAP > 0:
                 scaled = tl.exp(2.0 * score / SOFT_CAP)
                 score = SOFT_CAP * (1.0 - 2.0 / (scaled + 1.0))
@@ -98,7 +98,7 @@ def _paged_attention_kernel(
             weight = tl.exp2(score - anchor[:, None])
             decay = tl.exp2(top - anchor)
             v_tile = tl.load(v_cache + offset[:, None] + e[None, :], mask=kv_inside, other=0.0).to(q_tile.dtype)
-            acc = acc * decay[:, None] + tl.dot(weight.to(q_tile.dtype), v_tile)
+            acc = acc * decay[:, None] + tl.dot(weight.to(q_tile.dtype), v_tile, input_precision="ieee")
             total = total * decay + tl.sum(weight, 1)
             top = new_top
 
