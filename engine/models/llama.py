@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from engine.models.base import AttentionStep
 from engine.models.config import ModelConfig
-from engine.models.layers import Linear, rms_norm, silu_mul
+from engine.models.layers import Linear, product, rms_norm, silu_mul
 from engine.models.rope import rotate
 
 
@@ -61,7 +61,7 @@ class Llama:
 
     def logits(self, hidden_SD: Tensor) -> Tensor:
         """Logits of the chosen rows, logits_SV in float32."""
-        return functional.linear(hidden_SD, self.weights.head_VD).float()
+        return product(hidden_SD, self.weights.head_VD).float()
 
     def _attention(self, index: int, normed_TD: Tensor, cos_sin_TE: Tensor, attention: AttentionStep) -> Tensor:
         layer, facts = self.weights.layers[index], self.config.attention
