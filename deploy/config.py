@@ -10,8 +10,8 @@ import typer
 from deploy.cluster import EMBEDDED
 from engine.core.errors import InvalidRequest
 from engine.runtime.config import EngineConfig, parse_kv_memory
-
-TRANSPORTS = ("auto", "nixl", "grpc", "local")
+from engine.server.config import TRANSPORTS
+from router.policies.registry import POLICY_NAMES
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,7 @@ class ServiceConfig:
     """Of HTTP; 0 takes any free one."""
     grpc_port: int = 8001
     transport: str = "auto"
+    policy: str = "cost"
     ray_address: str = EMBEDDED
 
     def __post_init__(self) -> None:
@@ -39,9 +40,14 @@ class ServiceConfig:
                 raise InvalidRequest(f"--{name} must be 0 to 65535, not {port}", param=name)
         if self.port == self.grpc_port != 0:
             raise InvalidRequest(f"HTTP and gRPC cannot share port {self.port}", param="grpc-port")
-        if self.transport not in TRANSPORTS:
-            choices = ", ".join(TRANSPORTS)
-            raise InvalidRequest(f"--transport must be one of {choices}, not {self.transport!r}", param="transport")
+        for name, value, choices in (("transport", self.transport, TRANSPORTS), ("policy", self.policy, POLICY_NAMES)):
+            if value not in choices:
+                raise InvalidRequest(f"--{name} must be one of {', '.join(choices)}, not {value!r}", param=name)
+
+    @property
+    def model_name(self) -> str:
+        """What clients call the model: the last part of its path or hub id."""
+        return self.engine.model.rstrip("/").rpartition("/")[2]
 
     @property
     def num_workers(self) -> int:
@@ -72,6 +78,7 @@ FLAGS = (
     Flag("page_size", int | None, None, "Tokens in a KV page; 16 on CPU and 128 on CUDA when left out."),
     Flag("kv_memory", str | None, None, "Memory of each worker's KV pages: bytes (2GiB) or a fraction (0.9)."),
     Flag("transport", str, "auto", f"How pages move between workers: {', '.join(TRANSPORTS)}."),
+    Flag("policy", str, "cost", f"How the router chooses workers: {', '.join(POLICY_NAMES)}."),
     Flag("max_model_len", int | None, None, "Tokens of prompt and answer together; the model's own when left out."),
     Flag("max_step_tokens", int, 2048, "Tokens that one step computes: the chunk size of prefill."),
     Flag("attention_backend", str, "auto", "Attention kernels; auto takes the best that the device can run."),
@@ -100,6 +107,7 @@ def service_config(values: dict[str, Any], *, ray_address: str) -> ServiceConfig
         port=values["port"],
         grpc_port=values["grpc_port"],
         transport=values["transport"],
+        policy=values["policy"],
         ray_address=ray_address,
     )
 

@@ -1,40 +1,39 @@
 """Keep the processes of a service alive: what ends without being asked to is started again. Knows nothing of Ray."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from engine.core.errors import BatonError
 
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
-class Process(Protocol):
+
+class Process(Protocol[T_co]):
     """One process of the service. Each object is started once; a restart is a new object."""
 
-    async def start(self) -> str:
-        """Start it and wait until it works. Returns its address. Raises BatonError when it cannot."""
+    async def start(self) -> T_co:
+        """Start it and wait until it works. Returns what it says of itself. Raises BatonError when it cannot."""
 
     async def ended(self) -> str:
         """Wait for its end and say in plain words why it came. Returns at once for one that ended earlier."""
 
     async def stop(self) -> None:
-        """End it within about two seconds, whatever state it is in. Idempotent."""
-
-
-async def _nothing(_address: str) -> None:
-    pass
+        """End it within about a second and a half, whatever state it is in. Idempotent."""
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
+class Member(Generic[T]):
     """A place in the service that one process after another fills."""
 
     name: str
-    launch: Callable[[], Process]
-    on_up: Callable[[str], Awaitable[None]] = _nothing
-    """Awaited with the address after each start."""
-    on_down: Callable[[str], Awaitable[None]] = _nothing
-    """Awaited with the address of the process that ended."""
+    launch: Callable[[], Process[T]]
+    on_up: Callable[[T], Awaitable[None]]
+    """Awaited after each start, with what the process says of itself."""
+    on_down: Callable[[T], Awaitable[None]]
+    """Awaited after an end that nobody asked for, with the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +46,18 @@ class RestartConfig:
     """One that lived this long died of something new: the wait starts over."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Running:
+    member: Member[Any]
+    process: Process[Any]
+    info: Any
+    group: int
+    """Which call of Supervisor.start brought it."""
+
+
 class Supervisor:
     """Runs members side by side.
 
-    async with asyncio.TaskGroup() ...
     await supervisor.start(members)      # all up, or BatonError and nothing left
     await supervisor.watch()             # for ever: restarts what ends
     await supervisor.stop()
@@ -59,11 +66,13 @@ class Supervisor:
     def __init__(self, say: Callable[[str], None], config: RestartConfig = RestartConfig()) -> None:
         self._say = say
         self._config = config
-        self._running: dict[str, tuple[Member, Process, str]] = {}
+        self._running: dict[str, _Running] = {}
+        self._num_groups = 0
 
-    async def start(self, members: list[Member]) -> None:
+    async def start(self, members: Sequence[Member[Any]]) -> None:
         """Start all side by side and wait until each works. Raises the first BatonError, after stopping the others."""
-        tasks = [asyncio.ensure_future(self._start_one(member)) for member in members]
+        self._num_groups += 1
+        tasks = [asyncio.ensure_future(self._start_one(member, self._num_groups)) for member in members]
         try:
             await asyncio.gather(*tasks)
         except BaseException:
@@ -80,43 +89,45 @@ class Supervisor:
                 group.create_task(self._keep(name))
 
     async def stop(self) -> None:
-        """End every process, side by side. Idempotent."""
-        running, self._running = self._running, {}
-        await asyncio.gather(*(process.stop() for _, process, _ in running.values()))
+        """End what was started last first; members that were started together, side by side. Idempotent."""
+        while self._running:
+            last = max(running.group for running in self._running.values())
+            names = [name for name, running in self._running.items() if running.group == last]
+            processes = [self._running.pop(name).process for name in names]
+            await asyncio.gather(*(process.stop() for process in processes))
 
-    async def _start_one(self, member: Member) -> None:
+    async def _start_one(self, member: Member[Any], group: int) -> None:
         process = member.launch()
         try:
-            address = await process.start()
-            self._say(f"{member.name} is up at {address}")
-            await member.on_up(address)
+            info = await process.start()
+            await member.on_up(info)
         except BaseException:
             await process.stop()
             raise
-        self._running[member.name] = (member, process, address)
+        self._running[member.name] = _Running(member, process, info, group)
 
     async def _keep(self, name: str) -> None:
         clock = asyncio.get_running_loop().time
         wait_s = self._config.first_s
         while True:
-            up_since = clock()
-            member, process, address = self._running[name]
-            reason = await process.ended()
-            self._say(f"{name} at {address} ended ({reason}); starting it again")
-            await member.on_down(address)
-            await process.stop()
-            if clock() - up_since >= self._config.healthy_after_s:
+            up_since_s = clock()
+            running = self._running[name]
+            reason = await running.process.ended()
+            self._say(f"{name} ended ({reason}); starting it again")
+            await running.member.on_down(running.info)
+            await running.process.stop()
+            if clock() - up_since_s >= self._config.healthy_after_s:
                 wait_s = self._config.first_s
-            wait_s = await self._restart(member, wait_s)
+            wait_s = await self._restart(running, wait_s)
 
-    async def _restart(self, member: Member, wait_s: float) -> float:
+    async def _restart(self, dead: _Running, wait_s: float) -> float:
         """Try until it is up again. Returns how long to wait if this one dies young, too."""
         while True:
             await asyncio.sleep(wait_s)
             wait_s = min(2 * wait_s, self._config.max_s)
             try:
-                await self._start_one(member)
+                await self._start_one(dead.member, dead.group)
             except BatonError as error:
-                self._say(f"{member.name} did not start ({error.message}); next try in {wait_s:.1f} s")
+                self._say(f"{dead.member.name} did not start ({error.message}); next try in {wait_s:.1f} s")
             else:
                 return wait_s

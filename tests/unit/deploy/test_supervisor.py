@@ -1,7 +1,6 @@
 """What the supervisor does when processes start, fail to start, and die. No process is real here."""
 
 import asyncio
-from collections.abc import Callable
 
 import pytest
 
@@ -39,17 +38,20 @@ class Launcher:
         self.processes = list(processes)
         self.log: list[str] = []
         self.changed = asyncio.Event()
-        self.member = Member(name, self.launch, on_up=self._note("up"), on_down=self._note("down"))
+        self.member = Member(name, self.launch, self._on_up, self._on_down)
 
-    def launch(self) -> Process:
+    def launch(self) -> Process[str]:
         return self.processes.pop(0)
 
-    def _note(self, word: str) -> Callable[[str], asyncio.Future[None]]:
-        async def note(address: str) -> None:
-            self.log.append(f"{word} {address}")
-            self.changed.set()
+    async def _on_up(self, address: str) -> None:
+        self._note(f"up {address}")
 
-        return note  # type: ignore[return-value]
+    async def _on_down(self, address: str) -> None:
+        self._note(f"down {address}")
+
+    def _note(self, entry: str) -> None:
+        self.log.append(entry)
+        self.changed.set()
 
     async def wait_for(self, entry: str) -> None:
         async with asyncio.timeout(5):

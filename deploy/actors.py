@@ -1,0 +1,114 @@
+"""What runs inside the Ray actors: thin shells around a worker's and the router's own assembly.
+
+Actors are threaded (sync methods, a few at a time), because what they wrap has threads and loops of its own.
+"""
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from engine.core.errors import Unavailable
+from engine.core.types import WorkerInfo
+from engine.models.hub import resolve_model
+from engine.server.config import WorkerConfig
+from engine.server.worker import RunningWorker
+from router.api import ServiceStatus
+from router.server import RouterServerConfig, RunningRouter
+
+ANY_NODE = ""
+"""As a host: the address of whatever node the actor lands on."""
+
+Worker = RunningWorker[Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoints:
+    """Where clients connect."""
+
+    host: str
+    http_port: int
+    grpc_port: int
+
+
+class _Actor:
+    """Ends and their reasons, the same for all. `running` is what the subclass started."""
+
+    running: Worker | RunningRouter | None = None
+
+    def __init__(self) -> None:
+        # WARNING and above reach the service's own terminal, through Ray.
+        os.environ.setdefault("NIXL_LOG_LEVEL", "WARNING")
+        logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+
+    def ended(self) -> str:
+        """Wait until it has ended; the reason."""
+        if self.running is None:
+            raise Unavailable("it was not started")
+        self.running.wait()
+        return "it broke, its log says why" if self.running.died else "it was stopped"
+
+    def stop(self) -> None:
+        """End it. Idempotent."""
+        if self.running is not None:
+            self.running.stop()
+
+
+class _WorkerActor(_Actor):
+    def _start(
+        self, start_worker: Callable[[WorkerConfig], Worker], config: WorkerConfig, num_threads: int
+    ) -> WorkerInfo:
+        import torch
+
+        torch.set_num_threads(num_threads)
+        worker = self.running = start_worker(replace(config, host=config.host or _node_address()))
+        return worker.info
+
+
+class PrefillWorker(_WorkerActor):
+    """A worker that computes prompts."""
+
+    def start(self, config: WorkerConfig, num_threads: int) -> WorkerInfo:
+        """Load the model and serve. Raises BatonError."""
+        from prefill_worker.server import start_worker
+
+        return self._start(start_worker, config, num_threads)
+
+
+class DecodeWorker(_WorkerActor):
+    """A worker that adopts prompts and goes on from them, or runs whole requests."""
+
+    def start(self, config: WorkerConfig, num_threads: int) -> WorkerInfo:
+        """Load the model and serve. Raises BatonError."""
+        from decode_worker.server import start_worker
+
+        return self._start(start_worker, config, num_threads)
+
+
+class Router(_Actor):
+    """The router and its doors."""
+
+    def start(self, model: str, config: RouterServerConfig) -> Endpoints:
+        """Serve `model`, wherever this node has it (`config.model` is not used). Raises BatonError."""
+        self._router = self.running = RunningRouter(replace(config, model=resolve_model(model)))
+        return Endpoints(config.host, self._router.port, self._router.grpc_port)
+
+    def add_worker(self, address: str) -> None:
+        """See RouterService."""
+        self._router.add_worker(address)
+
+    def remove_worker(self, address: str) -> None:
+        """See RouterService."""
+        self._router.remove_worker(address)
+
+    def status(self) -> ServiceStatus:
+        """See RouterService."""
+        return self._router.status()
+
+
+def _node_address() -> str:
+    import ray
+
+    return str(ray.util.get_node_ip_address())

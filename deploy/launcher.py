@@ -1,0 +1,72 @@
+"""Processes of a service as Ray actors, behind the supervisor's Process protocol."""
+
+import asyncio
+from typing import Any
+
+from engine.core.errors import BatonError, Unavailable
+
+STOP_TIMEOUT_S = 1.5
+"""For a process to end by itself; it is killed after that."""
+
+
+class RayProcess:
+    """One actor in a process of its own. `start_args` go to its `start`, which returns what it
+    says of itself.
+
+    Ray would restart a dead actor by itself, but under the same handle and without a word to the router; so actors are
+    never restarted by Ray, and the supervisor makes a new object.
+    """
+
+    def __init__(self, actor_class: type[Any], *start_args: object, num_gpus: int = 0) -> None:
+        self._actor_class = actor_class
+        self._start_args = start_args
+        self._num_gpus = num_gpus
+        self._actor: Any = None
+
+    async def start(self) -> Any:
+        """See Process. An error of the actor's own is raised as it was, a dead actor as Unavailable."""
+        import ray
+
+        options: dict[str, object] = {"num_cpus": 0, "num_gpus": self._num_gpus, "scheduling_strategy": "SPREAD"}
+        self._actor = ray.remote(self._actor_class).options(max_restarts=0, max_concurrency=8, **options).remote()
+        return await self.call("start", *self._start_args)
+
+    async def ended(self) -> str:
+        """See Process."""
+        try:
+            return str(await self.call("ended"))
+        except BatonError as error:
+            return error.message
+
+    async def stop(self) -> None:
+        """See Process."""
+        import ray
+
+        if self._actor is None:
+            return
+        actor, self._actor = self._actor, None
+        try:
+            async with asyncio.timeout(STOP_TIMEOUT_S):
+                await actor.stop.remote()
+        except (TimeoutError, ray.exceptions.RayError):
+            pass  # It hangs or is dead already; both end below.
+        ray.kill(actor)
+
+    async def call(self, method: str, *args: object) -> Any:
+        """One method of the actor. Raises BatonError."""
+        import ray
+
+        if self._actor is None:
+            raise Unavailable("the process is not running")
+        try:
+            return await getattr(self._actor, method).remote(*args)
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, BatonError):
+                raise error.cause from None
+            raise
+        except ray.exceptions.RayError as error:
+            raise Unavailable(f"its process died: {_first_line(error)}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -1,0 +1,275 @@
+"""A whole service: Ray underneath, workers and a router in processes of their own, kept alive until told to stop."""
+
+import asyncio
+import secrets
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from deploy.actors import ANY_NODE, DecodeWorker, Endpoints, PrefillWorker, Router
+from deploy.cluster import EMBEDDED, Cluster
+from deploy.config import ServiceConfig, service_config
+from deploy.launcher import RayProcess
+from deploy.supervisor import Member, Supervisor
+from engine.core.errors import BatonError, InvalidRequest, NotFound, Unavailable
+from engine.core.types import WorkerInfo
+from engine.models.checkpoint import stored_tensors
+from engine.models.hub import resolve_model
+from engine.models.registry import load_config
+from engine.server.config import WorkerConfig
+from router.api import ServiceStatus
+from router.config import RouterConfig
+from router.server import RouterServerConfig
+
+READY_POLL_S = 0.05
+PATIENCE_S = 10.0
+"""How often a long start says what it still waits for."""
+
+
+class Progress:
+    """Lines on standard error that say what happens and how long it has taken."""
+
+    def __init__(self) -> None:
+        self._start_s = time.monotonic()
+
+    def __call__(self, line: str) -> None:
+        """Print one."""
+        print(f"[{time.monotonic() - self._start_s:5.1f} s] {line}", file=sys.stderr, flush=True)
+
+
+def run(values: dict[str, Any], *, ray_address: str) -> int:
+    """Serve until SIGINT or SIGTERM, then end every process.
+
+    Args:
+        values: by the names of deploy.config.FLAGS.
+        ray_address: as for Cluster.
+
+    Returns:
+        The exit status: 0 stopped, 2 could not start (one line on standard error says why).
+    """
+    say = Progress()
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        config = service_config(values, ray_address=ray_address)
+        check_port(config.host, config.port, "--port")
+        check_port(config.host, config.grpc_port, "--grpc-port")
+        say(f"looking at model {config.engine.model}")
+        check_model(config)
+        say("starting Ray" if ray_address == EMBEDDED else f"connecting to Ray at {ray_address}")
+        with Cluster(ray_address) as cluster:
+            try:
+                asyncio.run(Service(config, cluster, say).serve())
+            finally:
+                _ignore_signals()
+                say("stopping")
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        say("stopped")
+        return 0
+    except BatonError as error:
+        print(f"baton: {error.message}", file=sys.stderr, flush=True)
+        return 2
+    return 0
+
+
+def check_port(host: str, port: int, flag: str) -> None:
+    """Raise InvalidRequest when nothing can listen there, before minutes are spent on a start that must fail."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise InvalidRequest(f"cannot listen on {host}:{port}: {error.strerror}; choose another {flag}") from error
+
+
+def check_model(config: ServiceConfig) -> None:
+    """Fetch the model and read its config and tensor headers. Raises CheckpointError."""
+    folder = resolve_model(config.engine.model)
+    load_config(folder, config.engine.max_model_len)
+    stored_tensors(folder)
+
+
+def _interrupt(_signal: int, _frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _ignore_signals() -> None:
+    """A second Ctrl-C must not leave half of the processes behind."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+class Service:
+    """The members of one service on one cluster."""
+
+    def __init__(self, config: ServiceConfig, cluster: Cluster, say: Callable[[str], None]) -> None:
+        """Raises InvalidRequest when the cluster has too few GPUs."""
+        self._say = say
+        self._device, self._num_gpus = place(config, cluster.num_gpus())
+        self._config = config
+        self._num_threads = max(1, cluster.num_cpus() // config.num_workers)
+        self._worker_host = "127.0.0.1" if cluster.embedded else ANY_NODE
+        self._cluster_key = secrets.token_bytes(32)
+        self._supervisor = Supervisor(say)
+        self._workers_up: dict[str, WorkerInfo] = {}
+        """By address."""
+        self._router: RayProcess | None = None
+        self._endpoints = Endpoints(config.host, config.port, config.grpc_port)
+        self._max_model_len: int | None = config.engine.max_model_len
+        """From when the workers are up: what all of them can hold."""
+
+    async def serve(self) -> None:
+        """Start, print the ready line, keep everything alive. Returns only by cancellation or an error."""
+        task = asyncio.current_task()
+        assert task is not None
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        try:
+            await self._patiently(self._supervisor.start(self._workers()), "loading the model")
+            self._max_model_len = min(info.max_model_len for info in self._workers_up.values())
+            await self._patiently(self._supervisor.start([self._router_member()]), "starting the router")
+            await self._patiently(self._until_ready(), "waiting until the workers can hand over")
+            print(self._ready_line(), flush=True)
+            await self._supervisor.watch()
+        finally:
+            await self._supervisor.stop()
+
+    async def _patiently(self, work: Coroutine[None, None, None], what: str) -> None:
+        """Await `work` and say every now and then that it is still going on."""
+        self._say(what)
+        task = asyncio.ensure_future(work)
+        try:
+            while not (await asyncio.wait([task], timeout=PATIENCE_S))[0]:
+                self._say(f"still {what}")
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+        task.result()
+
+    # ------------------------------------------------------------ workers
+
+    def _workers(self) -> list[Member[WorkerInfo]]:
+        config = self._config
+        prefill = [] if config.colocated else [f"prefill-{i}" for i in range(config.num_prefill)]
+        decode = [f"decode-{i}" for i in range(config.num_decode)]
+        members = [self._worker(name, PrefillWorker) for name in prefill]
+        return members + [self._worker(name, DecodeWorker) for name in decode]
+
+    def _worker(self, worker_id: str, actor: type[PrefillWorker | DecodeWorker]) -> Member[WorkerInfo]:
+        config = WorkerConfig(
+            engine=replace(self._config.engine, device=self._device),
+            worker_id=worker_id,
+            cluster_key=self._cluster_key,
+            model_name=self._config.model_name,
+            host=self._worker_host,
+            transport=self._config.transport,
+        )
+
+        def launch() -> RayProcess:
+            return RayProcess(actor, config, self._num_threads, num_gpus=self._num_gpus)
+
+        return Member(worker_id, launch, self._worker_up, self._worker_down)
+
+    async def _worker_up(self, info: WorkerInfo) -> None:
+        self._say(f"{info.id} is up at {info.address} with {info.num_pages} pages of {info.layout.page_size} tokens")
+        self._workers_up[info.address] = info
+        await self._tell_router("add_worker", info.address)
+
+    async def _worker_down(self, info: WorkerInfo) -> None:
+        del self._workers_up[info.address]
+        await self._tell_router("remove_worker", info.address)
+
+    async def _tell_router(self, method: str, address: str) -> None:
+        """A router that is down, or goes down meanwhile, is told of all workers when it is up again."""
+        if self._router is not None:
+            try:
+                await self._router.call(method, address)
+            except (NotFound, Unavailable) as error:
+                self._say(f"the router was not told about {address}: {error.message}")
+
+    # ------------------------------------------------------------ router
+
+    def _router_member(self) -> Member[Endpoints]:
+        def launch() -> RayProcess:
+            config, endpoints = self._config, self._endpoints
+            router_config = RouterServerConfig(
+                model=Path(),
+                model_name=config.model_name,
+                cluster_key=self._cluster_key,
+                max_model_len=self._max_model_len,
+                host=endpoints.host,
+                port=endpoints.http_port,
+                grpc_port=endpoints.grpc_port,
+                policy=config.policy,
+                limits=RouterConfig(salt_key=self._cluster_key),
+            )
+            self._launched = RayProcess(Router, config.engine.model, router_config)
+            return self._launched
+
+        return Member("router", launch, self._router_up, self._router_down)
+
+    async def _router_up(self, endpoints: Endpoints) -> None:
+        """From the second start on it takes the ports that the first one found."""
+        self._endpoints, self._router = endpoints, self._launched
+        for address in list(self._workers_up):
+            await self._tell_router("add_worker", address)
+
+    async def _router_down(self, _endpoints: Endpoints) -> None:
+        self._router = None
+
+    # ------------------------------------------------------------ readiness
+
+    async def _until_ready(self) -> None:
+        """Until the router reaches every worker and every pair has proven itself or said why it cannot."""
+        while True:
+            assert self._router is not None
+            status: ServiceStatus = await self._router.call("status")
+            if status.ready and all_joined(status, self._workers_up.values()):
+                break
+            await asyncio.sleep(READY_POLL_S)
+        for worker in status.workers:
+            for peer in worker.peers:
+                if not peer.ready:
+                    self._say(f"{worker.info.id} cannot take pages from {peer.worker_id}: {peer.message}")
+
+    def _ready_line(self) -> str:
+        config, ends = self._config, self._endpoints
+        host = f"[{ends.host}]" if ":" in ends.host else ends.host
+        if config.colocated:
+            workers = f"{config.num_decode} colocated"
+        else:
+            workers = f"{config.num_prefill} prefill, {config.num_decode} decode"
+        return (
+            f"Baton is ready: http://{host}:{ends.http_port} (HTTP), {host}:{ends.grpc_port} (gRPC);"
+            f" model {config.model_name}, workers: {workers}"
+        )
+
+
+def all_joined(status: ServiceStatus, workers: Iterable[WorkerInfo]) -> bool:
+    """Whether every worker is ready, and every decode worker has said of every prefill worker whether it can pull."""
+    expected = {(info.id, info.incarnation) for info in workers}
+    joined = {(worker.info.id, worker.info.incarnation) for worker in status.workers if worker.state == "ready"}
+    sources = {(worker.info.id, worker.info.incarnation) for worker in status.workers if "prefill" in worker.info.roles}
+    answered = [
+        {(peer.worker_id, peer.incarnation) for peer in worker.peers}
+        for worker in status.workers
+        if "decode" in worker.info.roles
+    ]
+    return expected <= joined and all(sources <= peers for peers in answered)
+
+
+def place(config: ServiceConfig, num_gpus: int) -> tuple[str, int]:
+    """Device of each worker, and how many GPUs each asks of Ray. Raises InvalidRequest when there are too few."""
+    device = config.engine.device
+    if device == "cpu" or (device == "auto" and num_gpus == 0):
+        return "cpu", 0
+    if num_gpus < config.num_workers:
+        raise InvalidRequest(
+            f"{config.num_workers} workers need as many GPUs, Ray has {num_gpus}; "
+            "ask for fewer workers, --colocated, or --device cpu"
+        )
+    return "cuda", 1

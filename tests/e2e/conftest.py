@@ -1,0 +1,22 @@
+"""One service for all tests that only talk to it."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.e2e.service import Service, serve
+from tests.fakes.checkpoints import tiny_checkpoint
+
+
+@pytest.fixture(scope="session")
+def service() -> Iterator[Service]:
+    """One prefill and one decode worker with a tiny Llama; the context is 512 tokens."""
+    with serve("--model", str(tiny_checkpoint("llama")), "--max-model-len", "512", "--kv-memory", "8MiB") as running:
+        yield running
+
+
+@pytest.fixture
+def quiet_service(service: Service) -> Iterator[Service]:
+    """The same; the test fails if it leaves a page that is neither free nor cached, or a request."""
+    yield service
+    service.wait_idle()
