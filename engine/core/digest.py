@@ -13,7 +13,7 @@ DIGEST_BYTES = 16
 
 
 def root_digest(cache_salt: bytes, model_hash: str) -> bytes:
-    """The digest of the empty prefix of one tenant and model. Fields are length-prefixed so they cannot run together."""
+    """The digest of the empty prefix of one tenant and model. Fields are length-prefixed so none runs into the next."""
     model = model_hash.encode()
     head = len(cache_salt).to_bytes(4, "little") + cache_salt + len(model).to_bytes(4, "little") + model
     return blake2b(head, digest_size=DIGEST_BYTES).digest()

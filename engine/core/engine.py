@@ -252,13 +252,16 @@ class EngineCore:
             raise Overloaded(f"{self.config.max_queued} requests wait already")
         max_len = max(num_tokens, min(request.num_prompt + max_tokens, self.max_model_len))
         self._idle = False
-        if max_len == num_tokens and request.sampling.num_prompt_logprobs is None:
+        if max_len == num_tokens and (leg is Leg.LAST or request.sampling.num_prompt_logprobs is None):
             self._result.finished.append(Finished(request.id, FinishReason.LENGTH))
             return
         if leg is Leg.FIRST:
             leg, max_len = (leg, num_tokens + 1) if max_len > num_tokens + 1 else (Leg.WHOLE, max_len)
         self._num_accepted += 1
         state = RequestState(request, self._num_accepted, max_len, leg)
+        if leg is Leg.LAST:
+            # The leg that computed the prompt reports the start and what it found there.
+            state.started, state.num_logprobs = True, request.num_prompt - 1
         self._states[request.id] = state
         self._scheduler.enqueue(state)
         heapq.heappush(self._deadlines, (request.deadline_s, request.id))
@@ -327,29 +330,29 @@ class EngineCore:
 
     def _commit_rows(self, plan: StepPlan, states: list[RequestState], output: StepOutput) -> None:
         """Take each row's progress and token; a row whose request ended meanwhile is dropped. Hot loop."""
-        result, tokens, samples = self._result, output.tokens, plan.samples
+        running, draining = Stage.RUNNING, Stage.DRAINING
+        columns = zip(states, plan.starts, plan.num_new, plan.samples, output.tokens, strict=True)
         rows: list[int] = []
-        for row, (state, start, num_new) in enumerate(zip(states, plan.starts, plan.num_new, strict=True)):
-            stage = state.stage
-            if stage is not Stage.RUNNING and stage is not Stage.DRAINING:
+        for row, (state, start, num_new, sampled, token) in enumerate(columns):
+            if state.stage is not running and state.stage is not draining:
                 continue
             state.num_computed = start + num_new
             if start < state.num_known:
-                self._extended(state, done=samples[row])
-            if not samples[row]:
+                self._extended(state, done=sampled)
+            if not sampled:
                 if state.num_computed >= state.max_len:
                     self._finish(state, FinishReason.LENGTH)
                 continue
-            token = tokens[row]
-            state.tokens.append(token)
             rows.append(row)
+            state.tokens.append(token)
             num_tokens, sampling = len(state.tokens), state.request.sampling
             if token in sampling.stop_token_ids and num_tokens > state.request.num_prompt + sampling.min_tokens:
                 self._finish(state, FinishReason.STOP, token)
             elif num_tokens >= state.max_len:
                 self._complete(state)
+        result = self._result
         result.ids += [plan.ids[row] for row in rows]
-        result.tokens += [tokens[row] for row in rows]
+        result.tokens += [output.tokens[row] for row in rows]
         if output.logprobs is not None:
             result.logprobs = [output.logprobs[row] for row in rows]
 

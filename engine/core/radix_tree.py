@@ -21,10 +21,10 @@ class Node:
 
     __slots__ = ("children", "digests", "key", "last_used", "locks", "pages", "parent", "queued")
 
-    def __init__(self, parent: "Node | None", key: bytes, pages: list[int], digests: list[bytes]) -> None:
+    def __init__(self, parent: "Node | None", key: bytearray, pages: list[int], digests: list[bytes]) -> None:
         self.parent = parent
         self.key = key
-        """Token bytes of the run; of a root: the cache salt."""
+        """Token bytes of the run, cut short in O(1); of a root: the cache salt."""
         self.pages = pages
         self.digests = digests
         """Chained digest at the end of each page; of a root: the one of the empty prefix."""
@@ -158,7 +158,7 @@ class RadixTree:
                 assert not node.pages, "a root holds pages"
                 continue
             assert 0 < len(node.pages) * self._width == len(node.key), "a run and its tokens differ in length"
-            assert node.parent.children[node.key[: self._width]] is node, "a node is under the wrong key"
+            assert node.parent.children[bytes(node.key[: self._width])] is node, "a node is under the wrong key"
             assert node.locks or node.children or node.queued, "an evictable leaf is not in the heap"
             parent = node.parent.digests[-1]
             for index, digest in enumerate(node.digests):
@@ -174,7 +174,7 @@ class RadixTree:
     def _root(self, salt: bytes) -> Node:
         root = self._roots.get(salt)
         if root is None:
-            root = self._roots[salt] = Node(None, salt, [], [root_digest(salt, self._model_hash)])
+            root = self._roots[salt] = Node(None, bytearray(salt), [], [root_digest(salt, self._model_hash)])
         return root
 
     def _nodes(self) -> Iterator[Node]:
@@ -207,8 +207,8 @@ class RadixTree:
         cut = num_pages * self._width
         upper = Node(node.parent, node.key[:cut], node.pages[:num_pages], node.digests[:num_pages])
         upper.locks = node.locks
-        upper.children[node.key[cut : cut + self._width]] = node
-        node.parent.children[node.key[: self._width]] = upper
+        upper.children[bytes(node.key[cut : cut + self._width])] = node
+        node.parent.children[bytes(node.key[: self._width])] = upper
         node.parent, node.key = upper, node.key[cut:]
         del node.pages[:num_pages], node.digests[:num_pages]
         self._touch(upper)
@@ -220,7 +220,7 @@ class RadixTree:
         for at in range(0, len(data), self._width):
             last = extend_digest(last, view[at : at + self._width])
             digests.append(last)
-        leaf = Node(parent, data, pages, digests)
+        leaf = Node(parent, bytearray(data), pages, digests)
         parent.children[data[: self._width]] = leaf
         self.num_pages += len(pages)
         self.num_evictable += len(pages)
@@ -239,7 +239,7 @@ class RadixTree:
         if node.locks or node.children:
             return
         if node.parent is None:
-            del self._roots[node.key]
+            del self._roots[bytes(node.key)]
         elif not node.queued:
             node.queued = True
             heapq.heappush(self._heap, (node.last_used, node))
@@ -247,12 +247,11 @@ class RadixTree:
     def _cut(self, leaf: Node, num_pages: int, evicted: list[int], digests: list[bytes]) -> None:
         """Take up to `num_pages` pages off the end of a leaf; an empty one leaves the tree."""
         assert leaf.parent is not None
-        first_key = leaf.key[: self._width]
+        first_key = bytes(leaf.key[: self._width])
         keep = max(0, len(leaf.pages) - num_pages)
         evicted += leaf.pages[keep:]
         digests += leaf.digests[keep:]
-        leaf.key = leaf.key[: keep * self._width]
-        del leaf.pages[keep:], leaf.digests[keep:]
+        del leaf.key[keep * self._width :], leaf.pages[keep:], leaf.digests[keep:]
         if not keep:
             del leaf.parent.children[first_key]
             self._maybe_evictable(leaf.parent)

@@ -43,6 +43,7 @@ class Scheduler:
         self._draft = StepPlan(0)
         self._rows: list[RequestState] = []
         self._committed = NOT_LAUNCHED
+        self._num_preempted = 0
 
     # ------------------------------------------------------------ the life of a request
 
@@ -113,15 +114,10 @@ class Scheduler:
 
     def plan(self) -> tuple[StepPlan, list[RequestState]] | None:
         """The next step and the request of each of its rows; None when there is nothing to compute."""
-        self._make_way()
-        while self._ready and len(self._running) < self._max_rows:
-            self._run(self._ready.pop(0))
-        extends = self._plan_decodes()
-        budget = self._config.max_step_tokens - len(self._rows)
-        for state in extends:
-            if budget > 0 and state.stage is Stage.RUNNING:
-                budget -= self._plan_extend(state, budget)
-        self._admit(budget)
+        num_preempted = -1
+        while not self._rows and num_preempted != self._num_preempted:  # what was taken may be another's first row
+            num_preempted = self._num_preempted
+            self._plan_rows()
         if not self._rows:
             return None
         planned = self._draft, self._rows
@@ -159,6 +155,17 @@ class Scheduler:
         assert self._waits_on.keys() <= {state.id for state in self._queue}, "a request waits that is not queued"
 
     # ------------------------------------------------------------ rows
+
+    def _plan_rows(self) -> None:
+        self._make_way()
+        while self._ready and len(self._running) < self._max_rows:
+            self._run(self._ready.pop(0))
+        extends = self._plan_decodes()
+        budget = self._config.max_step_tokens - len(self._rows)
+        for state in extends:
+            if budget > 0 and state.stage is Stage.RUNNING:
+                budget -= self._plan_extend(state, budget)
+        self._admit(budget)
 
     def _plan_decodes(self) -> list[RequestState]:
         """Plan each running request that has one token to compute; returns those that have more.
@@ -301,17 +308,20 @@ class Scheduler:
             self._run(state)
 
     def _make_way(self) -> None:
-        """A request that was blocked takes the pages of the last running one if that is of a lesser priority."""
+        """A request that was blocked takes the pages of running ones of lesser priority, if they can be enough."""
         blocked, self._blocked = self._blocked, None
-        if blocked is None or blocked.stage is not Stage.QUEUED or not self._running or self._leaving:
+        if blocked is None or blocked.stage is not Stage.QUEUED or self._leaving:
             return
-        if self._running[-1].request.priority > blocked.request.priority:
+        lesser = [state for state in self._running if state.request.priority > blocked.request.priority]
+        num_pages = self._kv.num_available + sum(len(_lease(state).pages) for state in lesser)
+        if lesser and num_pages >= self._need(blocked).num_pages:
             self._preempt(self._running[-1])
 
     def _preempt(self, state: RequestState) -> None:
         """Take the row away. What is computed goes to the cache, so computing again is cheap if pages come back."""
         assert state is self._running[-1], "the victim is the last in order"
         self._running.pop()
+        self._num_preempted += 1
         state.apply(Event.PREEMPT)
         self._forget(state)
         if self._is_in_flight(state):
