@@ -100,12 +100,16 @@ class Coverage:
         """Mark these pages' layers as asked for; by range of layers, the pairs that were not before."""
         wanted: dict[tuple[int, int], Pairs] = {}
         begin, end = layers
+        mask = (1 << end) - (1 << begin)
+        ranges: dict[int, list[tuple[int, int]]] = {}  # few masks differ: most pages come in the same parts
         for index, source in enumerate(sources, first_index):
             if index < self._num_local:
                 continue
             have = self._masks.get(index, 0)
-            for span in missing_ranges(have, begin, end):
+            if have not in ranges:
+                ranges[have] = missing_ranges(have, begin, end)
+            for span in ranges[have]:
                 wanted.setdefault(span, []).append((source[0], self._pages[index]))
-            self._masks[index] = have | ((1 << end) - (1 << begin))
+            self._masks[index] = have | mask
             self._sources[index] = source
         return wanted

@@ -1,19 +1,17 @@
 """The transports that join processes, with real processes that are killed, stopped and restarted."""
 
-import json
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 
+from bench.page_source import KEY, SourceProcess, SourceSpec, content, make_transport
 from engine.core.digest import page_digests, root_digest
-from engine.core.types import WorkerInfo, token_buffer
+from engine.core.types import KVLayout, token_buffer
 from kv_transfer.api import (
     Broken,
     Cause,
@@ -33,48 +31,12 @@ from kv_transfer.manager import TransferManager
 from kv_transfer.ticket import Ticket, seal_ticket
 from kv_transfer.transports.base import Completion, OpStatus, PageRead, peer_key
 from kv_transfer.transports.seal import open_descriptors
-from tests.contract.source_process import KEY, LAYOUT, NUM_PAGES, NUM_REUSED, content, make_transport
 
 pytestmark = [pytest.mark.slow, pytest.mark.parametrize("kind", ["grpc", "nixl"])]
 TIMEOUT_S = 60.0
 ROOT = root_digest(b"", "m")
-REPOSITORY = Path(__file__).resolve().parents[2]
-
-
-class SourceProcess:
-    """The child, and what it said."""
-
-    def __init__(self, kind: str, incarnation: int = 1, port: int = 0) -> None:
-        command = [sys.executable, "-m", "tests.contract.source_process", kind, str(incarnation), str(port)]
-        self.process = subprocess.Popen(
-            command, cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
-        said = self._next("{")
-        transports = tuple((name, bytes.fromhex(data)) for name, data in json.loads(said)["transports"])
-        self.address = json.loads(said)["address"]
-        self.incarnation = incarnation
-        self.info = WorkerInfo("p", incarnation, (), "", "m", LAYOUT, NUM_PAGES, 4096, transports)
-
-    def tell(self, command: str) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(command + "\n")
-        self.process.stdin.flush()
-        self._next("ok")
-
-    def send(self, number: signal.Signals) -> None:
-        self.process.send_signal(number)
-
-    def end(self) -> None:
-        self.process.send_signal(signal.SIGKILL)
-        self.process.communicate()
-
-    def _next(self, start: str) -> str:
-        """The next line that begins so; libraries say things of their own."""
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            if line.startswith(start):
-                return line
-        raise AssertionError(f"the source process ended: {self.process.wait()}")
+LAYOUT = KVLayout("m", num_layers=8, num_kv_heads=2, head_dim=64, page_size=16, dtype="float32")
+NUM_PAGES, NUM_REUSED = 256, 32
 
 
 class Reader:
@@ -110,7 +72,7 @@ class Reader:
         self.ready(source)
 
     def ready(self, source: SourceProcess) -> None:
-        self.wait(lambda outcome: isinstance(outcome, PeerReady) and outcome.incarnation == source.incarnation)
+        self.wait(lambda outcome: isinstance(outcome, PeerReady) and outcome.incarnation == source.spec.incarnation)
 
     def pull(self, id_: int, source: SourceProcess) -> None:
         tokens = token_buffer(range(NUM_PAGES * LAYOUT.page_size))
@@ -118,7 +80,7 @@ class Reader:
         ticket = Ticket(
             id=id_,
             worker_id="p",
-            incarnation=source.incarnation,
+            incarnation=source.spec.incarnation,
             layout_hash=layout_hash(LAYOUT),
             token_begin=0,
             token_end=len(tokens),
@@ -134,7 +96,7 @@ class Reader:
         self.manager.submit(OfferTicket(id_, seal_ticket(ticket, KEY)))
 
     def holds(self, page: int) -> bool:
-        return bytes(self.pool.read(page, 0, LAYOUT.num_layers)) == content(page, 2)
+        return bytes(self.pool.read(page, 0, LAYOUT.num_layers)) == content(page, 2, LAYOUT.page_bytes)
 
 
 @pytest.fixture
@@ -144,7 +106,7 @@ def open_all() -> Iterator[ExitStack]:
 
 
 def start(stack: ExitStack, kind: str) -> tuple[SourceProcess, Reader]:
-    source = SourceProcess(kind)
+    source = SourceProcess(SourceSpec(kind, LAYOUT, NUM_PAGES))
     stack.callback(source.end)
     reader = Reader(kind)
     stack.callback(reader.manager.close)
@@ -168,7 +130,7 @@ def test_a_killed_worker_breaks_its_handoff_and_a_new_incarnation_serves(kind: s
     source.end()
     assert reader.broken(1) in (Cause.PEER, None), "None: it was faster than the signal"
     port = int(source.address.rpartition(":")[2] or 0)
-    again = SourceProcess(kind, incarnation=2, port=port)
+    again = SourceProcess(SourceSpec(kind, LAYOUT, NUM_PAGES, incarnation=2, port=port))
     open_all.callback(again.end)
     reader.manager.submit(DropPeer("p", 1))
     reader.join(again)
@@ -181,12 +143,12 @@ def test_a_killed_worker_breaks_its_handoff_and_a_new_incarnation_serves(kind: s
 
 def test_a_stopped_worker_is_found_and_heals_when_it_goes_on(kind: str, open_all: ExitStack) -> None:
     source, reader = start(open_all, kind)
-    source.send(signal.SIGSTOP)
+    source.process.send_signal(signal.SIGSTOP)
     for id_ in range(1, 5):
         reader.pull(id_, source)
     found = reader.wait(lambda outcome: isinstance(outcome, Broken | Proven))
     reader.seen.append(found)
-    source.send(signal.SIGCONT)
+    source.process.send_signal(signal.SIGCONT)
     causes = {reader.broken(id_) for id_ in range(1, 5)}
     assert causes <= {Cause.PEER, None}, "None: memory of one host can be read while its process is stopped"
     if Cause.PEER in causes:
@@ -198,15 +160,15 @@ def test_a_stopped_worker_is_found_and_heals_when_it_goes_on(kind: str, open_all
 
 def test_no_page_that_is_reused_during_the_read_passes_the_proof(kind: str, open_all: ExitStack) -> None:
     """The published hazard: the source reuses pages while they are read, and every read ends well."""
-    source = SourceProcess(kind)
+    source = SourceProcess(SourceSpec(kind, LAYOUT, NUM_PAGES))
     open_all.callback(source.end)
     pool = HostPool(LAYOUT, NUM_PAGES)
     transport = make_transport(kind, pool, peer_key("d", 1))
     open_all.callback(transport.close)
-    opened = open_descriptors(source.info.transports, peer_key("p", 1), KEY)
-    transport.connect(WorkerInfo("p", 1, (), "", "m", LAYOUT, NUM_PAGES, 4096, opened))
-    source.tell("reuse")
-    pages, peer = tuple(range(NUM_REUSED)), peer_key("p", 1)
+    opened = open_descriptors(source.info.transports, source.peer, KEY)
+    transport.connect(replace(source.info, transports=opened))
+    source.tell(f"reuse {NUM_REUSED} 0.0005")
+    pages, peer = tuple(range(NUM_REUSED)), source.peer
     proven = wrong_but_noticed = 0
     give_up_s = time.monotonic() + TIMEOUT_S
     op = 0
@@ -222,7 +184,7 @@ def test_no_page_that_is_reused_during_the_read_passes_the_proof(kind: str, open
         for page, first, last in zip(pages, before, after, strict=True):
             if first % 2:
                 continue  # being written: no ticket would name it
-            right = bytes(pool.read(page, 0, LAYOUT.num_layers)) == content(page, first)
+            right = bytes(pool.read(page, 0, LAYOUT.num_layers)) == content(page, first, LAYOUT.page_bytes)
             assert right or first != last, f"page {page} passed the proof with wrong bytes"
             proven += first == last
             wrong_but_noticed += not right
