@@ -15,4 +15,4 @@ def _run(values: dict[str, Any]) -> None:
     raise typer.Exit(run(values, ray_address=EMBEDDED))
 
 
-serve = as_command(_run)
+serve = as_command("serve", _run)

@@ -112,8 +112,10 @@ def service_config(values: dict[str, Any], *, ray_address: str) -> ServiceConfig
     )
 
 
-def as_command(run: Callable[[dict[str, Any]], None], flags: tuple[Flag, ...] = FLAGS) -> Callable[..., None]:
-    """A function that typer shows with one option a flag and that passes their values to `run` by name."""
+def as_command(
+    name: str, run: Callable[[dict[str, Any]], None], flags: tuple[Flag, ...] = FLAGS
+) -> Callable[..., None]:
+    """A function that typer shows as `name` with one option a flag; it passes their values to `run` by name."""
 
     def command(**values: Any) -> None:
         run(values)
@@ -129,5 +131,5 @@ def as_command(run: Callable[[dict[str, Any]], None], flags: tuple[Flag, ...] = 
     ]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    command.__doc__ = run.__doc__
+    command.__name__, command.__doc__ = name, run.__doc__
     return command

@@ -20,4 +20,4 @@ def _run(values: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(as_command(_run, (*FLAGS, ADDRESS)))
+    typer.run(as_command("job", _run, (*FLAGS, ADDRESS)))
