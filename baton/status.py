@@ -1,0 +1,54 @@
+"""`baton status`: the workers of a running service and how busy they are."""
+
+import json
+from typing import Annotated, Any
+
+import httpx
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from engine.core.errors import Unavailable
+
+DEFAULT_URL = "http://localhost:8000"
+_TIMEOUT_S = 10.0
+
+
+def status(
+    url: Annotated[str, typer.Option(envvar="BATON_URL", help="Of the HTTP door.")] = DEFAULT_URL,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what the service says, as JSON.")] = False,
+) -> None:
+    """Show the service's workers. Exit code 1 when it is not ready."""
+    body = fetch_status(url)
+    if as_json:
+        print(json.dumps(body, indent=2))
+    else:
+        show(body, Console())
+    if not body["ready"]:
+        raise typer.Exit(1)
+
+
+def fetch_status(url: str) -> dict[str, Any]:
+    """The service's /status. Raises Unavailable."""
+    try:
+        response = httpx.get(f"{url.rstrip('/')}/status", timeout=_TIMEOUT_S)
+        body: dict[str, Any] = response.raise_for_status().json()
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+        raise Unavailable(f"cannot read the status of {url}: {error}") from error
+    return body
+
+
+def show(body: dict[str, Any], console: Console) -> None:
+    """A headline and a row a worker."""
+    headline = "ready" if body["ready"] else f"not ready: {body['detail']}"
+    console.print(f"{headline}; {body['running_requests']} requests run, {body['queued_requests']} wait")
+    table = Table("worker", "roles", "state", "rows", "waiting", "pages free", "step ms", "address")
+    for worker in body["workers"]:
+        load = worker["load"]
+        state = f"{worker['state']}: {worker['detail']}" if worker["detail"] else worker["state"]
+        busy = ["-"] * 4
+        if load is not None:
+            free = f"{load['free_pages']}/{worker['num_pages']}"
+            busy = [str(load["running_rows"]), str(load["queued_requests"]), free, f"{load['step_ms']:.1f}"]
+        table.add_row(worker["id"], ", ".join(worker["roles"]), state, *busy, worker["address"])
+    console.print(table)
