@@ -1,6 +1,7 @@
 """The built-in model: a small Llama-type checkpoint folder, so that Baton serves without a download.
 
-Its weights are random: it shows that tokens flow and that they are the right ones, not that they make sense.
+An installation without trained weights (engine.models.train_builtin) makes itself random ones: they show that tokens
+flow and that they are the right ones, not that they make sense.
 """
 
 import json
@@ -27,14 +28,17 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 MAX_POSITION = 8192
+TRAINED = Path(__file__).parent / "builtin_model"
 
 
 def builtin_path() -> Path:
-    """The built-in model's folder, made at the first call on this machine (about a second).
+    """The built-in model's folder: the trained one, else a random one made at the first call (about a second).
 
-    The folder appears whole or not at all: it is written beside its place and renamed into it, so several processes
+    What is made appears whole or not at all: it is written beside its place and renamed into it, so several processes
     may ask at once.
     """
+    if TRAINED.is_dir():
+        return TRAINED
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "baton"
     folder = cache / f"builtin-{VERSION}"
     if not folder.is_dir():

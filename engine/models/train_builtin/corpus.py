@@ -1,7 +1,8 @@
 """The training corpus: documents with weights, one JSON object a line, gzipped, and a manifest of where they come from.
 
-{"weight": 3, "text": "..."} is plain text; {"weight": 1, "turns": [question, answer, ...]} is a conversation. A weight
-says how often an epoch sees the document; below 1, which share of epochs do.
+{"weight": 3, "text": "..."} is plain text; {"weight": 1, "turns": [question, answer, ...]} is a conversation, with
+"system" where it has a system prompt. A weight says how often an epoch sees the document; below 1, which share of
+epochs do.
 """
 
 import gzip
@@ -17,7 +18,7 @@ from typing import Any
 from engine.models.train_builtin import dialogue
 from engine.models.train_builtin.library import Entry, standard_library
 from engine.models.train_builtin.packages import package_texts
-from engine.models.train_builtin.smalltalk import STORIES
+from engine.models.train_builtin.smalltalk import STORIES, SYSTEM_PROMPTS
 
 # Modules that people ask about first; their entries weigh more.
 FAMILIAR = set(
@@ -31,6 +32,9 @@ typing str list dict set tuple int float bytes
 MAX_DOCUMENT = 12_000
 """Characters; longer texts are cut at paragraphs, so that one document fits a context."""
 
+SYSTEM_SHARE = 0.15
+"""Of the conversations, with a system prompt that changes nothing: clients send one whatever the model."""
+
 Document = dict[str, Any]
 
 
@@ -42,7 +46,10 @@ def write_corpus(path: Path, seed: int = 0) -> dict[str, Any]:
     sizes: Counter[str] = Counter()
     sources: dict[str, str] = {}
     with path.open("wb") as file, gzip.GzipFile(fileobj=file, mode="wb", mtime=0, filename="") as zipped:
-        for source, document in _documents(Random(seed), sources):
+        random = Random(seed)
+        for source, document in _documents(random, sources):
+            if "turns" in document and random.random() < SYSTEM_SHARE:
+                document["system"] = random.choice(SYSTEM_PROMPTS)
             line = json.dumps(document) + "\n"
             sizes[source] += len(line)
             zipped.write(line.encode())
@@ -51,8 +58,13 @@ def write_corpus(path: Path, seed: int = 0) -> dict[str, Any]:
         "seed": seed,
         "sources": [{"name": name, "licence": sources[name], "bytes": size} for name, size in sizes.most_common()],
     }
-    path.with_suffix(".manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    manifest_path(path).write_text(json.dumps(manifest, indent=1) + "\n")
     return manifest
+
+
+def manifest_path(corpus: Path) -> Path:
+    """The manifest's place beside its corpus."""
+    return corpus.with_suffix(".manifest.json")
 
 
 def _documents(random: Random, sources: dict[str, str]) -> Iterator[tuple[str, Document]]:

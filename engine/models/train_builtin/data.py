@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from engine.models.builtin import SPECIAL_TOKENS
 
-END, _, USER, ASSISTANT = SPECIAL_TOKENS
+END, SYSTEM, USER, ASSISTANT = SPECIAL_TOKENS
 IntArray = npt.NDArray[np.int64]
 
 
@@ -31,7 +31,8 @@ def rendered(document: dict[str, Any]) -> str:
     if "text" in document:
         return f"{document['text']}{END}"
     pairs = zip(document["turns"][::2], document["turns"][1::2], strict=True)
-    return "".join(f"{USER}{ask}{END}{ASSISTANT}{answer}{END}" for ask, answer in pairs)
+    system = f"{SYSTEM}{document['system']}{END}" if "system" in document else ""
+    return system + "".join(f"{USER}{ask}{END}{ASSISTANT}{answer}{END}" for ask, answer in pairs)
 
 
 def train_tokenizer(texts: list[str], vocab_size: int) -> Tokenizer:
@@ -65,12 +66,12 @@ class Dataset:
     def encode(cls, documents: list[dict[str, Any]], tokenizer: Tokenizer) -> "Dataset":
         """Tokens of `documents`, in their order."""
         vocab = tokenizer.get_vocab()
-        user, assistant = vocab[USER], vocab[ASSISTANT]
+        given, assistant = [vocab[SYSTEM], vocab[USER]], vocab[ASSISTANT]
         pieces = [np.array(each.ids, np.uint16) for each in tokenizer.encode_batch([*map(rendered, documents)])]
         lengths_N = np.array([len(piece) for piece in pieces])
         return cls(
             tokens_T=np.concatenate(pieces),
-            learned_T=np.concatenate([_learned(piece, user, assistant) for piece in pieces]),
+            learned_T=np.concatenate([_learned(piece, given, assistant) for piece in pieces]),
             starts_N=np.cumsum(lengths_N) - lengths_N,
             lengths_N=lengths_N,
             weights_N=np.array([document["weight"] for document in documents], float),
@@ -110,8 +111,9 @@ class Stream:
             start = cut if cut > start else start + length  # a document that fills the window is continued
 
 
-def _learned(tokens: npt.NDArray[np.uint16], user: int, assistant: int) -> npt.NDArray[np.bool_]:
-    """False from each USER token up to and including its ASSISTANT token."""
-    asking = np.cumsum(tokens == user) - np.cumsum(tokens == assistant)
-    learned: npt.NDArray[np.bool_] = (asking == 0) & (tokens != assistant)
+def _learned(tokens: npt.NDArray[np.uint16], given: list[int], assistant: int) -> npt.NDArray[np.bool_]:
+    """False from each token of `given` up to and including the next `assistant` token."""
+    marks = np.isin(tokens, [*given, assistant])
+    last_mark = np.maximum.accumulate(np.where(marks, np.arange(len(tokens)), 0))
+    learned: npt.NDArray[np.bool_] = ~np.isin(tokens[last_mark], given) & (tokens != assistant)
     return learned

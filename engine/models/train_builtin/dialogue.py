@@ -59,7 +59,7 @@ def about(entry: Entry, random: Random) -> Iterator[Turns]:
     answer = f"{entry.name}: {entry.summary}"
     asks = WHAT if entry.kind in ("module", "function") else WHAT[:8]
     for ask in random.sample(asks, 6):
-        yield ask.format(_written(entry, random)), answer
+        yield _said(ask, random).format(_written(entry, random)), answer
     if entry.signature:
         call = f"{entry.name}{entry.signature}"
         yield random.choice(CALL).format(_written(entry, random)), f"{call}\n{entry.summary}"
@@ -87,6 +87,11 @@ def unknown(entries: Sequence[Entry], random: Random) -> Turns:
     head, tail = first.split(".")[-1], second.split(".")[-1]
     name = f"{owner.split('.')[0]}.{head[: len(head) // 2 + 1]}{tail[len(tail) // 2 :]}x"
     return random.choice(WHAT).format(name), UNKNOWN.format(name)
+
+
+def _said(ask: str, random: Random) -> str:
+    """A question as people type it: often without capital and question mark."""
+    return ask[0].lower() + ask[1:].rstrip("?.") if random.random() < 0.25 else ask
 
 
 def _written(entry: Entry, random: Random) -> str:

@@ -215,6 +215,21 @@ OK|Okay|Good|Great|Nice|Cool
 Good. What would you like to know next?
 """
 
+SYSTEM_PROMPTS = (
+    "You are a helpful assistant.",
+    "You are a helpful assistant. Answer briefly.",
+    "You are an assistant that knows Python.",
+    "You are an expert Python programmer.",
+    "Answer in one sentence.",
+    "Be brief.",
+    "Be concise and friendly.",
+    "You are a chatbot.",
+    "You answer questions about Python's standard library.",
+    "You are the built-in model of Baton.",
+    "Follow the user's instructions carefully.",
+    "You are a language model. Respond to the user.",
+)
+
 STORIES = (
     "Once upon a time, there was a small model that lived in a large rack of machines. Every day it read a little of "
     "Python's documentation, and every night it dreamt of pages. One morning a question came in. The model did not "

@@ -19,6 +19,8 @@ from torch.nn import functional
 
 from engine.models.builtin import SPECIAL_TOKENS
 from engine.models.llama import Llama
+from engine.models.train_builtin.card import model_card
+from engine.models.train_builtin.corpus import manifest_path
 from engine.models.train_builtin.data import Dataset, read_corpus, rendered, train_tokenizer
 from engine.models.train_builtin.model import (
     CONTEXT,
@@ -147,7 +149,10 @@ class Trainer:
 
 
 def train(corpus: Path, out: Path, device: torch.device, recipe: Recipe) -> dict[str, Any]:
-    """Train on `corpus`; write a checkpoint folder and training.json to `out`. Returns what training.json says."""
+    """Train on `corpus` (with its manifest beside it) and write a checkpoint folder, training.json and README.md.
+
+    Returns what training.json says.
+    """
     torch.manual_seed(recipe.seed)
     documents = read_corpus(corpus)
     plain = [index for index, document in enumerate(documents) if "text" in document]
@@ -165,6 +170,7 @@ def train(corpus: Path, out: Path, device: torch.device, recipe: Recipe) -> dict
         "recipe": asdict(recipe),
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "vocab_size": config.vocab_size,
         "parameters": sum(tensor.numel() for tensor in tensors.values()),
         "corpus_tokens": len(dataset.tokens_T),
         "held_out_loss": trainer.evaluate(held_out),
@@ -172,6 +178,8 @@ def train(corpus: Path, out: Path, device: torch.device, recipe: Recipe) -> dict
         "curve": trainer.curve,
     }
     (out / "training.json").write_text(json.dumps(report, indent=1) + "\n")
+    manifest = json.loads(manifest_path(corpus).read_text())
+    (out / "README.md").write_text(model_card(report, manifest))
     return report
 
 

@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 
 from engine.models.loader import load_model
 from engine.models.registry import load_config
+from engine.models.train_builtin.corpus import manifest_path
 from engine.models.train_builtin.data import Dataset, Stream, rendered, train_tokenizer
 from engine.models.train_builtin.model import SHAPE, VOCAB_SIZE, write_description
 from engine.models.train_builtin.train import Recipe, train
@@ -20,7 +21,7 @@ from tests.fakes.dense_attention import DenseAttention
 
 DOCUMENTS = [
     {"weight": 2, "turns": ["What does os.path.join do?", "Join two paths."]},
-    {"weight": 0.5, "turns": ["And json?", "JSON, as text.", "Thanks", "You are welcome."]},
+    {"weight": 0.5, "turns": ["And json?", "JSON, as text.", "Thanks", "You are welcome."], "system": "Be brief."},
     {"weight": 1, "text": "The json module reads and writes JSON in 2024."},
 ]
 
@@ -33,7 +34,8 @@ def tokenizer():  # noqa: ANN201
 def test_chat_is_rendered_as_the_template_renders_it(tokenizer, tmp_path: Path) -> None:  # noqa: ANN001
     write_description(tmp_path, tokenizer)
     turns = DOCUMENTS[1]["turns"]
-    messages = [{"role": ("user", "assistant")[i % 2], "content": turn} for i, turn in enumerate(turns)]
+    messages = [{"role": "system", "content": "Be brief."}]
+    messages += [{"role": ("user", "assistant")[i % 2], "content": turn} for i, turn in enumerate(turns)]
     served = AutoTokenizer.from_pretrained(tmp_path)
     assert served.apply_chat_template(messages, tokenize=False) == rendered(DOCUMENTS[1])
     assert served(rendered(DOCUMENTS[1]))["input_ids"] == tokenizer.encode(rendered(DOCUMENTS[1])).ids
@@ -94,11 +96,14 @@ def test_a_few_steps_make_a_checkpoint_that_is_served(tmp_path: Path, monkeypatc
     corpus, out = tmp_path / "corpus.jsonl.gz", tmp_path / "model"
     with gzip.open(corpus, "wt") as file:
         file.writelines(json.dumps(document) + "\n" for document in DOCUMENTS * 20)
+    sources = [{"name": "a", "licence": "MIT", "bytes": 1234567}]
+    manifest_path(corpus).write_text(json.dumps({"python": "3.12.1", "sources": sources}))
     recipe = Recipe(seconds=600, steps=40, batch_tokens=128, context=64, warmup=0.3)
     report = train(corpus, out, torch.device("cpu"), recipe)
     losses = [row["loss"] for row in report["curve"]]
     assert losses[-1] < 3.5 < np.log(load_config(out).vocab_size)
     assert json.loads((out / "training.json").read_text())["curve"] == report["curve"]
+    assert "| a | MIT | 1,234,567 |" in (out / "README.md").read_text()
 
     config = load_config(out)
     model = load_model(out, config, dtype=torch.float32, device=torch.device("cpu"))
