@@ -163,9 +163,13 @@ class Scheduler:
         extends = self._plan_decodes()
         budget = self._config.max_step_tokens - len(self._rows)
         for state in extends:
+            priority = state.request.priority
+            if self._queue and self._queue[0].request.priority < priority:
+                budget = self._admit(budget, priority)
             if budget > 0 and state.stage is Stage.RUNNING:
                 budget -= self._plan_extend(state, budget)
-        self._admit(budget)
+        if self._queue:
+            self._admit(budget, None)
 
     def _plan_decodes(self) -> list[RequestState]:
         """Plan each running request that has one token to compute; returns those that have more.
@@ -254,19 +258,22 @@ class Scheduler:
 
     # ------------------------------------------------------------ admission and preemption
 
-    def _admit(self, budget: int) -> None:
-        """Pages for queued requests in order; one that gets none holds up all behind it, so nobody starves.
+    def _admit(self, budget: int, priority: int | None) -> int:
+        """Pages for queued requests in order, those more urgent than `priority`; returns the budget that is left.
 
-        One that waits for another's page does not: what it waits for is running or being filled.
+        One that gets no pages holds up all behind it, so nobody starves. One that waits for another's page does not:
+        what it waits for is running or being filled.
         """
-        num_remote = sum(state.leg is Leg.LAST for state in self._queue) if self._queue else 0
+        num_remote = sum(state.leg is Leg.LAST for state in self._queue)
         for state in self._queue[:]:
             remote = state.leg is Leg.LAST
+            if priority is not None and state.request.priority >= priority:
+                break
             if not remote and (budget <= 0 or len(self._running) >= self._max_rows):
                 if budget > 0:
                     self._blocked = self._blocked or state
                 if not num_remote:
-                    return
+                    break
                 continue
             need = self._need(state)
             frontier = self._waits_on.get(state.id)
@@ -275,7 +282,7 @@ class Scheduler:
             opened = self._kv.open(state.request, state.tokens, need)
             if opened is None:
                 self._blocked = self._blocked or state
-                return
+                break
             if not isinstance(opened, Lease):
                 self._waits_on[state.id] = opened
                 continue
@@ -283,6 +290,7 @@ class Scheduler:
             num_remote -= remote
             if not remote:
                 budget -= self._plan_extend(state, budget)
+        return budget
 
     def _need(self, state: RequestState) -> PageNeed:
         """Pages for all known tokens and the next one, and one for each row to grow by, so that few are preempted."""
