@@ -11,11 +11,19 @@ Prompt = str | Sequence[int] | Sequence[Message]
 """A text, token ids, or a conversation."""
 
 
-class SamplingOptions(TypedDict, total=False):
-    """How tokens are drawn, as inference.proto explains. What is left out takes the model's own default."""
+class EndOptions(TypedDict, total=False):
+    """When an answer ends."""
 
     max_tokens: int
     min_tokens: int
+    stop: str | Sequence[str]
+    stop_token_ids: Sequence[int]
+    ignore_eos: bool
+
+
+class SamplingOptions(EndOptions, total=False):
+    """How tokens are drawn, as inference.proto explains. What is left out takes the model's own default."""
+
     temperature: float
     top_p: float
     top_k: int
@@ -25,9 +33,6 @@ class SamplingOptions(TypedDict, total=False):
     frequency_penalty: float
     logit_bias: Mapping[int, float]
     seed: int
-    stop: str | Sequence[str]
-    stop_token_ids: Sequence[int]
-    ignore_eos: bool
     logprobs: int
     prompt_logprobs: int
 

@@ -46,9 +46,21 @@ class PieceTable:
         strips_first_space: the tokenizer writes a space before a text's first word, and decoding drops it.
     """
 
-    def __init__(self, tokenizer_json: Mapping[str, Any], vocabulary: Mapping[str, int], where: str) -> None:
-        """Raises CheckpointError (naming `where`) for a decoder that does not simply join tokens."""
-        kinds = _decoder_kinds(tokenizer_json.get("decoder"))
+    def __init__(
+        self, decoder: Mapping[str, Any] | None, vocabulary: Mapping[str, int], special: Mapping[int, str], where: str
+    ) -> None:
+        """Read the table off a tokenizer.
+
+        Args:
+            decoder: the "decoder" of tokenizer.json.
+            vocabulary: all tokens, added ones included, to their ids.
+            special: ids and spelling of the special tokens.
+            where: the file, for errors.
+
+        Raises:
+            CheckpointError: the decoder does more than join tokens.
+        """
+        kinds = _decoder_kinds(decoder)
         if kinds & {"ByteLevel"}:
             spell = _byte_level_piece
         elif kinds and kinds <= {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"}:
@@ -60,11 +72,9 @@ class PieceTable:
         self.pieces = [b""] * (max(vocabulary.values(), default=-1) + 1)
         for token, index in vocabulary.items():
             self.pieces[index] = spell(token)
-        self.names: dict[int, str] = {}
-        for added in tokenizer_json.get("added_tokens", ()):
-            if added["special"]:
-                self.pieces[added["id"]] = b""
-                self.names[added["id"]] = added["content"]
+        self.names = dict(special)
+        for index in special:
+            self.pieces[index] = b""
         self.longest = max(map(len, self.pieces), default=1)
 
     def of(self, token: int) -> bytes:

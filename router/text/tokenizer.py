@@ -34,7 +34,14 @@ class Tokenizer:
         backend.no_padding()
         self._backend = backend
         self.special_tokens = dict(special_tokens)
-        self.pieces = PieceTable(json.loads(backend.to_str()), backend.get_vocab(with_added_tokens=True), where)
+        added = backend.get_added_tokens_decoder().items()
+        self.pieces = PieceTable(
+            # The state of the decoder alone: the whole tokenizer as JSON would take 60 MB for a moment.
+            None if backend.decoder is None else json.loads(backend.decoder.__getstate__()),
+            backend.get_vocab(with_added_tokens=True),
+            {index: token.content for index, token in added if token.special},
+            where,
+        )
         shrinks = 1 if backend.normalizer is None else 4
         self._chars_per_token = self.pieces.longest * shrinks
 

@@ -68,4 +68,4 @@ def test_a_text_of_its_own_loses_its_first_space_and_a_continuation_keeps_it(tmp
 
 def test_a_decoder_that_is_no_concatenation_is_refused_by_name() -> None:
     with pytest.raises(CheckpointError, match="decoder WordPiece is not supported"):
-        PieceTable({"decoder": {"type": "WordPiece"}}, {"a": 0}, "tokenizer.json")
+        PieceTable({"type": "WordPiece"}, {"a": 0}, {}, "tokenizer.json")
