@@ -4,11 +4,13 @@ Ray reads its environment (token, log settings) once, while it is imported. So n
 an embedded cluster sets its own token first.
 """
 
+import ctypes
 import logging
 import os
 import re
 import secrets
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +19,7 @@ import psutil
 
 EMBEDDED = "local"
 _FOLDER = re.compile(r"baton-ray-(\d+)-")
+_PR_SET_CHILD_SUBREAPER = 36
 _OBJECT_STORE_BYTES = 80 << 20
 """Ray's minimum and some: pages never travel through the object store."""
 
@@ -69,8 +72,10 @@ class Cluster:
         import ray
 
         ray.shutdown()
-        for child in psutil.wait_procs(children, timeout=1.0)[1]:
+        _, alive = psutil.wait_procs(children, timeout=1.0)
+        for child in alive:
             _kill(child)
+        psutil.wait_procs(alive, timeout=0.5)
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
@@ -83,6 +88,7 @@ class Cluster:
 
             ray.init(address=self.address, logging_level=logging.ERROR)
             return
+        _adopt_orphans()
         _remove_stale_folders()
         os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
         self._folder = Path(tempfile.mkdtemp(prefix=f"baton-ray-{os.getpid()}-"))
@@ -95,6 +101,15 @@ class Cluster:
             object_store_memory=_OBJECT_STORE_BYTES,
             _temp_dir=str(self._folder),
         )
+
+
+def _adopt_orphans() -> None:
+    """When raylet ends before its workers, they become children of this process, which then can wait for their end.
+
+    Else they would go to process 1, which in a container may leave them as zombies. Linux only: prctl(2).
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def _remove_stale_folders() -> None:

@@ -34,15 +34,15 @@ class ServiceConfig:
     def __post_init__(self) -> None:
         for name, count in (("prefill", self.num_prefill), ("decode", self.num_decode)):
             if count < 1:
-                raise InvalidRequest(f"--{name} must be at least 1, not {count}", param=name)
+                raise InvalidRequest(f"must be at least 1, not {count}", param=name)
         for name, port in (("port", self.port), ("grpc-port", self.grpc_port)):
             if not 0 <= port <= 65535:
-                raise InvalidRequest(f"--{name} must be 0 to 65535, not {port}", param=name)
+                raise InvalidRequest(f"must be 0 to 65535, not {port}", param=name)
         if self.port == self.grpc_port != 0:
-            raise InvalidRequest(f"HTTP and gRPC cannot share port {self.port}", param="grpc-port")
+            raise InvalidRequest(f"HTTP and gRPC cannot share {self.port}", param="grpc-port")
         for name, value, choices in (("transport", self.transport, TRANSPORTS), ("policy", self.policy, POLICY_NAMES)):
             if value not in choices:
-                raise InvalidRequest(f"--{name} must be one of {', '.join(choices)}, not {value!r}", param=name)
+                raise InvalidRequest(f"must be one of {', '.join(choices)}, not {value!r}", param=name)
 
     @property
     def model_name(self) -> str:

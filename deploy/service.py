@@ -56,8 +56,8 @@ def run(values: dict[str, Any], *, ray_address: str) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         config = service_config(values, ray_address=ray_address)
-        check_port(config.host, config.port, "--port")
-        check_port(config.host, config.grpc_port, "--grpc-port")
+        check_port(config.host, config.port, "port")
+        check_port(config.host, config.grpc_port, "grpc_port")
         say(f"looking at model {config.engine.model}")
         check_model(config)
         say("starting Ray" if ray_address == EMBEDDED else f"connecting to Ray at {ray_address}")
@@ -71,7 +71,8 @@ def run(values: dict[str, Any], *, ray_address: str) -> int:
         say("stopped")
         return 0
     except BatonError as error:
-        print(f"baton: {error.message}", file=sys.stderr, flush=True)
+        flag = f"--{error.param.replace('_', '-')}: " if error.param else ""
+        print(f"baton: {flag}{error.message}", file=sys.stderr, flush=True)
         return 2
     return 0
 
@@ -84,7 +85,7 @@ def check_port(host: str, port: int, flag: str) -> None:
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise InvalidRequest(f"cannot listen on {host}:{port}: {error.strerror}; choose another {flag}") from error
+            raise InvalidRequest(f"cannot listen on {host}:{port}: {error.strerror}", param=flag) from error
 
 
 def check_model(config: ServiceConfig) -> None:

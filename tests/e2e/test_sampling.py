@@ -40,7 +40,7 @@ async def answers(target: str, at_once: int) -> list[list[Answer]]:
 
 async def test_disaggregated_equals_colocated() -> None:
     model = ("--model", str(tiny_checkpoint("qwen3")), "--max-model-len", "512", "--kv-memory", "8MiB")
-    with serve(*model) as split:
+    with serve(*model, "--policy", "cost_always_hand_over") as split:
         separate = await answers(split.grpc, at_once=8)
         alone = await answers(split.grpc, at_once=1)
     with serve(*model, "--colocated") as whole:

@@ -38,7 +38,8 @@ def case(request: pytest.FixtureRequest) -> Iterator[Case]:
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     page_bytes = config.num_hidden_layers * 2 * PAGE * config.num_key_value_heads * head_dim * 4
     flags = ["--page-size", PAGE, "--kv-memory", NUM_PAGES * page_bytes, "--max-step-tokens", CHUNK]
-    with serve("--model", str(folder), "--max-model-len", "512", *map(str, flags)) as service:
+    flags += ["--max-model-len", 512, "--policy", "cost_always_hand_over"]
+    with serve("--model", str(folder), *map(str, flags)) as service:
         yield Case(service, prompts, expected)
 
 

@@ -42,9 +42,9 @@ class Process:
         return int(self.address.rpartition(":")[2])
 
 
-def spawn(kind: str, *flags: str, key: str = KEY) -> "subprocess.Popen[str]":
+def spawn(kind: str, *flags: str) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", f"{kind}_worker", "--kv-memory", "4MiB", "--max-step-tokens", str(CHUNK), *flags]
-    environment = os.environ | {"BATON_CLUSTER_KEY": key, "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"BATON_CLUSTER_KEY": KEY, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, cwd=ROOT, text=True)
 
 
@@ -254,7 +254,21 @@ async def test_forged_and_foreign_tickets_are_refused(pair: list[Process]) -> No
         await d.idle()
 
 
-async def test_a_killed_prefill_worker_fails_its_handoffs_and_nothing_else() -> None:
+async def test_a_stopped_worker_is_lost_by_its_silence_and_comes_back(pair: list[Process]) -> None:
+    _, decode = pair
+    async with sessions(decode) as (d,):
+        d.client.silence_s = 1.0
+        seen = len(d.loads)
+        await d.until(lambda: len(d.loads) > seen + 1)  # the wait for a frame under way has the new limit
+        decode.process.send_signal(signal.SIGSTOP)
+        assert "silent" in (await d.lost()).message
+    decode.process.send_signal(signal.SIGCONT)
+    async with sessions(*pair) as (p, d):
+        await join(p, d)
+        assert await hand_over(p, d, request(1, prompt(20))) == {1: reference(prompt(20))}
+
+
+async def test_a_prefill_worker_dies_and_comes_back_under_its_old_address() -> None:
     with processes("prefill", "decode", flags=("--transport", "grpc")) as (prefill, decode):
         async with sessions(prefill, decode) as (p, d):
             await join(p, d)
@@ -265,94 +279,34 @@ async def test_a_killed_prefill_worker_fails_its_handoffs_and_nothing_else() -> 
             await p.until(lambda: any(ticket.last for ticket in p.all("tickets")))
             prefill.process.kill()
             await p.lost()
+
+            # Its handoff fails in words, its neighbour goes on, and decode can do the work itself.
             d.send(*(DeliverTicket(1, issued.ticket) for issued in p.all("tickets")))
             await d.until(lambda: bool(d.all("handoff_failed")))
             (failed,) = d.all("handoff_failed")
             assert isinstance(failed, HandoffFailed) and failed.peer_lost
             await d.until(lambda: bool(d.finished(2)))
             assert (await generate(d, request(3, prompt(200))))[3] == reference(prompt(200))
-            await d.idle()
 
-
-async def test_a_restarted_prefill_worker_joins_again_under_its_old_address() -> None:
-    with processes("prefill", "decode", flags=("--transport", "grpc")) as (prefill, decode):
-        async with sessions(decode) as (d,), sessions(prefill) as (p,):
-            await join(p, d)
-            await hand_over(p, d, request(1, prompt(40)))
-            prefill.process.kill()
-            await p.lost()
-            folder = str(tiny_checkpoint("llama"))
-            again = ready(
-                await asyncio.to_thread(
-                    spawn, "prefill", "--model", folder, "--port", str(prefill.port), "--transport", "grpc"
-                )
-            )
+            flags = ("--model", str(tiny_checkpoint("llama")), "--port", str(prefill.port), "--transport", "grpc")
+            again = ready(await asyncio.to_thread(spawn, "prefill", *flags))
             try:
                 async with sessions(again) as (q,):
                     assert q.info.address == p.info.address and q.info.incarnation != p.info.incarnation
                     await join(q, d)
-                    tokens = await hand_over(q, d, request(2, prompt(90, salt=3)))
-                    assert tokens[2] == reference(prompt(90, salt=3))
+                    tokens = await hand_over(q, d, request(4, prompt(90, salt=3)))
+                    assert tokens[4] == reference(prompt(90, salt=3))
+                    await d.idle()
             finally:
                 again.process.terminate()
                 assert again.process.wait(STOP_S) == 0
 
 
-async def test_a_stopped_worker_is_lost_by_its_silence() -> None:
-    with processes("decode") as (decode,):
-        async with sessions(decode) as (d,):
-            d.client._silence_s = 1.0
-            await d.until(lambda: len(d.loads) > 1)
-            decode.process.send_signal(signal.SIGSTOP)
-            assert "silent" in (await d.lost()).message
-        decode.process.send_signal(signal.SIGCONT)
-        async with sessions(decode) as (d,):
-            assert await generate(d, request(1, prompt(20))) == {1: reference(prompt(20))}
-
-
-async def test_workers_of_different_clusters_refuse_each_other() -> None:
-    with processes("prefill") as (prefill,):
-        folder = str(tiny_checkpoint("llama"))
-        decode = ready(await asyncio.to_thread(spawn, "decode", "--model", folder, key="another key, also long enough"))
-        try:
-            async with sessions(prefill, decode) as (p, d):
-                with pytest.raises(AssertionError, match="another cluster key"):
-                    await join_or_fail(p, d)
-        finally:
-            decode.process.terminate()
-            assert decode.process.wait(STOP_S) == 0
-
-
-async def join_or_fail(p: RouterSession, d: RouterSession) -> None:
-    """AssertionError with what the decode worker said."""
-    joining = asyncio.create_task(join(p, d))
-    await d.until(lambda: bool(d.all("peers")))
-    if not d.all("peers")[-1].ready:
-        joining.cancel()
-        raise AssertionError(d.all("peers")[-1].message)
-    await joining
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (("--model", "/no/such/folder"), "/no/such/folder"),
-        (("--model", ".", "--kv-memory", "much"), "cannot read 'much' as bytes"),
-        (("--model", ".", "--host", "0.0.0.0"), "needs `advertise`"),
-    ],
-)
-def test_what_cannot_start_says_why_in_one_line_and_exits_with_2(flags: tuple[str, ...], message: str) -> None:
-    command = [sys.executable, "-m", "decode_worker", *flags]
+def test_a_checkpoint_that_is_not_there_is_one_line_and_exit_code_2() -> None:
+    command = [sys.executable, "-m", "decode_worker", "--model", "/no/such/folder"]
     environment = os.environ | {"BATON_CLUSTER_KEY": KEY, "OMP_NUM_THREADS": "1"}
     ended = subprocess.run(command, capture_output=True, env=environment, cwd=ROOT, text=True, timeout=START_S)
     assert ended.returncode == 2
     assert ended.stdout == ""
     errors = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1 and message in errors[0]
-
-
-def test_without_a_cluster_key_nothing_starts() -> None:
-    environment = {name: value for name, value in os.environ.items() if name != "BATON_CLUSTER_KEY"}
-    command = [sys.executable, "-m", "prefill_worker", "--model", "."]
-    ended = subprocess.run(command, capture_output=True, env=environment, cwd=ROOT, text=True, timeout=START_S)
-    assert ended.returncode == 2 and "BATON_CLUSTER_KEY" in ended.stderr
+    assert len(errors) == 1 and "/no/such/folder" in errors[0]
