@@ -1,9 +1,18 @@
 """`python -m decode_worker`: one decode worker, until SIGTERM or Ctrl-C."""
 
 import sys
+from typing import Any
 
-from decode_worker.server import start_worker
+from engine.server.config import WorkerConfig
 from engine.server.main import main
+from engine.server.worker import RunningWorker
+
+
+def _start(config: WorkerConfig) -> RunningWorker[Any, Any]:
+    from decode_worker.server import start_worker  # torch: seconds that --help and wrong flags need not wait for
+
+    return start_worker(config)
+
 
 if __name__ == "__main__":
-    sys.exit(main(start_worker, "decode"))
+    sys.exit(main(_start, "decode"))

@@ -19,6 +19,7 @@ from engine.server.config import TRANSPORTS, WorkerConfig
 from engine.server.worker import RunningWorker
 
 CLUSTER_KEY_VARIABLE = "BATON_CLUSTER_KEY"
+SIGNAL_POLL_S = 0.25
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
 
 StartWorker = Callable[[WorkerConfig], RunningWorker[Any, Any]]
@@ -103,8 +104,8 @@ def ready_line(worker: RunningWorker[Any, Any]) -> str:
 
 def _claim_stdout() -> TextIO:
     """Standard output for the ready line alone: what C libraries print goes to stderr from here on."""
-    ready_file = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    ready_file = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
     return ready_file
 
 
@@ -112,9 +113,10 @@ def main(start_worker: StartWorker, kind: str, argv: Sequence[str] | None = None
     """Run one worker. Returns the exit code."""
     arguments = parser(kind).parse_args(argv)
     logging.basicConfig(level=arguments.log_level, stream=sys.stderr, format=LOG_FORMAT)
-    ready_file = _claim_stdout()
     try:
-        worker = start_worker(config_of(arguments, os.environ))
+        config = config_of(arguments, os.environ)
+        ready_file = _claim_stdout()
+        worker = start_worker(config)
     except BatonError as error:
         sys.stderr.write(f"error: {error.message}\n")
         return 2
@@ -122,5 +124,6 @@ def main(start_worker: StartWorker, kind: str, argv: Sequence[str] | None = None
         signal.signal(number, lambda _number, _frame: worker.ask_to_stop())
     with ready_file:
         ready_file.write(ready_line(worker) + "\n")
-    worker.wait()
+    while not worker.wait(SIGNAL_POLL_S):
+        pass  # the kernel may give a signal to any thread; its handler runs when this one wakes up
     return 1 if worker.died else 0

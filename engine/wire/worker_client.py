@@ -58,7 +58,8 @@ class WorkerClient:
     ) -> None:
         """`address` is host:port. `clock` is what the deadlines of sent requests are measured on."""
         self.address = address
-        self._silence_s = silence_s
+        self.silence_s = silence_s
+        """May be changed at any time; the next wait for a frame takes the new value."""
         self._connect_timeout_s = connect_timeout_s
         self._clock = clock
         self._channel: grpc.aio.Channel | None = None
@@ -94,10 +95,10 @@ class WorkerClient:
             raise self._lose(f"not connected to {self.address}")
         while True:
             try:
-                message = await asyncio.wait_for(self._call.read(), self._silence_s)
+                message = await asyncio.wait_for(self._call.read(), self.silence_s)
             except TimeoutError:
                 self._call.cancel()
-                raise self._lose(f"worker at {self.address} was silent for {self._silence_s} s") from None
+                raise self._lose(f"worker at {self.address} was silent for {self.silence_s} s") from None
             except grpc.aio.AioRpcError as error:
                 raise self._lose(f"worker at {self.address} is gone: {error.details()}") from error
             if message is grpc.aio.EOF:

@@ -36,6 +36,7 @@ def start_fake_worker(
     num_pages: int = 64,
     executor: Executor | None = None,
     port: int = 0,
+    key: bytes = KEY,
 ) -> Worker:
     """A worker that serves. `executor` takes the place of the right one."""
     config = config_of(worker_id or f"{kind}-0", port)
@@ -43,13 +44,13 @@ def start_fake_worker(
     pool = HostPool(layout, num_pages)
     name = peer_key(config.worker_id, incarnation)
     transport = LocalTransport(hub or LocalHub(), name, pool)
-    manager = TransferManager(pool, [transport], (config.worker_id, incarnation), KEY, notify=inbox.wake)
+    manager = TransferManager(pool, [transport], (config.worker_id, incarnation), key, notify=inbox.wake)
     scheduler = SchedulerConfig(PAGE_SIZE, num_pages, MAX_MODEL_LEN, max_step_tokens=16, max_rows=16)
     core = EngineCore(
         scheduler, executor or executor_over(pool), model_hash="model", generations=pool.generations[:num_pages]
     )
     role: Role[TransferCommand, TransferOutcome] = (
-        PrefillRole(core, TicketSealer(config.worker_id, incarnation, layout, KEY))
+        PrefillRole(core, TicketSealer(config.worker_id, incarnation, layout, key))
         if kind == "prefill"
         else DecodeRole(core, layout)
     )

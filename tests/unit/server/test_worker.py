@@ -3,8 +3,7 @@
 import asyncio
 import threading
 import urllib.request
-from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 import grpc
@@ -17,21 +16,17 @@ from engine.core.errors import Unavailable
 from engine.core.messages import (
     Adopt,
     Cancel,
-    Command,
-    DeliverTicket,
     Finished,
-    Frame,
     Generate,
     PagesCleared,
-    PagesStored,
     PeerJoined,
     Prefill,
     Release,
     SendPrefixes,
 )
-from engine.core.types import FinishReason, StepOutput, StepPlan, WorkerInfo
-from engine.wire.worker_client import WorkerClient, WorkerLost
+from engine.core.types import FinishReason, StepOutput, StepPlan
 from kv_transfer.transports.local import LocalHub
+from tests.fakes.router_session import RouterSession, join
 from tests.fakes.thread_worker import Worker, on_clock, start_fake_worker
 from tests.fakes.virtual_worker import make_request, right_tokens
 
@@ -47,79 +42,9 @@ def running(kind: str, hub: LocalHub | None = None, **options: object) -> Iterat
         worker.stop()
 
 
-class Router:
-    """One session, read in the background; `until` waits for what it is about."""
-
-    def __init__(self, address: str) -> None:
-        self.client = WorkerClient(address, silence_s=TIMEOUT_S)
-        self.info: WorkerInfo
-        self.frames: list[Frame] = []
-        self.tokens: dict[int, list[int]] = defaultdict(list)
-        self.on_frame: Callable[[Frame], None] = lambda frame: None
-        self._changed = asyncio.Event()
-        self._task: asyncio.Task[None]
-
-    async def open(self) -> None:
-        self.info = await self.client.connect()
-        self._task = asyncio.create_task(self._read())
-        await self.until(lambda: bool(self.loads))
-
-    async def close(self) -> None:
-        await self.client.close()
-        await asyncio.gather(self._task, return_exceptions=True)
-
-    def send(self, *commands: Command) -> None:
-        for command in commands:
-            self.client.send(command)
-
-    async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(TIMEOUT_S):
-            while not condition():
-                assert self.client.lost is None or condition(), self.client.lost
-                self._changed.clear()
-                await self._changed.wait()
-
-    async def lost(self) -> WorkerLost:
-        async with asyncio.timeout(TIMEOUT_S):
-            await asyncio.gather(self._task, return_exceptions=True)
-        assert self.client.lost is not None
-        return self.client.lost
-
-    def all(self, field: str) -> list:
-        return [item for frame in self.frames for item in getattr(frame, field)]
-
-    def finished(self, id: int) -> list[Finished]:
-        return [finished for finished in self.all("finished") if finished.id == id]
-
-    @property
-    def pages(self) -> set[bytes]:
-        """Digests of all pages that were stored."""
-        return {digest for event in self.all("kv_events") if isinstance(event, PagesStored) for digest in event.digests}
-
-    @property
-    def loads(self) -> list:
-        return [frame.load for frame in self.frames if frame.load is not None]
-
-    async def idle(self) -> None:
-        """Until the worker reports that nobody holds a page."""
-        seen = len(self.loads)
-        await self.until(lambda: any(load.free_pages == load.num_pages for load in self.loads[seen:]))
-
-    async def _read(self) -> None:
-        try:
-            async for frame in self.client.frames():
-                self.frames.append(frame)
-                for id, token in zip(frame.ids, frame.tokens, strict=True):
-                    self.tokens[id].append(token)
-                self.on_frame(frame)
-                self._changed.set()
-        finally:
-            self._changed.set()
-
-
 @asynccontextmanager
-async def connected(*workers: Worker) -> AsyncIterator[list[Router]]:
-    routers = [Router(worker.info.address) for worker in workers]
+async def connected(*workers: Worker) -> AsyncIterator[list[RouterSession]]:
+    routers = [RouterSession(worker.info.address) for worker in workers]
     for router in routers:
         await router.open()
     try:
@@ -147,12 +72,8 @@ async def test_handoff_between_two_workers() -> None:
     hub = LocalHub()
     with running("prefill", hub) as prefill, running("decode", hub) as decode:
         async with connected(prefill, decode) as (p, d):
-            d.send(PeerJoined(p.info))
-            await d.until(lambda: bool(d.all("peers")))
-            assert d.all("peers")[0].ready
+            await join(p, d)
             requests = [make_request(id, range(id, id + 30), max_tokens=9, deadline_s=on_clock(60)) for id in range(6)]
-            p.on_frame = lambda frame: d.send(*(DeliverTicket(issued.id, issued.ticket) for issued in frame.tickets))
-            d.on_frame = lambda frame: p.send(*(Release(adopted.id) for adopted in frame.adopted))
             for request in requests:
                 p.send(Prefill(request))
                 d.send(Adopt(request))
@@ -161,6 +82,16 @@ async def test_handoff_between_two_workers() -> None:
                 assert p.tokens[request.id] + d.tokens[request.id] == right_tokens(request)
             await p.idle()
             await d.idle()
+
+
+async def test_workers_with_different_cluster_keys_refuse_each_other() -> None:
+    hub = LocalHub()
+    with running("prefill", hub) as prefill, running("decode", hub, key=b"another cluster's key") as decode:
+        async with connected(prefill, decode) as (p, d):
+            d.send(PeerJoined(p.info))
+            await d.until(lambda: bool(d.all("peers")))
+            (status,) = d.all("peers")
+            assert not status.ready and "another cluster key" in status.message
 
 
 async def test_each_router_hears_of_its_own_requests_and_all_hear_of_pages() -> None:
@@ -178,7 +109,7 @@ async def test_each_router_hears_of_its_own_requests_and_all_hear_of_pages() -> 
 async def test_requests_of_a_lost_router_are_cancelled() -> None:
     with running("decode", num_pages=64) as worker:
         async with connected(worker) as (stays,):
-            leaves = Router(worker.info.address)
+            leaves = RouterSession(worker.info.address)
             await leaves.open()
             leaves.send(
                 *(Generate(make_request(id, range(200), max_tokens=50, deadline_s=on_clock(60))) for id in range(9))
@@ -210,7 +141,7 @@ async def test_prefixes_are_sent_again_on_request() -> None:
         async with connected(worker) as (router,):
             router.send(Generate(make_request(1, range(20), max_tokens=2, deadline_s=on_clock(60))))
             await router.until(lambda: bool(router.finished(1)))
-            late = Router(worker.info.address)
+            late = RouterSession(worker.info.address)
             await late.open()
             late.send(SendPrefixes())
             await late.until(lambda: PagesCleared() in late.all("kv_events"))

@@ -1,0 +1,74 @@
+"""The command line of a worker process, without a process."""
+
+import json
+
+import pytest
+
+from engine.core.errors import InvalidRequest
+from engine.server.config import WorkerConfig
+from engine.server.main import config_of, main, parser, ready_line
+from tests.fakes.thread_worker import Worker, start_fake_worker
+
+KEY = {"BATON_CLUSTER_KEY": "a cluster key for tests only"}
+
+
+def config(*flags: str, environment: dict[str, str] | None = None) -> WorkerConfig:
+    return config_of(parser("decode").parse_args(["--model", "m", *flags]), KEY if environment is None else environment)
+
+
+def test_every_flag() -> None:
+    flags = {option for action in parser("decode")._actions for option in action.option_strings}
+    assert flags == set(
+        """-h --help --model --model-name --worker-id --host --port --advertise --metrics-port --transport --device
+        --dtype --page-size --kv-memory --max-model-len --max-step-tokens --max-rows --attention-backend
+        --random-weights --seed --log-level""".split()
+    )
+
+
+def test_flags_arrive() -> None:
+    made = config(*"--worker-id w --port 7 --kv-memory 2MiB --page-size 32 --transport grpc --max-rows 9".split())
+    assert (made.worker_id, made.port, made.transport) == ("w", 7, "grpc")
+    assert (made.engine.kv_memory, made.engine.page_size, made.engine.max_rows) == (2 << 20, 32, 9)
+    assert config().worker_id == "decode-0"
+
+
+def test_the_key_is_never_shown() -> None:
+    made = config()
+    assert made.cluster_key == KEY["BATON_CLUSTER_KEY"].encode()
+    assert "cluster key" not in repr(made)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--kv-memory", "much"), "cannot read 'much' as bytes"),
+        (("--host", "0.0.0.0"), "needs `advertise`"),
+        (("--worker-id", ""), "must not be empty"),
+        (("--page-size", "0"), "page_size must be"),
+    ],
+)
+def test_what_is_wrong_is_said(flags: tuple[str, ...], message: str) -> None:
+    with pytest.raises(InvalidRequest, match=message):
+        config(*flags)
+
+
+def test_without_a_cluster_key_nothing_starts(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("BATON_CLUSTER_KEY", raising=False)
+
+    def never(config: WorkerConfig) -> Worker:
+        raise AssertionError("started")
+
+    assert main(never, "decode", ["--model", "m"]) == 2
+    assert "set BATON_CLUSTER_KEY" in capfd.readouterr().err
+
+
+def test_the_ready_line_says_where_the_worker_is() -> None:
+    worker = start_fake_worker("decode")
+    try:
+        said = json.loads(ready_line(worker))
+    finally:
+        worker.stop()
+    assert said["ready"] and said["address"] == worker.info.address
+    assert (said["worker"], said["roles"], said["num_pages"]) == ("decode-0", ["decode"], 64)
