@@ -210,6 +210,7 @@ class EngineCore:
             step_s=self._meter.step_s,
             prefill_tokens_per_s=self._meter.prefill_tokens_per_s,
             pages_by_state=tuple(self.pages_by_state().items()),
+            num_preempted=self._scheduler.num_preempted,
         )
 
     def drain_events(self) -> list[KVEvent]:

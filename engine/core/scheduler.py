@@ -43,7 +43,8 @@ class Scheduler:
         self._draft = StepPlan(0)
         self._rows: list[RequestState] = []
         self._committed = NOT_LAUNCHED
-        self._num_preempted = 0
+        self.num_preempted = 0
+        """Requests whose pages were taken, since the start."""
 
     # ------------------------------------------------------------ the life of a request
 
@@ -115,8 +116,8 @@ class Scheduler:
     def plan(self) -> tuple[StepPlan, list[RequestState]] | None:
         """The next step and the request of each of its rows; None when there is nothing to compute."""
         num_preempted = -1
-        while not self._rows and num_preempted != self._num_preempted:  # what was taken may be another's first row
-            num_preempted = self._num_preempted
+        while not self._rows and num_preempted != self.num_preempted:  # what was taken may be another's first row
+            num_preempted = self.num_preempted
             self._plan_rows()
         if not self._rows:
             return None
@@ -329,7 +330,7 @@ class Scheduler:
         """Take the row away. What is computed goes to the cache, so computing again is cheap if pages come back."""
         assert state is self._running[-1], "the victim is the last in order"
         self._running.pop()
-        self._num_preempted += 1
+        self.num_preempted += 1
         state.apply(Event.PREEMPT)
         self._forget(state)
         if self._is_in_flight(state):

@@ -201,7 +201,7 @@ class WorkerInfo:
     transports: tuple[tuple[str, bytes], ...] = ()
     """(name, descriptor): what a peer needs to read this worker's pages, one entry a transport."""
     topology: tuple[tuple[str, str], ...] = ()
-    """Labels such as ("node", "10.0.0.1")."""
+    """Labels such as ("node", "10.0.0.1"); "metrics" is host:port of Prometheus' /metrics."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,3 +223,5 @@ class WorkerLoad:
     prefill_tokens_per_s: float
     """Measured while prefilling; 0 before the first one."""
     pages_by_state: tuple[tuple[str, int], ...] = ()
+    num_preempted: int = 0
+    """Requests that lost their pages to others and were computed again, since the start."""

@@ -58,6 +58,11 @@ class _EngineMetrics:
         )
         self.pages = Gauge("baton_worker_pages", "KV pages by state.", ["state"], registry=registry)
         self.kv_bytes = Gauge("baton_worker_kv_bytes", "KV memory by state.", ["state"], registry=registry)
+        self.preempted = Counter(
+            "baton_worker_preempted", "Requests that lost their pages and were computed again.", registry=registry
+        )
+        self.num_preempted = 0
+        """Of the last load report."""
 
 
 class _HandoffMetrics:
@@ -151,6 +156,8 @@ class WorkerMetrics:
         for state, pages in load.pages_by_state:
             engine.pages.labels(state).set(pages)
             engine.kv_bytes.labels(state).set(pages * self._page_bytes)
+        engine.preempted.inc(load.num_preempted - engine.num_preempted)
+        engine.num_preempted = load.num_preempted
 
     def _started(self, id: int, cached_tokens: int, queue_s: float) -> None:
         request = self._open.get(id)

@@ -164,7 +164,9 @@ class RunningWorker(Generic[C, O]):
         except (RuntimeError, OSError) as error:
             self._failure = f"cannot listen on {config.host}, ports {config.port} and {config.metrics_port}: {error}"
             return False
-        self.info = replace(self.info, address=f"{config.advertise or config.host}:{port}")
+        host = config.advertise or config.host
+        topology = (*self.info.topology, ("metrics", f"{host}:{self.metrics_port}"))
+        self.info = replace(self.info, address=f"{host}:{port}", topology=topology)
         service.introduce(self.info)
         await server.start()
         logger.info(

@@ -94,6 +94,7 @@ def load_to_proto(load: WorkerLoad) -> pb.WorkerLoad:
         step_s=load.step_s,
         prefill_tokens_per_s=load.prefill_tokens_per_s,
         pages_by_state=[pb.PageCount(state=state, pages=pages) for state, pages in load.pages_by_state],
+        num_preempted=load.num_preempted,
     )
 
 
@@ -110,6 +111,7 @@ def load_from_proto(message: pb.WorkerLoad) -> WorkerLoad:
         step_s=message.step_s,
         prefill_tokens_per_s=message.prefill_tokens_per_s,
         pages_by_state=tuple((count.state, count.pages) for count in message.pages_by_state),
+        num_preempted=message.num_preempted,
     )
 
 

@@ -319,7 +319,7 @@ class PageCount(_message.Message):
     def __init__(self, state: _Optional[str] = ..., pages: _Optional[int] = ...) -> None: ...
 
 class WorkerLoad(_message.Message):
-    __slots__ = ("seq", "reported_s", "queued_requests", "queued_tokens", "running_rows", "free_pages", "num_pages", "step_s", "prefill_tokens_per_s", "pages_by_state")
+    __slots__ = ("seq", "reported_s", "queued_requests", "queued_tokens", "running_rows", "free_pages", "num_pages", "step_s", "prefill_tokens_per_s", "pages_by_state", "num_preempted")
     SEQ_FIELD_NUMBER: _ClassVar[int]
     REPORTED_S_FIELD_NUMBER: _ClassVar[int]
     QUEUED_REQUESTS_FIELD_NUMBER: _ClassVar[int]
@@ -330,6 +330,7 @@ class WorkerLoad(_message.Message):
     STEP_S_FIELD_NUMBER: _ClassVar[int]
     PREFILL_TOKENS_PER_S_FIELD_NUMBER: _ClassVar[int]
     PAGES_BY_STATE_FIELD_NUMBER: _ClassVar[int]
+    NUM_PREEMPTED_FIELD_NUMBER: _ClassVar[int]
     seq: int
     reported_s: float
     queued_requests: int
@@ -340,7 +341,8 @@ class WorkerLoad(_message.Message):
     step_s: float
     prefill_tokens_per_s: float
     pages_by_state: _containers.RepeatedCompositeFieldContainer[PageCount]
-    def __init__(self, seq: _Optional[int] = ..., reported_s: _Optional[float] = ..., queued_requests: _Optional[int] = ..., queued_tokens: _Optional[int] = ..., running_rows: _Optional[int] = ..., free_pages: _Optional[int] = ..., num_pages: _Optional[int] = ..., step_s: _Optional[float] = ..., prefill_tokens_per_s: _Optional[float] = ..., pages_by_state: _Optional[_Iterable[_Union[PageCount, _Mapping]]] = ...) -> None: ...
+    num_preempted: int
+    def __init__(self, seq: _Optional[int] = ..., reported_s: _Optional[float] = ..., queued_requests: _Optional[int] = ..., queued_tokens: _Optional[int] = ..., running_rows: _Optional[int] = ..., free_pages: _Optional[int] = ..., num_pages: _Optional[int] = ..., step_s: _Optional[float] = ..., prefill_tokens_per_s: _Optional[float] = ..., pages_by_state: _Optional[_Iterable[_Union[PageCount, _Mapping]]] = ..., num_preempted: _Optional[int] = ...) -> None: ...
 
 class Frame(_message.Message):
     __slots__ = ("step_id", "ids", "tokens", "logprobs", "prompt_logprobs", "started", "finished", "tickets", "adopted", "handoff_failed", "kv_events", "kv_seq", "load", "peers")

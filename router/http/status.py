@@ -25,6 +25,7 @@ def _worker(worker: WorkerStatus) -> Json:
         "model": info.model,
         "state": worker.state,
         "detail": worker.detail,
+        "topology": dict(info.topology),
         "num_pages": info.num_pages,
         "page_size": info.layout.page_size,
         "load": None,
@@ -50,5 +51,6 @@ def _worker(worker: WorkerStatus) -> Json:
             "step_ms": round(load.step_s * 1e3, 3),
             "prefill_tokens_per_s": round(load.prefill_tokens_per_s, 1),
             "pages_by_state": dict(load.pages_by_state),
+            "num_preempted": load.num_preempted,
         }
     return body
