@@ -40,13 +40,16 @@ class CostModel:
 
     # Features are scaled to about 1: thousands of tokens, millions of token pairs, megabytes, hundreds of rows.
 
-    def prefill_ms(self, worker: str, ahead: int, new: int, cached: int) -> float:
-        """Dispatch to first token: `ahead` tokens wait before, `new` are computed after `cached` found ones."""
-        return self._prefill.predict(worker, _prefill_features(ahead, new, cached))
+    def prefill_ms(self, worker: str, ahead: int, new: int, cached: int) -> tuple[float, float]:
+        """(queue, own) ms to the first token: `ahead` tokens wait before, `new` are computed after `cached` ones."""
+        fixed, per_thousand, per_million_pairs = self._prefill.coefficients(worker)
+        _, thousands, million_pairs = _prefill_features(0, new, cached)
+        return per_thousand * ahead / 1e3, fixed + per_thousand * thousands + per_million_pairs * million_pairs
 
     def transfer_ms(self, pair: Hashable, num_bytes: int) -> float:
-        """Moving missing pages between two workers, and the handshake around it."""
-        return self._transfer.predict(pair, (1.0, num_bytes / 1e6))
+        """What a handoff adds between first and second token: moving missing pages, and the handshake around it."""
+        fixed, per_megabyte = self._transfer.coefficients(pair)
+        return fixed + per_megabyte * num_bytes / 1e6
 
     def row_ms(self, worker: str) -> float:
         """What one more row adds to a decode step."""

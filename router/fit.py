@@ -97,10 +97,6 @@ class FitFamily:
         fit = self._fits.get(key)
         return family if fit is None else self._solved(fit, family)
 
-    def predict(self, key: Hashable, x: Sequence[float]) -> float:
-        """c . x"""
-        return sum(c * xi for c, xi in zip(self.coefficients(key), x, strict=True))
-
     def forget(self, key: Hashable) -> None:
         """Drop one key's own evidence."""
         self._fits.pop(key, None)

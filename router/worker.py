@@ -32,6 +32,7 @@ class WorkerState:
 
     __slots__ = (
         "_sent",
+        "_sent_tokens",
         "breaker",
         "draining",
         "health",
@@ -62,6 +63,8 @@ class WorkerState:
         """Open legs that decode, now or soon."""
         self._sent: deque[tuple[float, int]] = deque()
         """(when, prompt tokens) of work that the last report may not know of."""
+        self._sent_tokens = 0
+        """Their sum."""
 
     def has_role(self, role: str) -> bool:
         """Whether it was started for "prefill" or "decode" (any worker can do both when need be)."""
@@ -78,6 +81,7 @@ class WorkerState:
         self.num_decodes += kind is not LegKind.PREFILL
         if num_tokens:
             self._sent.append((now, num_tokens))
+            self._sent_tokens += num_tokens
         self.breaker.on_use(now)
 
     def close_leg(self, attempt: int) -> None:
@@ -91,13 +95,13 @@ class WorkerState:
         self.load, self.load_s = load, now
         lag_s = max(_REPORT_LAG_S, 2 * load.step_s)
         while self._sent and self._sent[0][0] <= now - lag_s:
-            self._sent.popleft()
+            self._sent_tokens -= self._sent.popleft()[1]
 
     @property
     def queued_tokens(self) -> int:
         """Prompt tokens that wait or are part done, as reported, and sent since."""
         reported = self.load.queued_tokens if self.load else 0
-        return reported + sum(tokens for _, tokens in self._sent)
+        return reported + self._sent_tokens
 
     @property
     def num_rows(self) -> int:

@@ -30,7 +30,7 @@ class Predicted:
     prefill_ms: float = 0.0
     transfer_ms: float = 0.0
     slowdown_ms: float = 0.0
-    """What everybody who decodes there loses, summed."""
+    """What others lose, summed."""
 
     @property
     def total_ms(self) -> float:

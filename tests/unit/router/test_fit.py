@@ -1,0 +1,81 @@
+from random import Random
+
+import pytest
+
+from router.cost_model import CostModel
+from router.fit import FitFamily, solve_nonnegative
+
+
+def test_it_finds_the_line_behind_noisy_samples() -> None:
+    rng, fits = Random(1), FitFamily((1.0, 1.0))
+    for _ in range(1000):
+        x = rng.random() * 4
+        fits.observe("a", (1.0, x), 3.0 + 7.0 * x + rng.gauss(0, 0.1))
+    fixed, slope = fits.coefficients("a")
+    assert fixed == pytest.approx(3.0, abs=0.2) and slope == pytest.approx(7.0, abs=0.1)
+
+
+def test_without_evidence_it_is_the_prior_and_with_little_the_family() -> None:
+    fits = FitFamily((2.0, 5.0))
+    assert fits.coefficients("new") == pytest.approx([2.0, 5.0])
+    for i in range(200):
+        fits.observe("old", (1.0, i % 3), 10.0 * (i % 3))
+    assert fits.coefficients("new") == pytest.approx([0.0, 10.0], abs=0.2)
+    fits.observe("new", (1.0, 1.0), 40.0)
+    assert fits.coefficients("old")[1] < sum(fits.coefficients("new")) < 40.0
+
+
+def test_it_follows_what_changes_and_forgives_what_gets_no_work() -> None:
+    fits = FitFamily((1.0,))
+    for _ in range(500):
+        fits.observe("a", (1.0,), 10.0)
+    for _ in range(500):
+        fits.observe("a", (1.0,), 20.0)
+    assert fits.coefficients("a")[0] > 18.0
+    fits.observe("unlucky", (1.0,), 1000.0)
+    before = fits.coefficients("unlucky")[0]
+    for _ in range(2000):
+        fits.observe("a", (1.0,), 20.0)
+    assert before > 400 and fits.coefficients("unlucky")[0] < 25.0
+
+
+def test_no_coefficient_is_negative() -> None:
+    fits = FitFamily((0.0, 0.0))
+    for x in (1.0, 2.0, 3.0) * 50:
+        fits.observe("a", (1.0, x), 10.0 - 2.0 * x)
+    fixed, slope = fits.coefficients("a")
+    assert slope == 0.0 and fixed > 0.0
+    assert solve_nonnegative([[2.0, 0.0], [0.0, 2.0]], [-1.0, -3.0]) == [0.0, 0.0]
+
+
+def test_the_cost_model_learns_prefill_transfer_and_steps() -> None:
+    model, rng = CostModel(), Random(2)
+    for _ in range(400):
+        ahead, new, cached = rng.randrange(3000), rng.randrange(1, 3000), rng.randrange(3000)
+        pairs = new * (cached + new / 2)
+        model.on_first_token("w", (ahead, new, cached), 4.0 + 0.02 * (ahead + new) + 1e-6 * pairs)
+        size = rng.randrange(20_000_000)
+        model.on_transfer(("p", "d"), size, 3.0 + size / 1e6)
+        rows = rng.randrange(1, 200)
+        model.on_step("d", rows, 6.0 + 0.03 * rows)
+    queue_ms, own_ms = model.prefill_ms("w", 1000, 2000, 1000)
+    assert queue_ms == pytest.approx(20.0, rel=0.05) and own_ms == pytest.approx(48.0, rel=0.05)
+    assert model.transfer_ms(("p", "d"), 10_000_000) == pytest.approx(13.0, rel=0.05)
+    assert model.row_ms("d") == pytest.approx(0.03, rel=0.1)
+
+
+def test_a_workers_evidence_goes_with_it() -> None:
+    model = CostModel()
+    for _ in range(5):
+        model.on_transfer(("p", "d"), 1_000_000, 500.0)
+        model.on_transfer(("q", "d"), 1_000_000, 1.0)
+    slow = model.transfer_ms(("p", "d"), 1_000_000)
+    model.forget_worker("p")
+    assert model.transfer_ms(("p", "d"), 1_000_000) < slow
+
+
+def test_a_proof_of_a_fast_pair_makes_it_cheap() -> None:
+    model = CostModel()
+    model.on_proof(("p", "d"), 1e10)
+    model.on_proof(("p", "e"), 1e7)
+    assert model.transfer_ms(("p", "d"), 10_000_000) < model.transfer_ms(("p", "e"), 10_000_000)
