@@ -7,6 +7,9 @@ from router.text.output import TokenText
 
 Json = dict[str, Any]
 
+FLOOR = -9999.0
+"""Stands for minus infinity, which JSON cannot say: the probability of a token that could not be drawn."""
+
 
 def legacy_token(piece: bytes) -> str:
     """A token's text; "bytes:\\xe4\\xbd" for one that is no whole character, so that no two look the same."""
@@ -21,15 +24,15 @@ def legacy_logprobs(rows: Iterable[TokenText], offset: int) -> Json:
     rows = list(rows)
     return {
         "tokens": [legacy_token(row.piece) for row in rows],
-        "token_logprobs": [row.logprob for row in rows],
+        "token_logprobs": [max(row.logprob, FLOOR) for row in rows],
         "top_logprobs": [_legacy_top(row) for row in rows],
         "text_offset": [offset + row.start for row in rows],
     }
 
 
 def _legacy_top(row: TokenText) -> dict[str, float]:
-    top = {legacy_token(piece): logprob for _, logprob, piece in row.top}
-    return top | {legacy_token(row.piece): row.logprob}
+    top = {legacy_token(piece): max(logprob, FLOOR) for _, logprob, piece in row.top}
+    return top | {legacy_token(row.piece): max(row.logprob, FLOOR)}
 
 
 def joined(parts: Sequence[Json]) -> Json:
@@ -52,4 +55,4 @@ def chat_logprobs(rows: Iterable[TokenText]) -> Json:
 
 
 def _chat_token(logprob: float, piece: bytes) -> Json:
-    return {"token": piece.decode(errors="replace"), "logprob": logprob, "bytes": list(piece)}
+    return {"token": piece.decode(errors="replace"), "logprob": max(logprob, FLOOR), "bytes": list(piece)}

@@ -23,6 +23,7 @@ from router.text.output import TextDelta
 
 _T = TypeVar("_T")
 Json = dict[str, Any]
+_encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
 _FIT_FOR_LOGS = re.compile(r"[A-Za-z0-9._:/-]{1,128}")
 
 
@@ -106,7 +107,7 @@ async def _next(events: AsyncGenerator[_T, None]) -> _T:
 
 
 def _event(value: Json) -> bytes:
-    return b"data: " + json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode() + b"\n\n"
+    return b"data: " + _encode(value).encode() + b"\n\n"
 
 
 async def _while_connected(request: Request, work: Coroutine[Any, Any, _T]) -> _T:
