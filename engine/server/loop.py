@@ -53,7 +53,7 @@ class Transfers(Protocol[C_contra, O_co]):
 
 
 class Observer(Protocol):
-    """What metrics hear; all calls come from the engine thread."""
+    """What metrics and logs hear; all calls come from the engine thread."""
 
     def submitted(self, request: Request) -> None:
         """A session submitted a request; `said` follows until its Finished, HandoffFailed or Ended."""
@@ -75,7 +75,7 @@ class LoopPorts(Generic[C, O]):
     deliver: Callable[[list[tuple[int, Frame]]], None]
     """Frames to sessions."""
     transfers: Transfers[C, O]
-    observer: Observer
+    observers: tuple[Observer, ...]
     died: Callable[[], None]
     """The thread ended although nobody asked for it."""
     clock: Callable[[], float]
@@ -141,7 +141,8 @@ class EngineLoop(Generic[C, O]):
         result = self._core.step(started)
         now = self._ports.clock()
         if result.step_id >= 0 and self._busy_since_s is not None:
-            self._ports.observer.stepped(len(result.ids), now - self._busy_since_s)
+            for observer in self._ports.observers:
+                observer.stepped(len(result.ids), now - self._busy_since_s)
             self._busy_since_s = now
         if result:
             self._sessions.add_rows(result)  # before the words: the last one ends the ownership
@@ -151,7 +152,8 @@ class EngineLoop(Generic[C, O]):
             self._load_due_s = now + LOAD_INTERVAL_S
             load = self._core.load(now)
             self._sessions.add_load(load)
-            self._ports.observer.loaded(load)
+            for observer in self._ports.observers:
+                observer.loaded(load)
 
     # ------------------------------------------------------------ events and effects
 
@@ -175,7 +177,8 @@ class EngineLoop(Generic[C, O]):
                 if not self._sessions.bind(request.id, key):
                     logger.warning("session=%d request=%d is not new here: ignored", key, request.id)
                     return
-                self._ports.observer.submitted(request)
+                for observer in self._ports.observers:
+                    observer.submitted(request)
             case Cancel(id) | Release(id) | DeliverTicket(id):
                 if not self._sessions.may_touch(id, key):
                     logger.warning("session=%d request=%d belongs to another session: ignored", key, id)
@@ -201,7 +204,8 @@ class EngineLoop(Generic[C, O]):
             if isinstance(effect, PeerStatus):
                 self._sessions.add_peer(effect)
             elif isinstance(effect, RequestWord):
-                self._ports.observer.said(effect, now)
+                for observer in self._ports.observers:
+                    observer.said(effect, now)
                 self._sessions.add(effect)
             else:
                 self._ports.transfers.submit(effect)

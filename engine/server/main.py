@@ -10,13 +10,16 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
 from engine.core.errors import BatonError, InvalidRequest
 from engine.runtime.config import EngineConfig, parse_kv_memory
 from engine.server.config import TRANSPORTS, WorkerConfig
-from engine.server.worker import RunningWorker
+from engine.server.worker import STOP_TIMEOUT_S, RunningWorker
+
+logger = logging.getLogger(__name__)
 
 CLUSTER_KEY_VARIABLE = "BATON_CLUSTER_KEY"
 SIGNAL_POLL_S = 0.25
@@ -120,10 +123,21 @@ def main(start_worker: StartWorker, kind: str, argv: Sequence[str] | None = None
     except BatonError as error:
         sys.stderr.write(f"error: {error.message}\n")
         return 2
+    asked: list[float] = []
+
+    def stop(_signal: int, _frame: object) -> None:
+        asked.append(time.monotonic())
+        worker.ask_to_stop()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda _number, _frame: worker.ask_to_stop())
+        signal.signal(number, stop)
     with ready_file:
         ready_file.write(ready_line(worker) + "\n")
     while not worker.wait(SIGNAL_POLL_S):
-        pass  # the kernel may give a signal to any thread; its handler runs when this one wakes up
+        # The kernel may give a signal to any thread; its handler runs when this one wakes up.
+        if asked and time.monotonic() - asked[0] > STOP_TIMEOUT_S:
+            logger.error(
+                "worker=%s did not stop within %g s: a step is still under way", worker.info.id, STOP_TIMEOUT_S
+            )
+            os._exit(1)
     return 1 if worker.died else 0

@@ -20,6 +20,7 @@ from engine.server.config import WorkerConfig
 from engine.server.inbox import Inbox
 from engine.server.loop import EngineLoop, LoopPorts, Transfers
 from engine.server.metrics import MetricsServer, WorkerMetrics
+from engine.server.request_log import RequestLog
 from engine.server.role import Role
 from engine.server.service import WorkerService
 from engine.wire import worker_pb2 as pb
@@ -136,7 +137,8 @@ class RunningWorker(Generic[C, O]):
         try:
             if not await self._listen(server, service, health_service):
                 return
-            ports = LoopPorts(service.deliver, parts.transfers, self.metrics, self._engine_died, time.monotonic)
+            observers = (self.metrics, RequestLog())
+            ports = LoopPorts(service.deliver, parts.transfers, observers, self._engine_died, time.monotonic)
             engine_loop = self._engine_loop = EngineLoop(parts.core, parts.role, ports, parts.inbox)
             engine_loop.start()
             heartbeat = asyncio.create_task(service.heartbeat())
