@@ -95,9 +95,9 @@ class WorkerClient:
             raise self._lose(f"not connected to {self.address}")
         while True:
             try:
-                message = await asyncio.wait_for(self._call.read(), self.silence_s)
+                async with asyncio.timeout(self.silence_s):
+                    message = await self._call.read()
             except TimeoutError:
-                self._call.cancel()
                 raise self._lose(f"worker at {self.address} was silent for {self.silence_s} s") from None
             except grpc.aio.AioRpcError as error:
                 raise self._lose(f"worker at {self.address} is gone: {error.details()}") from error
