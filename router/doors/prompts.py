@@ -2,13 +2,14 @@
 
 import asyncio
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from engine.core.errors import InvalidRequest, NotFound
 from engine.core.types import token_buffer
 from router.text.model import ServedModel
-from router.text.tokenizer import INLINE_CHARS
+
+INLINE_CHARS = 4096
 
 
 class ContextLengthExceeded(InvalidRequest):
@@ -21,15 +22,20 @@ def check_model(model: ServedModel, name: str) -> None:
         raise NotFound(f"model {name!r} is not served here; {model.name!r} is", param="model")
 
 
-async def tokens_of_text(model: ServedModel, text: str, *, check: bool = True) -> "array[int]":
+def text_tokens(model: ServedModel, text: str, *, check: bool = True) -> "array[int]":
     """A plain text, framed as the checkpoint frames texts (BOS and the like).
 
     `check`: refuse what leaves the model no room to go on.
     """
     if check:
         _refuse_hopeless(model, text, "prompt")
-    tokens = await model.tokenizer.encode_async(text)
+    tokens = model.tokenizer.encode(text)
     return checked(model, tokens, "prompt") if check else tokens
+
+
+async def tokens_of_text(model: ServedModel, text: str, *, check: bool = True) -> "array[int]":
+    """Like text_tokens; a long text does not hold up the event loop."""
+    return await _promptly(len(text), lambda: text_tokens(model, text, check=check))
 
 
 def tokens_of_ids(model: ServedModel, ids: Sequence[int]) -> "array[int]":
@@ -43,7 +49,7 @@ def tokens_of_ids(model: ServedModel, ids: Sequence[int]) -> "array[int]":
     return checked(model, tokens, "prompt")
 
 
-async def tokens_of_chat(
+def chat_tokens(
     model: ServedModel,
     messages: Sequence[Mapping[str, str]],
     arguments: Mapping[str, Any] | None = None,
@@ -51,21 +57,32 @@ async def tokens_of_chat(
     check: bool = True,
 ) -> "array[int]":
     """A conversation through the checkpoint's chat template, which brings its own special tokens."""
-    template = model.template
-    if template is None:
+    if model.template is None:
         raise InvalidRequest(f"model {model.name} has no chat template; use a plain prompt", param="messages")
     if not messages:
         raise InvalidRequest("messages: at least one is needed", param="messages")
-
-    def render() -> "array[int]":
-        text = template.render(messages, arguments)
-        if check:
-            _refuse_hopeless(model, text, "messages")
-        return model.tokenizer.encode(text, add_special_tokens=False)
-
-    num_chars = sum(len(message.get("content", "")) for message in messages)
-    tokens = render() if num_chars <= INLINE_CHARS else await asyncio.to_thread(render)
+    text = model.template.render(messages, arguments)
+    if check:
+        _refuse_hopeless(model, text, "messages")
+    tokens = model.tokenizer.encode(text, add_special_tokens=False)
     return checked(model, tokens, "messages") if check else tokens
+
+
+async def tokens_of_chat(
+    model: ServedModel,
+    messages: Sequence[Mapping[str, str]],
+    arguments: Mapping[str, Any] | None = None,
+    *,
+    check: bool = True,
+) -> "array[int]":
+    """Like chat_tokens; a long conversation does not hold up the event loop."""
+    num_chars = sum(len(message.get("content", "")) for message in messages)
+    return await _promptly(num_chars, lambda: chat_tokens(model, messages, arguments, check=check))
+
+
+async def _promptly(num_chars: int, tokenize: Callable[[], "array[int]"]) -> "array[int]":
+    """A few milliseconds' work is done here, more in a thread."""
+    return tokenize() if num_chars <= INLINE_CHARS else await asyncio.to_thread(tokenize)
 
 
 def _refuse_hopeless(model: ServedModel, text: str, param: str) -> None:

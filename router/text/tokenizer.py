@@ -1,6 +1,5 @@
 """Text to token ids, as the checkpoint's tokenizer.json says. The router never loads torch for this."""
 
-import asyncio
 import json
 from array import array
 from collections.abc import Mapping, Sequence
@@ -14,9 +13,6 @@ from engine.core.errors import CheckpointError, InvalidRequest
 from engine.core.types import token_buffer
 from router.text.detokenizer import Detokenizer
 from router.text.pieces import PieceTable
-
-INLINE_CHARS = 4096
-"""A text up to this long (a few milliseconds) is tokenized on the event loop; a longer one in a thread."""
 
 _NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
@@ -74,12 +70,6 @@ class Tokenizer:
         except TypeError as error:  # a lone surrogate is a str in Python and no text anywhere else
             raise InvalidRequest("the text is not valid Unicode", param="prompt") from error
         return token_buffer(encoding.ids)
-
-    async def encode_async(self, text: str, *, add_special_tokens: bool = True) -> "array[int]":
-        """Like `encode`; a long text does not hold up the event loop."""
-        if len(text) <= INLINE_CHARS:
-            return self.encode(text, add_special_tokens=add_special_tokens)
-        return await asyncio.to_thread(self.encode, text, add_special_tokens=add_special_tokens)
 
     def surely_longer_than(self, text: str, num_tokens: int) -> bool:
         """True when `text` cannot fit in `num_tokens` tokens, told from its length alone."""

@@ -11,12 +11,19 @@ from engine.core.errors import DeadlineExceeded, InvalidRequest, Overloaded, Una
 from engine.core.types import FinishReason
 from router.api import Delta, GenerateCall
 from router.doors.config import DoorConfig
-from router.doors.prompts import ContextLengthExceeded, tokens_of_chat, tokens_of_ids, tokens_of_text
+from router.doors.prompts import (
+    INLINE_CHARS,
+    ContextLengthExceeded,
+    chat_tokens,
+    tokens_of_chat,
+    tokens_of_ids,
+    tokens_of_text,
+)
 from router.doors.sampling import SamplingFields, choice_seed
 from router.doors.session import Ask, Choice, choices_of, collect, run
 from router.text.model import ServedModel
 from tests.fakes.generator import FakeGenerator
-from tests.fakes.text_models import served_model
+from tests.fakes.text_models import CORPUS, served_model
 
 
 @pytest.fixture
@@ -163,6 +170,14 @@ def test_room_for_the_answer(model: ServedModel, asked: int | None, given: int) 
     assert ask(model, "a", **fields)[0].call.sampling.max_tokens == given
     with pytest.raises(ContextLengthExceeded, match="more than the model's context of 512"):
         ask(model, "a", max_tokens=512)
+
+
+async def test_a_long_prompt_gives_the_same_tokens_in_a_thread(tmp_path: Path) -> None:
+    model = served_model(tmp_path, max_position_embeddings=100_000)
+    text = CORPUS * (INLINE_CHARS // len(CORPUS) + 2)
+    assert await tokens_of_text(model, text) == model.tokenizer.encode(text)
+    messages = [{"role": "user", "content": text}]
+    assert await tokens_of_chat(model, messages) == chat_tokens(model, messages)
 
 
 async def test_prompts_that_cannot_be_served(model: ServedModel) -> None:

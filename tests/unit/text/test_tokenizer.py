@@ -9,7 +9,7 @@ from tokenizers import Tokenizer as Backend
 from transformers import PreTrainedTokenizerFast
 
 from engine.core.errors import CheckpointError, InvalidRequest
-from router.text.tokenizer import INLINE_CHARS, Tokenizer
+from router.text.tokenizer import Tokenizer
 from tests.fakes.text_models import (
     CORPUS,
     FAMILIES,
@@ -49,13 +49,6 @@ def test_tokens_that_only_tokenizer_config_lists_are_known(tmp_path: Path) -> No
     assert list(tokenizer.encode("<|extra|>", add_special_tokens=False)) == [size]
     assert PreTrainedTokenizerFast.from_pretrained(folder).encode("<|extra|>", add_special_tokens=False) == [size]
     assert tokenizer.pieces.of(size) == b""
-
-
-async def test_a_long_text_gives_the_same_ids_in_a_thread(tmp_path: Path) -> None:
-    tokenizer = Tokenizer.load(write_family(tmp_path, "byte_level"))
-    text = CORPUS * (INLINE_CHARS // len(CORPUS) + 2)
-    assert len(text) > INLINE_CHARS
-    assert await tokenizer.encode_async(text) == tokenizer.encode(text)
 
 
 def test_a_lone_surrogate_is_an_invalid_request(tmp_path: Path) -> None:
