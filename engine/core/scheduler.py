@@ -31,6 +31,8 @@ class Scheduler:
         self._kv = kv
         self._max_rows = min(config.max_rows, config.max_step_tokens)
         self._queue: list[RequestState] = []
+        self._num_remote = 0
+        """Requests in the queue whose pages come from elsewhere: they need no row."""
         self._ready: list[RequestState] = []
         self._running: list[RequestState] = []
         self._waits_on: dict[int, Frontier] = {}
@@ -67,6 +69,7 @@ class Scheduler:
     def enqueue(self, state: RequestState) -> None:
         """A new request."""
         insort(self._queue, state, key=_order)
+        self._num_remote += state.leg is Leg.LAST
 
     def adopt(self, state: RequestState, tokens: "array[int]") -> None:
         """All that was wanted of a handoff has come, or will not come: `tokens` were drawn elsewhere meanwhile."""
@@ -95,8 +98,7 @@ class Scheduler:
         stage, lease = state.stage, state.lease
         state.apply(Event.END)
         if stage is Stage.QUEUED:
-            _remove(self._queue, state)
-            self._waits_on.pop(state.id, None)
+            self._dequeue(state)
         elif stage is Stage.READY:
             _remove(self._ready, state)
         elif stage is Stage.RUNNING:
@@ -153,6 +155,7 @@ class Scheduler:
             assert [state.order for state in states] == sorted(state.order for state in states), "out of order"
         assert all(state.lease is None for state in self._queue), "a queued request has pages"
         assert len(self._running) <= self._max_rows, "more rows than allowed"
+        assert self._num_remote == sum(state.leg is Leg.LAST for state in self._queue), "remote requests are off"
         assert self._waits_on.keys() <= {state.id for state in self._queue}, "a request waits that is not queued"
 
     # ------------------------------------------------------------ rows
@@ -265,7 +268,6 @@ class Scheduler:
         One that gets no pages holds up all behind it, so nobody starves. One that waits for another's page does not:
         what it waits for is running or being filled.
         """
-        num_remote = sum(state.leg is Leg.LAST for state in self._queue)
         for state in self._queue[:]:
             remote = state.leg is Leg.LAST
             if priority is not None and state.request.priority >= priority:
@@ -273,25 +275,33 @@ class Scheduler:
             if not remote and (budget <= 0 or len(self._running) >= self._max_rows):
                 if budget > 0:
                     self._blocked = self._blocked or state
-                if not num_remote:
+                if not self._num_remote:
                     break
                 continue
-            need = self._need(state)
-            frontier = self._waits_on.get(state.id)
-            if frontier is not None and self._kv.is_awaited(frontier, need.state):
-                continue
-            opened = self._kv.open(state.request, state.tokens, need)
+            opened = self._open(state)
             if opened is None:
                 self._blocked = self._blocked or state
                 break
-            if not isinstance(opened, Lease):
-                self._waits_on[state.id] = opened
-                continue
-            self._place(state, opened)
-            num_remote -= remote
-            if not remote:
-                budget -= self._plan_extend(state, budget)
+            if isinstance(opened, Lease):
+                self._place(state, opened)
+                budget -= 0 if remote else self._plan_extend(state, budget)
         return budget
+
+    def _open(self, state: RequestState) -> Lease | Frontier | None:
+        """A lease, the page that the request waits for, or None when there are too few pages."""
+        need = self._need(state)
+        frontier = self._waits_on.get(state.id)
+        if frontier is not None and self._kv.is_awaited(frontier, need.state):
+            return frontier
+        opened = self._kv.open(state.request, state.tokens, need)
+        if opened is not None and not isinstance(opened, Lease):
+            self._waits_on[state.id] = opened
+        return opened
+
+    def _dequeue(self, state: RequestState) -> None:
+        _remove(self._queue, state)
+        self._waits_on.pop(state.id, None)
+        self._num_remote -= state.leg is Leg.LAST
 
     def _need(self, state: RequestState) -> PageNeed:
         """Pages for all known tokens and the next one, and one for each row to grow by, so that few are preempted."""
@@ -305,8 +315,7 @@ class Scheduler:
         return PageNeed(self._num_pages(last), max_match, headroom)
 
     def _place(self, state: RequestState, lease: Lease) -> None:
-        _remove(self._queue, state)
-        self._waits_on.pop(state.id, None)
+        self._dequeue(state)
         state.lease = lease
         state.num_known = len(state.tokens)
         state.num_computed = state.num_scheduled = lease.num_valid

@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from engine.core.config import SchedulerConfig
 from engine.core.engine import EngineCore, FinalPages, Reserved, StepResult
 from engine.core.errors import InvalidRequest, Overloaded
+from engine.core.radix_tree import Node
 from engine.core.types import FinishReason, Request, Sampling
 from tests.fakes.executor import FakeExecutor, expected_tokens, kv_of, logprob
 
@@ -162,6 +163,18 @@ class EngineMachine(RuleBasedStateMachine):
                 valid = slots[begin : min(begin + size, final.end)]
                 assert self.executor.memory[page][: len(valid)] == valid, "proven by its generation, yet wrong"
 
+    def check_cache(self) -> None:
+        """Every page of the prefix cache holds the KV of the tokens that it is found by."""
+        size = self.config.page_size
+        stack: list[tuple[Node, list[int]]] = [(root, []) for root in self.core._kv._tree._roots.values()]
+        while stack:
+            node, before = stack.pop()
+            tokens = before + (list(array("i", bytes(node.key))) if node.parent else [])
+            slots = kv_of(tokens)[len(before) :]
+            for index, page in enumerate(node.pages):
+                assert self.executor.memory[page] == slots[index * size : (index + 1) * size], "a wrong page is cached"
+            stack += [(child, tokens) for child in node.children.values()]
+
     # ------------------------------------------------------------ rules
 
     def accept(
@@ -297,6 +310,10 @@ class EngineMachine(RuleBasedStateMachine):
     @invariant()
     def sound(self) -> None:
         self.core.check_integrity()
+        self.check_cache()
+        for seen in self.seen.values():
+            for final in seen.final:  # for ever: a peer may read late
+                self.check_readable(seen, final)
         load = self.core.load(self.now)
         assert 0 <= load.free_pages <= load.num_pages and load.queued_tokens >= 0
 
