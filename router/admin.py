@@ -29,7 +29,7 @@ def create_admin_app(service: RouterService, cluster_key: bytes) -> Starlette:
 
     def check_key(request: Request) -> None:
         given = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
-        if not hmac.compare_digest(given, cluster_key.hex().encode()):
+        if not hmac.compare_digest(given, cluster_key):
             raise HTTPException(401, "this needs the cluster key")
 
     async def show(request: Request) -> JSONResponse:
