@@ -4,7 +4,16 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Callable
 
-from engine.core.messages import Command, DeliverTicket, Finished, Frame, PagesStored, PeerJoined, Release
+from engine.core.messages import (
+    Command,
+    DeliverTicket,
+    Finished,
+    Frame,
+    HandoffFailed,
+    PagesStored,
+    PeerJoined,
+    Release,
+)
 from engine.core.types import WorkerInfo
 from engine.wire.worker_client import WorkerClient, WorkerLost
 
@@ -54,6 +63,9 @@ class RouterSession:
 
     def finished(self, id: int) -> list[Finished]:
         return [finished for finished in self.all("finished") if finished.id == id]
+
+    def failed(self, id: int) -> list[HandoffFailed]:
+        return [failed for failed in self.all("handoff_failed") if failed.id == id]
 
     @property
     def pages(self) -> set[bytes]:

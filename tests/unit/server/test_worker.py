@@ -1,6 +1,7 @@
 """The whole shell with real threads and sockets: sessions, handoffs, stops and deaths. Integers stand for KV."""
 
 import asyncio
+import random
 import threading
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
@@ -82,6 +83,48 @@ async def test_handoff_between_two_workers() -> None:
                 assert p.tokens[request.id] + d.tokens[request.id] == right_tokens(request)
             await p.idle()
             await d.idle()
+
+
+async def test_more_handoffs_than_fit_with_cancels_in_between() -> None:
+    """Pools of 24 pages, requests of 4 to 12: queues, preemption, quarantine; at the end every page is back."""
+    hub, chance = LocalHub(), random.Random(7)
+    with running("prefill", hub, num_pages=24) as prefill, running("decode", hub, num_pages=24) as decode:
+        async with connected(prefill, decode) as (p, d):
+            await join(p, d)
+            requests = [
+                make_request(
+                    id,
+                    range(id % 3, id % 3 + chance.randrange(10, 36)),
+                    max_tokens=chance.randrange(2, 12),
+                    deadline_s=on_clock(60),
+                )
+                for id in range(1, 81)
+            ]
+            cancelled = set()
+            for request in requests:
+                p.send(Prefill(request))
+                d.send(Adopt(request))
+                if chance.random() < 0.3:
+                    await asyncio.sleep(0)
+                    cancelled.add(victim := chance.randrange(1, request.id + 1))
+                    p.send(Cancel(victim))
+                    d.send(Cancel(victim))
+            await d.until(lambda: all(d.finished(r.id) or d.failed(r.id) for r in requests))
+            for failed in d.all("handoff_failed"):
+                p.send(Cancel(failed.id))
+            await p.idle()
+            await d.idle()
+            for request in requests:
+                tokens, right = p.tokens[request.id] + d.tokens[request.id], right_tokens(request)
+                done = d.finished(request.id) and d.finished(request.id)[0].reason is FinishReason.LENGTH
+                assert tokens == (right if done else right[: len(tokens)])
+                assert len(d.finished(request.id)) + len(d.failed(request.id)) == 1
+            for request in requests:
+                assert (
+                    d.finished(request.id)
+                    or request.id in cancelled
+                    or "two tickets" in d.failed(request.id)[0].message
+                )
 
 
 async def test_workers_with_different_cluster_keys_refuse_each_other() -> None:
