@@ -156,7 +156,7 @@ def resolve_device(name: str) -> torch.device:
         raise InvalidRequest(f"device {name!r} is not supported; choose cpu, cuda or cuda:N", param="device")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InvalidRequest(f"no device {name!r} here: {torch.cuda.device_count()} CUDA devices found", param="device")
-    return device
+    return device if device.type == "cpu" else torch.device("cuda", device.index or 0)
 
 
 def _dtype(config: EngineConfig, facts: ModelConfig) -> torch.dtype:

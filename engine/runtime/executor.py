@@ -15,7 +15,7 @@ class ThreadedExecutor:
 
     def __init__(self, runner: StepRunner) -> None:
         self._runner = runner
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="executor")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="executor", initializer=runner.use_device)
         self._launched: deque[Future[PendingStep]] = deque()
 
     def launch(self, plan: StepPlan) -> None:

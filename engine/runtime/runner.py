@@ -70,6 +70,11 @@ class StepRunner:
         self._table = table
         self._graphs = graphs
 
+    def use_device(self) -> None:
+        """Make the runner's device the calling thread's own: kernels and graphs go to the thread's current one."""
+        if self._table.device.type == "cuda":
+            torch.cuda.set_device(self._table.device)
+
     @torch.inference_mode()
     def start(self, plan: StepPlan) -> PendingStep:
         """Enqueue one step. Plans must come in order, each once."""
