@@ -72,7 +72,7 @@ class KVCache:
         self._tree.lock(node)
         if len(pages) < max_pages:
             frontier = (node, self._page_bytes(data, len(pages)))
-            if self.is_awaited(frontier, need.state):
+            if self.is_awaited(frontier, request, need.state):
                 self._tree.unlock(node)
                 return frontier
         num_fresh = need.num_pages - len(pages)
@@ -80,20 +80,22 @@ class KVCache:
         if fresh is None:
             self._tree.unlock(node)
             return None
-        lease = Lease(request.id, node, pages, len(pages) * self.page_size, need.state)
+        lease = Lease(request, node, pages, len(pages) * self.page_size, need.state)
         lease.pages += fresh
         self._leases.add(lease)
         self._mark_frontier(lease, data)
         return lease
 
-    def is_awaited(self, frontier: Frontier, state: LeaseState) -> bool:
-        """Whether a lease of `state` waits for that page, which some live lease is going to publish.
+    def is_awaited(self, frontier: Frontier, request: Request, state: LeaseState) -> bool:
+        """Whether `request`, whose lease would be of `state`, waits for that page, which a live lease will publish.
 
-        A handoff waits for any page on its way. A request that could compute the page waits for another that
-        computes it, not for a handoff: that may take as long as a queue elsewhere.
+        Nobody waits for the less urgent. A handoff waits for any page on its way; a request that could compute the
+        page waits for another that computes it, not for a handoff, which may take as long as a queue elsewhere.
         """
         lease = self._frontiers.get(frontier)
-        return lease is not None and (state is LeaseState.RESERVED or lease.state is LeaseState.PROVEN)
+        if lease is None or lease.request.priority > request.priority:
+            return False
+        return state is LeaseState.RESERVED or lease.state is LeaseState.PROVEN
 
     def extend(self, lease: Lease, num_pages: int) -> list[int] | None:
         """More pages at the end of a lease; None when there are too few."""

@@ -10,6 +10,7 @@ from enum import StrEnum
 
 from engine.core.errors import IllegalEvent
 from engine.core.radix_tree import Node
+from engine.core.types import Request
 
 
 class LeaseState(StrEnum):
@@ -64,11 +65,10 @@ class Lease:
     A published page whose tokens the tree had already stays private; it is kept in `duplicates` too.
     """
 
-    __slots__ = ("duplicates", "frontier", "node", "num_ops", "num_shared", "num_valid", "owner", "pages", "state")
+    __slots__ = ("duplicates", "frontier", "node", "num_ops", "num_shared", "num_valid", "pages", "request", "state")
 
-    def __init__(self, owner: int, node: Node, pages: list[int], num_valid: int, state: LeaseState) -> None:
-        self.owner = owner
-        """Request id."""
+    def __init__(self, request: Request, node: Node, pages: list[int], num_valid: int, state: LeaseState) -> None:
+        self.request = request
         self.node = node
         """End of the locked path in the radix tree; it covers the first `num_shared` pages."""
         self.pages = pages
@@ -91,7 +91,7 @@ class Lease:
         """Change the state by the table. Raises IllegalEvent, and changes nothing, for an event it does not list."""
         state = TRANSITIONS.get((self.state, event))
         if state is None:
-            raise IllegalEvent(f"lease of request {self.owner} is {self.state} and got {event}")
+            raise IllegalEvent(f"lease of request {self.request.id} is {self.state} and got {event}")
         self.state = state
 
     def fill(self) -> None:

@@ -40,7 +40,7 @@ class Scheduler:
         self._leaving: list[RequestState] = []
         """Lost their row while a launched step names it; their pages come back when that step is committed."""
         self._blocked: RequestState | None = None
-        """The queued request that got no pages or no row in the last plan."""
+        """The first in order of those that got no pages or no row in the last plan."""
         self._admitted: list[RequestState] = []
         self._draft = StepPlan(0)
         self._rows: list[RequestState] = []
@@ -164,6 +164,7 @@ class Scheduler:
         self._make_way()
         while self._ready and len(self._running) < self._max_rows:
             self._run(self._ready.pop(0))
+        self._blocked = self._ready[0] if self._ready else None
         extends = self._plan_decodes()
         budget = self._config.max_step_tokens - len(self._rows)
         for state in extends:
@@ -274,13 +275,13 @@ class Scheduler:
                 break
             if not remote and (budget <= 0 or len(self._running) >= self._max_rows):
                 if budget > 0:
-                    self._blocked = self._blocked or state
+                    self._note_blocked(state)
                 if not self._num_remote:
                     break
                 continue
             opened = self._open(state)
             if opened is None:
-                self._blocked = self._blocked or state
+                self._note_blocked(state)
                 break
             if isinstance(opened, Lease):
                 self._place(state, opened)
@@ -291,7 +292,7 @@ class Scheduler:
         """A lease, the page that the request waits for, or None when there are too few pages."""
         need = self._need(state)
         frontier = self._waits_on.get(state.id)
-        if frontier is not None and self._kv.is_awaited(frontier, need.state):
+        if frontier is not None and self._kv.is_awaited(frontier, state.request, need.state):
             return frontier
         opened = self._kv.open(state.request, state.tokens, need)
         if opened is not None and not isinstance(opened, Lease):
@@ -325,14 +326,18 @@ class Scheduler:
         else:
             self._run(state)
 
+    def _note_blocked(self, state: RequestState) -> None:
+        if self._blocked is None or state.order < self._blocked.order:
+            self._blocked = state
+
     def _make_way(self) -> None:
-        """A request that was blocked takes the pages of running ones of lesser priority, if they can be enough."""
-        blocked, self._blocked = self._blocked, None
-        if blocked is None or blocked.stage is not Stage.QUEUED or self._leaving:
+        """A request that was blocked takes the place of running ones of lesser priority, if their pages can do."""
+        blocked = self._blocked
+        if blocked is None or blocked.stage not in (Stage.QUEUED, Stage.READY) or self._leaving:
             return
         lesser = [state for state in self._running if state.request.priority > blocked.request.priority]
         num_pages = self._kv.num_available + sum(len(_lease(state).pages) for state in lesser)
-        if lesser and num_pages >= self._need(blocked).num_pages:
+        if lesser and (blocked.stage is Stage.READY or num_pages >= self._need(blocked).num_pages):
             self._preempt(self._running[-1])
 
     def _preempt(self, state: RequestState) -> None:

@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from engine.core.errors import IllegalEvent
 from engine.core.kv_cache import KVCache, PageNeed
 from engine.core.lease import Lease, LeaseEvent, LeaseState
-from engine.core.types import Request, Sampling
+from tests.fakes.core import make_request
 
 token_lists = st.lists(st.integers(0, 1), min_size=1, max_size=14)
 
@@ -68,7 +68,7 @@ class CacheMachine(RuleBasedStateMachine):
         num_pages = -(-len(tokens) // self.page_size) + spare
         need = PageNeed(num_pages, len(tokens) if remote else len(tokens) - 1, headroom, state)
         self.next_id += 1
-        request = Request(self.next_id, array("i", tokens), len(tokens), Sampling(), 0.0, 1.0, cache_salt=salt)
+        request = make_request(self.next_id, tokens, cache_salt=salt)
         before, available = list(self.generations), self.kv.num_available
         opened = self.kv.open(request, request.tokens, need)
         if opened is None:

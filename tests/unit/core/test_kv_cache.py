@@ -6,6 +6,8 @@ from engine.core.kv_cache import KVCache, PageNeed
 from engine.core.lease import Lease, LeaseState
 from tests.fakes.core import make_request
 
+WAITER = make_request(2, [1])
+
 
 def open_lease(
     kv: KVCache, id: int, tokens: list[int], *, remote: bool = False, headroom: int = 0
@@ -54,9 +56,9 @@ def test_one_computes_and_the_other_waits_for_its_next_page() -> None:
     tokens = [1, 2, 3, 4, 5]
     first = leased(open_lease(kv, 1, tokens))
     frontier = open_lease(kv, 2, tokens)
-    assert isinstance(frontier, tuple) and kv.is_awaited(frontier, LeaseState.PROVEN)
+    assert isinstance(frontier, tuple) and kv.is_awaited(frontier, WAITER, LeaseState.PROVEN)
     kv.publish(first, array("i", tokens), 2)
-    assert not kv.is_awaited(frontier, LeaseState.PROVEN)
+    assert not kv.is_awaited(frontier, WAITER, LeaseState.PROVEN)
     frontier = open_lease(kv, 2, tokens)
     assert isinstance(frontier, tuple), "now it waits for the second page"
     kv.publish(first, array("i", tokens), 4)
@@ -77,7 +79,7 @@ def test_nobody_waits_for_the_dead() -> None:
     frontier = open_lease(kv, 2, [1, 2, 3])
     assert isinstance(frontier, tuple)
     kv.retire(first, step_in_flight=True)
-    assert not kv.is_awaited(frontier, LeaseState.PROVEN)
+    assert not kv.is_awaited(frontier, WAITER, LeaseState.PROVEN)
     assert isinstance(open_lease(kv, 2, [1, 2, 3]), Lease)
 
 
@@ -87,6 +89,14 @@ def test_a_handoff_waits_for_a_handoff_but_a_computation_does_not() -> None:
     first.fill()
     assert isinstance(open_lease(kv, 2, [1, 2, 3], remote=True), tuple)
     assert isinstance(open_lease(kv, 3, [1, 2, 3]), Lease)
+
+
+def test_nobody_waits_for_the_less_urgent() -> None:
+    kv = KVCache(2, 16)
+    tokens, need = array("i", [1, 2, 3]), PageNeed(2, max_match=2)
+    assert isinstance(kv.open(make_request(1, tokens, priority=1), tokens, need), Lease)
+    assert isinstance(kv.open(make_request(2, tokens, priority=1), tokens, need), tuple)
+    assert isinstance(kv.open(make_request(3, tokens, priority=0), tokens, need), Lease)
 
 
 def test_pages_computed_twice_stay_with_who_computed_them_until_the_end() -> None:

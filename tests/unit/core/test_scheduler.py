@@ -203,6 +203,18 @@ def test_an_urgent_request_takes_the_only_row() -> None:
     assert list(bench.finished) == [2, 1]
 
 
+def test_an_urgent_request_that_was_handed_over_takes_the_only_row() -> None:
+    bench = CoreBench(max_rows=1)
+    bench.core.submit(make_request(1, [1], max_tokens=30, priority=3))
+    urgent = make_request(2, [2], max_tokens=4, priority=0)
+    bench.core.reserve(urgent)
+    bench.step()
+    assert bench.core.adopt(2, bench.expected(urgent)[:1])
+    bench.run()
+    assert list(bench.finished) == [2, 1]
+    assert bench.tokens[2] == bench.expected(urgent)[1:]
+
+
 def test_nobody_is_preempted_by_an_equal() -> None:
     bench = CoreBench(max_rows=1)
     bench.core.submit(make_request(1, [1], max_tokens=30))

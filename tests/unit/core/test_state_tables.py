@@ -1,6 +1,5 @@
 """The two tables of the core, event by event."""
 
-from array import array
 from itertools import product
 
 import pytest
@@ -11,16 +10,16 @@ from engine.core.errors import IllegalEvent
 from engine.core.lease import Lease, LeaseEvent, LeaseState
 from engine.core.radix_tree import RadixTree
 from engine.core.request import Event, Leg, RequestState, Stage
-from engine.core.types import Request, Sampling
+from tests.fakes.core import make_request
 
 
 def make_lease(state: LeaseState) -> Lease:
     node, _ = RadixTree(1, "").match(b"", b"", 0)
-    return Lease(7, node, [], 0, state)
+    return Lease(make_request(7, [1]), node, [], 0, state)
 
 
 def make_state(stage: Stage) -> RequestState:
-    state = RequestState(Request(1, array("i", [1]), 1, Sampling(), 0.0, 1.0), 0, 2, Leg.WHOLE)
+    state = RequestState(make_request(1, [1]), 0, 2, Leg.WHOLE)
     state.stage = stage
     return state
 
