@@ -131,6 +131,16 @@ class Sockets:
     http: socket.socket
     admin: socket.socket | None
 
+    @classmethod
+    def bind(cls, config: RouterServerConfig) -> "Sockets":
+        """Raises Unavailable for a taken port."""
+        http = _bind(config.host, config.port)
+        try:
+            return cls(http, None if config.admin_port is None else _bind(config.admin_host, config.admin_port))
+        except Unavailable:
+            http.close()
+            raise
+
     def close(self) -> None:
         """Idempotent."""
         self.http.close()
@@ -175,15 +185,18 @@ class RunningRouter:
             Unavailable: a port cannot be listened on.
             CheckpointError: the model's folder lacks what a router needs.
         """
-        admin = None if config.admin_port is None else _bind(config.admin_host, config.admin_port)
-        self._sockets = Sockets(_bind(config.host, config.port), admin)
-        self.port = int(self._sockets.http.getsockname()[1])
+        self._sockets = sockets = Sockets.bind(config)
+        try:
+            self._model = load_served_model(config.model, config.model_name, config.max_model_len)
+        except BatonError:
+            sockets.close()
+            raise
+        self.port = int(sockets.http.getsockname()[1])
         """Of HTTP."""
-        self.admin_port = None if admin is None else int(admin.getsockname()[1])
+        self.admin_port = None if sockets.admin is None else int(sockets.admin.getsockname()[1])
         """Of router.admin, when it is on."""
         self._asked = False
         self._config = config
-        self._model = load_served_model(config.model, config.model_name, config.max_model_len)
         self._started = threading.Event()
         self._ended = threading.Event()
         self._failure: BatonError | None = None
