@@ -171,14 +171,6 @@ class DecodeRole:
             case _:
                 assert_never(outcome)
 
-    def on_tick(self, now: float) -> Effects:
-        """The core and the transfer thread keep the deadlines."""
-        return []
-
-    def next_tick_s(self) -> float | None:
-        """Never."""
-        return None
-
     # ------------------------------------------------------------ commands
 
     def _generate(self, request: Request) -> Effects:

@@ -161,14 +161,6 @@ class PrefillRole:
         """Nothing was asked of the transfer thread."""
         return []
 
-    def on_tick(self, now: float) -> list[Word | TransferCommand]:
-        """The core keeps the deadlines."""
-        return []
-
-    def next_tick_s(self) -> float | None:
-        """Never."""
-        return None
-
     # ------------------------------------------------------------ inside
 
     def _submit(self, request: Request, *, hold: bool) -> list[Word | TransferCommand]:

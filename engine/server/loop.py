@@ -121,7 +121,6 @@ class EngineLoop(Generic[C, O]):
             self._handle(event, now)
         for outcome in self._ports.transfers.outcomes():
             self._perform(self._role.on_outcome(outcome, now), now)
-        self._perform(self._role.on_tick(now), now)
         self._flush()  # before the step, which may wait for the device
         self._step()
         self._flush()
@@ -131,8 +130,9 @@ class EngineLoop(Generic[C, O]):
         if self._core.has_work:
             return 0.0
         self._busy_since_s = None
-        wakes = (self._load_due_s, self._core.next_deadline_s(), self._role.next_tick_s())
-        return min(wake for wake in wakes if wake is not None) - self._ports.clock()
+        deadline_s = self._core.next_deadline_s()
+        wake_s = self._load_due_s if deadline_s is None else min(self._load_due_s, deadline_s)
+        return wake_s - self._ports.clock()
 
     def _step(self) -> None:
         started = self._ports.clock()

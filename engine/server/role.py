@@ -32,7 +32,10 @@ Word = RequestWord | PeerStatus
 
 
 class Role(Protocol[C_co, O_contra]):
-    """Called by one thread, in the order of events. `now` is seconds on the worker's own clock."""
+    """Called by one thread, in the order of events. `now` is seconds on the worker's own clock.
+
+    A role keeps no time of its own: the core ends requests and leases, the transfer thread handoffs.
+    """
 
     name: str
     """"prefill" or "decode"."""
@@ -45,9 +48,3 @@ class Role(Protocol[C_co, O_contra]):
 
     def on_outcome(self, outcome: O_contra, now: float) -> Sequence[Word | C_co]:
         """The transfer thread reports."""
-
-    def on_tick(self, now: float) -> Sequence[Word | C_co]:
-        """Time passed: leases and handoffs may have run out."""
-
-    def next_tick_s(self) -> float | None:
-        """When `on_tick` will have something to do, None when not before another event."""
