@@ -196,10 +196,11 @@ def test_log_probabilities_stand_beside_their_tokens() -> None:
     assert len(known) == 5
 
 
+@pytest.mark.parametrize("num_tokens", [2, 9, 11, 12])
 @pytest.mark.parametrize("num_pages", [64, 12])
-def test_prompt_log_probabilities_come_once_each_and_from_no_cache(num_pages: int) -> None:
+def test_prompt_log_probabilities_come_once_each_and_from_no_cache(num_pages: int, num_tokens: int) -> None:
     bench = CoreBench(page_size=2, num_pages=num_pages, max_step_tokens=4)
-    prompt = list(range(1, 12))
+    prompt = list(range(1, num_tokens + 1))
     bench.core.submit(make_request(1, prompt, max_tokens=10))
     for _ in range(4):
         bench.step()

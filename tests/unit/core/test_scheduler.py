@@ -203,6 +203,19 @@ def test_an_urgent_request_takes_the_only_row() -> None:
     assert list(bench.finished) == [2, 1]
 
 
+def test_a_token_that_was_being_drawn_when_the_row_was_lost_counts() -> None:
+    bench = CoreBench(max_rows=1, max_in_flight=2)
+    lesser = make_request(1, [1], max_tokens=9, priority=3)
+    bench.core.submit(lesser)
+    for _ in range(4):
+        bench.step()
+    bench.core.submit(make_request(2, [2], max_tokens=2, priority=0))
+    bench.run()
+    assert list(bench.finished) == [2, 1] and bench.tokens[1] == bench.expected(lesser)
+    plans = [plan for plan in bench.executor.plans if 1 in plan.ids]
+    assert sum(plan.samples[plan.ids.index(1)] for plan in plans) == 9, "no token is drawn twice"
+
+
 def test_an_urgent_request_that_was_handed_over_takes_the_only_row() -> None:
     bench = CoreBench(max_rows=1)
     bench.core.submit(make_request(1, [1], max_tokens=30, priority=3))
