@@ -44,6 +44,10 @@ class Choice:
     score_only: bool
     """max_tokens was 0: the prompt's log probabilities are wanted and the one drawn token is thrown away."""
 
+    def show(self, delta: Delta) -> TextDelta:
+        """What the client sees of the call's next delta. After a result with `finish`, the call is to be closed."""
+        return self.stream.prompt_only(delta) if self.score_only else self.stream.push(delta)
+
 
 def choices_of(ask: Ask, model: ServedModel, config: DoorConfig) -> list[Choice]:
     """The sequences of one request, prompt by prompt, n of each. Raises InvalidRequest before anything runs."""
@@ -117,7 +121,7 @@ async def _run_one(generator: Generator, choice: Choice) -> AsyncGenerator[TextD
     async with aclosing(generator.generate(choice.call)) as deltas:
         async for delta in deltas:
             _raise_failure(delta)
-            out = choice.stream.prompt_only(delta) if choice.score_only else choice.stream.push(delta)
+            out = choice.show(delta)
             yield out
             if out.finish is not None:
                 return
