@@ -16,6 +16,8 @@ from engine.core.types import TokenLogprob
 from kv_transfer.api import FirstToken
 
 MAX_PAGES = 1 << 20
+MAX_EXPIRES_MS = (1 << 32) - 1
+"""49 days: a longer lease is cut to it."""
 MAX_TOP = 4096
 MAX_ID_BYTES = 255
 MIN_KEY_BYTES = 16
@@ -110,7 +112,7 @@ def _encode(ticket: Ticket) -> bytes:
         ticket.token_end,
         ticket.layer_begin,
         ticket.layer_end,
-        ticket.expires_ms,
+        min(ticket.expires_ms, MAX_EXPIRES_MS),
     )
     pages = b"".join((_COUNT.pack(len(ticket.pages)), _array("I", ticket.pages), _array("Q", ticket.generations)))
     return head + _ID_LENGTH.pack(len(worker)) + worker + pages + _encode_first(ticket.first)

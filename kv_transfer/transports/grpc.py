@@ -29,7 +29,9 @@ from kv_transfer.transports.base import (
 
 CHUNK_BYTES = 512 << 10
 """Far below gRPC's limit of 4 MiB a message; larger ones are not faster."""
-STOP_S = 5.0
+LOOP_S = 30.0
+"""Far more than starting or stopping takes; a loop that is stuck for longer is a bug, and says so."""
+CANCEL_S = 5.0
 
 _WINDOWS = [("grpc.http2.lookahead_bytes", 16 << 20), ("grpc.http2.max_frame_size", 4 << 20)]
 _SERVER_OPTIONS = [*_WINDOWS, ("grpc.so_reuseport", 0)]
@@ -168,7 +170,7 @@ class GrpcTransport:
     def connect(self, info: WorkerInfo) -> None:
         """Make a channel. Whether anybody answers is seen by the first read."""
         address = descriptor_of(info, self.name).decode()
-        self._run(self._connect(peer_key(info.id, info.incarnation), address))
+        self._loop.call_soon_threadsafe(self._connect, peer_key(info.id, info.incarnation), address)
 
     def disconnect(self, peer: str) -> None:
         """Cancel what is in flight: it ends at once, and its bytes land nowhere."""
@@ -205,7 +207,7 @@ class GrpcTransport:
 
     def _run(self, coroutine: Coroutine[None, None, Result]) -> Result:
         """Let the loop's thread run something short, and wait for it."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(STOP_S)
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(LOOP_S)
 
     def _post(self, op: int, peer: str, read: PullCall) -> None:
         self._loop.call_soon_threadsafe(self._start, op, peer, read)
@@ -219,7 +221,7 @@ class GrpcTransport:
         await self._server.start()
         return int(port)
 
-    async def _connect(self, peer: str, address: str) -> None:
+    def _connect(self, peer: str, address: str) -> None:
         self._disconnect(peer)
         self._sources[peer] = _Source(grpc.aio.insecure_channel(address, options=_CLIENT_OPTIONS))
 
@@ -287,6 +289,6 @@ class GrpcTransport:
         for peer in list(self._sources):
             self._disconnect(peer)
         if tasks:
-            await asyncio.wait(tasks, timeout=STOP_S)
+            await asyncio.wait(tasks, timeout=CANCEL_S)
         if self._server is not None:
             await self._server.stop(None)

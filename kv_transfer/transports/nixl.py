@@ -7,6 +7,7 @@ ended; an agent's name must never come back with other memory behind it, so it i
 """
 
 import struct
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -21,6 +22,7 @@ from kv_transfer.transports.base import Completion, OpStatus, PagePool, PageRead
 
 _DESCRIPTOR = struct.Struct("<QQIiQ")
 """Address and bytes of a slab, slabs, device, address of the generations; NIXL's own metadata follows."""
+CLOSE_S = 1.0
 _LOCAL_SIDE = "NIXL_INIT_AGENT"
 _GENERATION_BYTES = 8
 
@@ -183,11 +185,17 @@ class NixlTransport:
         return ended
 
     def close(self) -> None:
-        """Destroy the agent, and with it whatever is in flight. Idempotent."""
+        """Destroy the agent, and with it whatever is still in flight after CLOSE_S. Idempotent."""
+        give_up_s = time.monotonic() + CLOSE_S
+        while self._ops and time.monotonic() < give_up_s:
+            self.poll()
+            time.sleep(0.001)
+        landings = [peer.landing for peer in self._peers.values()]  # memory that must outlive the agent
         self._ops.clear()
         self._peers.clear()
         self._pages.clear()
         self._agent = None
+        landings.clear()
 
     # ------------------------------------------------------------ inside
 
