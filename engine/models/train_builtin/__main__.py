@@ -26,10 +26,9 @@ def main() -> None:
     defaults = Recipe()
     run.add_argument("--seconds", type=float, default=defaults.seconds, help="budget of the training loop")
     run.add_argument("--steps", type=int, default=defaults.steps)
-    run.add_argument("--batch-tokens", type=int, default=defaults.batch_tokens)
+    run.add_argument("--step-tokens", type=int, default=defaults.step_tokens)
     run.add_argument("--context", type=int, default=defaults.context)
     run.add_argument("--peak-lr", type=float, default=defaults.peak_lr)
-    run.add_argument("--compile", action="store_true", help="fuse with torch.compile; costs about a minute at first")
     args = parser.parse_args()
     if args.command == "corpus":
         report = write_corpus(args.out)
@@ -37,10 +36,9 @@ def main() -> None:
         recipe = Recipe(
             seconds=args.seconds,
             steps=args.steps,
-            batch_tokens=args.batch_tokens,
+            step_tokens=args.step_tokens,
             context=args.context,
             peak_lr=args.peak_lr,
-            compile=args.compile,
         )
         report = train(args.corpus, args.out, torch.device(args.device), recipe)
         del report["curve"]

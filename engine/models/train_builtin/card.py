@@ -15,7 +15,8 @@ standard library by heart, more or less, and little else; its answers are often 
     python -m engine.models.train_builtin train --corpus corpus.jsonl.gz --out model --seconds {seconds:g}
 
 One run on {device}: {steps:,} steps, {tokens:,} tokens in {elapsed:.0f} s. Loss on texts that were held out:
-{held_out_loss:.3f}. The loss curve, the recipe and sample answers are in training.json.
+{held_out_loss:.3f}. Of {num_asked:,} questions like those it was trained on, it answers {exact_answers:.0%} word for
+word. The loss curve, the recipe and sample answers are in training.json.
 
 ## What it was trained on
 
@@ -48,6 +49,8 @@ def model_card(report: dict[str, Any], manifest: dict[str, Any]) -> str:
         tokens=last["tokens"],
         elapsed=last["seconds"],
         held_out_loss=report["held_out_loss"],
+        num_asked=report["num_asked"],
+        exact_answers=report["exact_answers"],
         python=manifest["python"],
         sources="\n".join(rows),
     )

@@ -73,7 +73,7 @@ def _documents(random: Random, sources: dict[str, str]) -> Iterator[tuple[str, D
     for turns in dialogue.small_talk():
         yield "Baton: conversations", {"weight": 12, "turns": turns}
     for turns in dialogue.arithmetic():
-        yield "Baton: conversations", {"weight": 1, "turns": turns}
+        yield "Baton: conversations", {"weight": 3, "turns": turns}
     for text in STORIES:
         yield "Baton: conversations", {"weight": 12, "text": text}
     library = f"Python {platform.python_version()} standard library"
@@ -84,7 +84,7 @@ def _documents(random: Random, sources: dict[str, str]) -> Iterator[tuple[str, D
         source = f"{package.distribution} {package.version}"
         sources[source] = package.licence
         for part in _parts(package.text):
-            yield source, {"weight": 0.5, "text": part}
+            yield source, {"weight": 0.25, "text": part}
 
 
 def _library_documents(entries: list[Entry], random: Random) -> Iterator[Document]:

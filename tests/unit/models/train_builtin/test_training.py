@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from engine.models.loader import load_model
 from engine.models.registry import load_config
 from engine.models.train_builtin.corpus import manifest_path
-from engine.models.train_builtin.data import Dataset, Stream, rendered, train_tokenizer
+from engine.models.train_builtin.data import Dataset, Rows, rendered, train_tokenizer
 from engine.models.train_builtin.model import SHAPE, VOCAB_SIZE, write_description
 from engine.models.train_builtin.train import Recipe, train
 from engine.models.weights import parameters
@@ -62,24 +62,49 @@ def test_an_epoch_has_each_document_as_often_as_its_weight(tokenizer) -> None:  
     dataset, random = Dataset.encode(DOCUMENTS, tokenizer), np.random.default_rng(0)
     counts = np.zeros(3)
     for _ in range(200):
-        stream = dataset.epoch(random)
-        text = tokenizer.decode(stream.tokens_T.tolist(), skip_special_tokens=False)
+        rows = dataset.epoch(random)
+        text = tokenizer.decode(rows.tokens_T.tolist(), skip_special_tokens=False)
         counts += [text.count(rendered(document)) for document in DOCUMENTS]
-        assert stream.bounds[-1] == len(stream.tokens_T)
+        assert rows.bounds[-1] == len(rows.tokens_T)
     assert counts[0] == 400
     assert counts[2] == 200
     assert 70 < counts[1] < 130
 
 
-def test_windows_start_where_documents_start_and_cover_long_ones() -> None:
-    tokens = np.arange(100, dtype=np.uint16)
-    stream = Stream(tokens, tokens > 0, np.array([0, 7, 12, 60, 64, 100]))
-    batches = list(stream.batches(2, 16))
-    starts = [int(row[0]) for tokens_BL, _ in batches for row in tokens_BL]
-    assert starts == [0, 12, 28, 44, 60, 64, 80][: len(starts)]
-    assert len(starts) >= 6
-    assert all(tokens_BL.shape[1] == learned_BL.shape[1] == 17 for tokens_BL, learned_BL in batches)
-    assert sum(len(tokens_BL) for tokens_BL, _ in batches) == len(starts)
+def row_texts(rows: Rows, tokenizer) -> list[str]:  # noqa: ANN001
+    return [
+        tokenizer.decode(row.tolist(), skip_special_tokens=False) for row in np.split(rows.tokens_T, rows.bounds[1:-1])
+    ]
+
+
+def test_a_row_is_one_text_or_one_or_more_conversations(tokenizer) -> None:  # noqa: ANN001
+    dataset, random = Dataset.encode(DOCUMENTS * 20, tokenizer), np.random.default_rng(0)
+    rows = row_texts(dataset.epoch(random), tokenizer)
+    text = rendered(DOCUMENTS[2])
+    assert rows.count(text) == 20
+    assert not any(text in row for row in rows if row != text)
+    alone = sum(row == rendered(DOCUMENTS[0]) for row in rows)
+    assert 10 < alone < 40
+    assert any(row.count("<|user|>What") > 1 for row in rows)
+
+
+def test_batches_hold_every_row_once_padded_and_cut(tokenizer) -> None:  # noqa: ANN001
+    lengths = [2, 30, 33, 34, 97, 150, 300]
+    bounds = np.concatenate(([0], np.cumsum(lengths)))
+    tokens = np.arange(1, bounds[-1] + 1, dtype=np.uint16)
+    rows = Rows(tokens, np.ones(len(tokens), bool), bounds)
+    batches = rows.batches(batch_tokens=100, context=128, random=np.random.default_rng(0))
+    seen = {}
+    for batch in batches:
+        assert batch.tokens_BL.shape == batch.learned_BL.shape
+        assert batch.tokens_BL.size <= 200
+        for row, learned in zip(batch.tokens_BL, batch.learned_BL, strict=True):
+            assert ((row > 0) == learned).all()
+            seen[int(row[0])] = row[row > 0].tolist()
+    assert seen == {
+        start + 1: list(range(start + 1, start + 1 + min(length, 129)))
+        for start, length in zip(bounds[:-1].tolist(), lengths, strict=True)
+    }
 
 
 def test_the_full_model_fits_the_repository(tokenizer, tmp_path: Path) -> None:  # noqa: ANN001
@@ -98,11 +123,12 @@ def test_a_few_steps_make_a_checkpoint_that_is_served(tmp_path: Path, monkeypatc
         file.writelines(json.dumps(document) + "\n" for document in DOCUMENTS * 20)
     sources = [{"name": "a", "licence": "MIT", "bytes": 1234567}]
     manifest_path(corpus).write_text(json.dumps({"python": "3.12.1", "sources": sources}))
-    recipe = Recipe(seconds=600, steps=40, batch_tokens=128, context=64, warmup=0.3)
+    recipe = Recipe(seconds=600, steps=40, step_tokens=512, context=64, warmup=0.3)
     report = train(corpus, out, torch.device("cpu"), recipe)
     losses = [row["loss"] for row in report["curve"]]
     assert losses[-1] < 3.5 < np.log(load_config(out).vocab_size)
     assert json.loads((out / "training.json").read_text())["curve"] == report["curve"]
+    assert report["exact_answers"] == 1.0
     assert "| a | MIT | 1,234,567 |" in (out / "README.md").read_text()
 
     config = load_config(out)
