@@ -45,7 +45,8 @@ def write_corpus(path: Path, seed: int = 0) -> dict[str, Any]:
     """
     sizes: Counter[str] = Counter()
     sources: dict[str, str] = {}
-    with path.open("wb") as file, gzip.GzipFile(fileobj=file, mode="wb", mtime=0, filename="") as zipped:
+    draft = path.with_suffix(".part")
+    with draft.open("wb") as file, gzip.GzipFile(fileobj=file, mode="wb", mtime=0, filename="") as zipped:
         random = Random(seed)
         for source, document in _documents(random, sources):
             if "turns" in document and random.random() < SYSTEM_SHARE:
@@ -58,6 +59,7 @@ def write_corpus(path: Path, seed: int = 0) -> dict[str, Any]:
         "seed": seed,
         "sources": [{"name": name, "licence": sources[name], "bytes": size} for name, size in sizes.most_common()],
     }
+    draft.replace(path)
     manifest_path(path).write_text(json.dumps(manifest, indent=1) + "\n")
     return manifest
 
