@@ -18,10 +18,17 @@ from engine.server.worker import RunningWorker
 from router.api import ServiceStatus
 from router.server import RouterServerConfig, RunningRouter
 
-ANY_NODE = ""
-"""As a host: the address of whatever node the actor lands on."""
-
 Worker = RunningWorker[Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What a worker is told about the node that it lands on."""
+
+    num_threads: int
+    """Its share of the cores."""
+    is_only_node: bool
+    """Nobody needs to reach it from elsewhere; else it listens on the node's address in the cluster."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,34 +64,33 @@ class _Actor:
 
 
 class _WorkerActor(_Actor):
-    def _start(
-        self, start_worker: Callable[[WorkerConfig], Worker], config: WorkerConfig, num_threads: int
-    ) -> WorkerInfo:
+    def _start(self, start_worker: Callable[[WorkerConfig], Worker], config: WorkerConfig, place: Place) -> WorkerInfo:
         import torch
 
-        torch.set_num_threads(num_threads)
-        worker = self.running = start_worker(replace(config, host=config.host or _node_address()))
+        torch.set_num_threads(place.num_threads)
+        host = "127.0.0.1" if place.is_only_node else _node_address()
+        worker = self.running = start_worker(replace(config, host=host))
         return worker.info
 
 
 class PrefillWorker(_WorkerActor):
     """A worker that computes prompts."""
 
-    def start(self, config: WorkerConfig, num_threads: int) -> WorkerInfo:
-        """Load the model and serve. Raises BatonError."""
+    def start(self, config: WorkerConfig, place: Place) -> WorkerInfo:
+        """Load the model and serve (`config.host` is not used). Raises BatonError."""
         from prefill_worker.server import start_worker
 
-        return self._start(start_worker, config, num_threads)
+        return self._start(start_worker, config, place)
 
 
 class DecodeWorker(_WorkerActor):
     """A worker that adopts prompts and goes on from them, or runs whole requests."""
 
-    def start(self, config: WorkerConfig, num_threads: int) -> WorkerInfo:
-        """Load the model and serve. Raises BatonError."""
+    def start(self, config: WorkerConfig, place: Place) -> WorkerInfo:
+        """Load the model and serve (`config.host` is not used). Raises BatonError."""
         from decode_worker.server import start_worker
 
-        return self._start(start_worker, config, num_threads)
+        return self._start(start_worker, config, place)
 
 
 class Router(_Actor):

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from deploy.actors import ANY_NODE, DecodeWorker, Endpoints, PrefillWorker, Router
+from deploy.actors import DecodeWorker, Endpoints, Place, PrefillWorker, Router
 from deploy.cluster import EMBEDDED, Cluster
 from deploy.config import ServiceConfig, service_config
 from deploy.launcher import RayProcess
@@ -113,8 +113,7 @@ class Service:
         self._say = say
         self._device, self._num_gpus = place(config, cluster.num_gpus())
         self._config = config
-        self._num_threads = max(1, cluster.num_cpus() // config.num_workers)
-        self._worker_host = "127.0.0.1" if cluster.embedded else ANY_NODE
+        self._place = Place(max(1, cluster.num_cpus() // config.num_workers), is_only_node=cluster.embedded)
         self._cluster_key = secrets.token_bytes(32)
         self._supervisor = Supervisor(say)
         self._workers_up: dict[str, WorkerInfo] = {}
@@ -166,12 +165,11 @@ class Service:
             worker_id=worker_id,
             cluster_key=self._cluster_key,
             model_name=self._config.model_name,
-            host=self._worker_host,
             transport=self._config.transport,
         )
 
         def launch() -> RayProcess:
-            return RayProcess(actor, config, self._num_threads, num_gpus=self._num_gpus)
+            return RayProcess(actor, config, self._place, num_gpus=self._num_gpus)
 
         return Member(worker_id, launch, self._worker_up, self._worker_down)
 

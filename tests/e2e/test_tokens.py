@@ -49,6 +49,10 @@ async def test_cold_then_with_prefix_hits(case: Case) -> None:
         cold = await greedy(stub, case.prompts, NUM_NEW, at_once=16)
         assert [answer.tokens for answer in cold] == case.expected
         assert {(answer.prefill_worker, answer.decode_worker) for answer in cold} == {("prefill-0", "decode-0")}
+        case.service.wait_idle()
+        assert sum(worker["load"]["num_preempted"] for worker in case.service.workers()) > 0, (
+            "the pool was large enough"
+        )
         warm = []
         for prompt in case.prompts:
             warm += await greedy(stub, [prompt] * 2, NUM_NEW, at_once=1)

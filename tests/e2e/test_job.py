@@ -1,0 +1,114 @@
+"""`ray job submit` runs the same service on a Ray cluster that exists already, with token authentication on."""
+
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.service import READY, environment
+from tests.fakes.checkpoints import tiny_checkpoint
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+START_S = 240.0
+
+
+@dataclass(frozen=True)
+class RayCluster:
+    dashboard: str
+    environment: dict[str, str]
+
+    def run(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [str(BIN / "ray"), *arguments], env=self.environment, cwd=ROOT, capture_output=True, text=True, check=False
+        )
+
+    def job(self, verb: str, *arguments: str) -> str:
+        result = self.run("job", verb, "--address", self.dashboard, *arguments)
+        assert result.returncode == 0, result.stdout + result.stderr
+        return result.stdout
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def cluster() -> Iterator[RayCluster]:
+    """`ray start --head` with its own token, ports and folder. The job's python is this one, by PATH."""
+    folder = tempfile.mkdtemp(prefix="baton-head-")
+    port, dashboard = free_port(), free_port()
+    cluster_environment = environment() | {
+        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    head = subprocess.Popen(
+        [
+            *(str(BIN / "ray"), "start", "--head", "--block", "--disable-usage-stats", "--node-ip-address=127.0.0.1"),
+            *(f"--port={port}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1"),
+            *("--num-cpus=2", "--object-store-memory=100000000", f"--temp-dir={folder}"),
+            f"--dashboard-agent-listen-port={free_port()}",
+        ],
+        env=cluster_environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        running = RayCluster(f"http://127.0.0.1:{dashboard}", cluster_environment)
+        _wait_for_jobs(running, head)
+        yield running
+    finally:
+        head.terminate()
+        head.wait(30)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _wait_for_jobs(cluster: RayCluster, head: "subprocess.Popen[bytes]") -> None:
+    end_s = time.monotonic() + START_S
+    request = urllib.request.Request(
+        cluster.dashboard + "/api/jobs/", headers={"authorization": f"Bearer {cluster.environment['RAY_AUTH_TOKEN']}"}
+    )
+    while True:
+        try:
+            with urllib.request.urlopen(request, timeout=10) as response:
+                assert response.status == 200
+                return
+        except (urllib.error.URLError, TimeoutError):
+            time.sleep(0.2)
+        assert head.poll() is None, "ray start ended"
+        assert time.monotonic() < end_s, "the job API did not come up"
+
+
+def test_the_service_runs_as_a_job(cluster: RayCluster) -> None:
+    name = "baton-test"
+    flags = ("--model", str(tiny_checkpoint("llama")), "--port", "0", "--grpc-port", "0", "--max-model-len", "512")
+    entrypoint = ("python", "-m", "deploy.job", *flags)
+    cluster.job("submit", "--submission-id", name, "--no-wait", "--working-dir", ".", "--", *entrypoint)
+    end_s = time.monotonic() + START_S
+    while not (match := READY.search(logs := cluster.job("logs", name))):
+        assert "failed" not in cluster.job("status", name).lower(), logs
+        assert time.monotonic() < end_s, logs
+    body = json.dumps({"prompt": [1, 2, 3], "max_tokens": 4, "model": tiny_checkpoint("llama").name}).encode()
+    request = urllib.request.Request(match["http"] + "/v1/completions", body, {"content-type": "application/json"})
+    with urllib.request.urlopen(request, timeout=60) as response:
+        assert json.load(response)["usage"]["completion_tokens"] > 0
+    cluster.job("stop", name)
+    assert "stopped" in cluster.job("status", name).lower()
