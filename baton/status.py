@@ -42,7 +42,9 @@ def show(body: dict[str, Any], console: Console) -> None:
     """A headline and a row a worker."""
     headline = "ready" if body["ready"] else f"not ready: {body['detail']}"
     console.print(f"{headline}; {body['running_requests']} requests run, {body['queued_requests']} wait")
-    table = Table("worker", "roles", "state", "rows", "waiting", "pages free", "step ms", "address")
+    table = Table()
+    for name in ("worker", "roles", "state", "rows", "waiting", "pages free", "step ms", "address"):
+        table.add_column(name, overflow="fold")
     for worker in body["workers"]:
         load = worker["load"]
         state = f"{worker['state']}: {worker['detail']}" if worker["detail"] else worker["state"]

@@ -1,5 +1,6 @@
 """What a client may say about sampling, checked once for every door."""
 
+import re
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from typing import Annotated, Any, Self, TypeVar
@@ -11,6 +12,7 @@ from engine.core.types import Sampling
 from engine.models.config import GenerationConfig
 
 _UINT64 = 1 << 64
+_TOKEN_ID = re.compile("[0-9]{1,10}")
 _Number = TypeVar("_Number", int, float)
 
 StopText = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
@@ -47,8 +49,8 @@ class SamplingFields(BaseModel):
     @classmethod
     def _bias_keys_are_ids(cls, value: dict[str, float] | None) -> dict[str, float] | None:
         for key in value or ():
-            if not (key.isascii() and key.isdigit()):
-                raise ValueError(f"{key!r} is not a token id")
+            if not _TOKEN_ID.fullmatch(key):
+                raise ValueError(f"{key[:20]!r} is not a token id")
         return value
 
     @model_validator(mode="after")
@@ -77,6 +79,8 @@ def _reason(error: Mapping[str, Any]) -> str:
     match error["type"]:
         case "extra_forbidden":
             return "this argument is not supported"
+        case "model_attributes_type":
+            return "the body must be a JSON object, sent with content-type application/json"
         case "json_invalid":
             return f"the body is not valid JSON: {error.get('ctx', {}).get('error', error['msg'])}"
         case "value_error":
@@ -107,7 +111,7 @@ def to_sampling(fields: SamplingFields, generation: GenerationConfig, *, max_tok
     stop_ids = dict.fromkeys((*eos, *(fields.stop_token_ids or ())))
     return Sampling(
         max_tokens=max_tokens,
-        min_tokens=min(fields.min_tokens or 0, max_tokens),
+        min_tokens=fields.min_tokens or 0,
         temperature=_first(fields.temperature, generation.temperature),
         top_p=_first(fields.top_p, generation.top_p),
         top_k=max(_first(fields.top_k, generation.top_k), 0),

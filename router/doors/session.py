@@ -61,6 +61,8 @@ def choices_of(ask: Ask, model: ServedModel, config: DoorConfig) -> list[Choice]
     choices: list[Choice] = []
     for prompt in ask.prompts:
         room = answer_room(model, len(prompt), fields.max_tokens, ask.default_max_tokens)
+        if fields.min_tokens is not None and fields.min_tokens > room:
+            raise InvalidRequest(f"min_tokens: the answer has at most {room} tokens", param="min_tokens")
         for copy in range(copies):
             sampling = replace(
                 to_sampling(fields, model.generation, max_tokens=max(room, 1), seed=choice_seed(seed, copy)),

@@ -26,7 +26,19 @@ _TYPE = {401: "authentication_error", 429: "rate_limit_error"}
 def error_object(status: int, message: str, param: str | None = None, code: str | None = None) -> dict[str, object]:
     """The object that OpenAI clients look for in a body or in an event of a stream."""
     kind = _TYPE.get(status, "invalid_request_error" if status < 500 else "server_error")
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    return {
+        "error": {
+            "message": _text(message),
+            "type": kind,
+            "param": None if param is None else _text(param),
+            "code": code,
+        }
+    }
+
+
+def _text(quoted: str) -> str:
+    """A message may quote what a client sent, and JSON can spell strings that no encoding has (lone surrogates)."""
+    return quoted.encode(errors="replace").decode()
 
 
 def baton_error_object(error: BatonError) -> dict[str, object]:

@@ -68,7 +68,7 @@ class Tokenizer:
         try:  # encode_batch_fast lets other threads run meanwhile; encode does not
             (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         except TypeError as error:  # a lone surrogate is a str in Python and no text anywhere else
-            raise InvalidRequest("the text is not valid Unicode", param="prompt") from error
+            raise InvalidRequest("the text is not valid Unicode") from error
         return token_buffer(encoding.ids)
 
     def surely_longer_than(self, text: str, num_tokens: int) -> bool:

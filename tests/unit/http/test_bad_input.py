@@ -61,6 +61,12 @@ def error_of(response: httpx.Response) -> dict[str, Any]:
         (COMPLETIONS, completion(prompt=["a"] * 9), 400, "n"),
         (COMPLETIONS, completion(kv_transfer_params={"remote_host": "10.0.0.1"}), 400, "kv_transfer_params"),
         (COMPLETIONS, completion(timeout_s=0), 400, "timeout_s"),
+        (COMPLETIONS, completion(min_tokens=17), 400, "min_tokens"),
+        (COMPLETIONS, completion(temperature=10**400), 400, "temperature"),
+        (COMPLETIONS, completion(logit_bias={"9" * 5000: 1}), 400, "logit_bias"),
+        (COMPLETIONS, completion(logit_bias={"5": None}), 400, "logit_bias"),
+        (COMPLETIONS, completion(model="\ud800"), 404, "model"),
+        (COMPLETIONS, completion(**{"\ud800": 1}), 400, None),
         (COMPLETIONS, [], 400, None),
         (COMPLETIONS, "hi", 400, None),
         (COMPLETIONS, None, 400, None),
@@ -76,12 +82,14 @@ def error_of(response: httpx.Response) -> dict[str, Any]:
         (CHAT, conversation(top_logprobs=2), 400, None),
         (CHAT, conversation(max_tokens=3, max_completion_tokens=4), 400, None),
         (CHAT, conversation(chat_template_kwargs={"messages": []}), 400, "chat_template_kwargs"),
+        (CHAT, conversation(chat_template_kwargs={"bos_token": "\ud800"}), 400, None),
+        (CHAT, conversation(messages=[{"role": "nobody", "content": "\ud800"}]), 400, "messages"),
         (CHAT, conversation(stream_options={"include_usage": "yes"}), 400, "stream_options"),
         ("/tokenize", {}, 400, None),
     ],
 )
 async def test_status_and_param(service: Service, path: str, body: Any, status: int, param: str | None) -> None:
-    response = await service.http.post(path, json=body)
+    response = await service.http.post(path, content=json.dumps(body), headers=JSON)
     assert response.status_code == status, response.text
     if status != 200:
         assert error_of(response)["param"] == param
@@ -115,6 +123,11 @@ async def test_bodies_that_are_no_request(service: Service, content: bytes) -> N
 async def test_too_long_a_prompt_has_its_own_code(service: Service) -> None:
     response = await service.http.post(COMPLETIONS, json=completion(prompt=[5] * 600))
     assert (response.status_code, error_of(response)["code"]) == (400, "context_length_exceeded")
+
+
+async def test_a_body_that_is_not_sent_as_json(service: Service) -> None:
+    response = await service.http.post(COMPLETIONS, content=json.dumps(completion()))
+    assert (response.status_code, "content-type application/json" in response.text) == (400, True)
 
 
 async def test_unknown_paths_and_methods(service: Service) -> None:
@@ -175,3 +188,18 @@ async def test_a_whole_stream_ends_with_done(service: Service) -> None:
     assert response.headers["content-type"].startswith("text/event-stream")
     assert response.text.endswith("data: [DONE]\n\n")
     assert response.text.count("data: ") == 4
+
+
+async def test_a_client_that_never_reads_holds_up_nobody(service: Service) -> None:
+    tokens = service.byte_tokens("x" * 400)
+    service.generator.script = lambda _: tokens
+    body = json.dumps(completion(stream=True, max_tokens=400, logprobs=20, n=8)).encode()  # megabytes of events
+    host, port = service.url.removeprefix("http://").split(":")
+    _, writer = await asyncio.open_connection(host, int(port), limit=1024)
+    head = f"POST {COMPLETIONS} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    writer.write(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+    await writer.drain()
+    response = await service.http.post(COMPLETIONS, json=completion(max_tokens=400))
+    assert response.json()["choices"][0]["text"] == "x" * 400
+    writer.close()
+    await service.generator.idle.wait()
