@@ -79,6 +79,10 @@ class Link:
             self._posted_bytes -= num_bytes
             self._progress_s = now
 
+    def excuse(self, seconds: float, now: float) -> None:
+        """This worker itself stood still for so long and could not see what ended: nobody else's fault."""
+        self._progress_s = min(self._progress_s + seconds, now)
+
     def withdraw(self, ops: Collection[int]) -> list[int]:
         """Take back those of `ops` that were not posted yet, and name them."""
         kept: deque[tuple[Read, int]] = deque()

@@ -17,6 +17,9 @@ from kv_transfer.transports.base import (
     peer_key,
 )
 
+MAX_TICK_S = 0.05
+"""Ticks further apart mean that this worker stood still."""
+
 
 def read_bytes(read: Read, layout: KVLayout) -> int:
     """Bytes that a read moves."""
@@ -39,6 +42,7 @@ class Pairs:
         self._transports = {transport.name: transport for transport in transports}
         self._config = config
         self._peers: dict[str, Peer] = {}
+        self._ticked_s = 0.0
         self._prover = Prover(pool, config, ops, name)
 
     # ------------------------------------------------------------ who is there
@@ -139,7 +143,9 @@ class Pairs:
 
     def tick(self, now: float) -> None:
         """Find hung peers; try suspect ones again."""
+        late_s, self._ticked_s = now - self._ticked_s - MAX_TICK_S, now
         for peer in list(self._peers.values()):
+            peer.link.excuse(max(0.0, late_s), now)
             if peer.state is PeerState.SUSPECT:
                 if now >= peer.retry_s:
                     peer.retry()

@@ -185,6 +185,15 @@ def test_a_hung_peer_breaks_its_handoffs_in_under_a_second_and_heals(world: Worl
     assert isinstance(world.d.outcomes[-1], Proven)
 
 
+def test_a_reader_that_stood_still_blames_nobody(world: World) -> None:
+    world.hand_over()
+    late = world.now + 3.0  # neither polled nor ticked meanwhile, and nothing landed: the whole machine stood still
+    world.d.core.tick(late)
+    assert world.d.core.take_outcomes() == []
+    world.run(0.05)
+    assert isinstance(world.d.outcomes[-1], Proven)
+
+
 def test_late_bytes_of_a_hung_peer_never_reach_a_page_that_was_settled(world: World) -> None:
     world.network.stop(world.p.key)
     world.hand_over()

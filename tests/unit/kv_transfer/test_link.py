@@ -77,3 +77,12 @@ def test_reads_of_an_earlier_link_are_nobodys_progress() -> None:
     link.take(now=1)
     link.ended(77, now=9)
     assert link.busy and link.stalls_s == 1 + 0.5 + 0.1
+
+
+def test_a_worker_that_stood_still_blames_nobody() -> None:
+    link = loaded(1)
+    link.take(now=1)
+    link.excuse(5, now=7)
+    assert link.stalls_s == 6 + 0.5 + 0.1
+    link.excuse(100, now=7)
+    assert link.stalls_s == 7 + 0.5 + 0.1, "never later than from now on"
