@@ -7,7 +7,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from engine.core.errors import CheckpointError
-from engine.models.builtin import builtin_path
+from engine.models.builtin import FOLDER
 from engine.models.checkpoint import stored_tensors
 
 BUILTIN = "builtin"
@@ -24,7 +24,7 @@ def resolve_model(name: str) -> Path:
         CheckpointError: no such folder, no such hub id, no safetensors in it, or the hub cannot be reached.
     """
     if name == BUILTIN:
-        return builtin_path()
+        return FOLDER
     folder = Path(name).expanduser()
     if name and folder.is_dir():
         return folder

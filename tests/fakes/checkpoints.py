@@ -12,8 +12,10 @@ from typing import Any
 
 import torch
 import transformers
+from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
 
-from engine.models.builtin import SPECIAL_TOKENS, byte_tokenizer, tokenizer_config
+from engine.models.builtin import SPECIAL_TOKENS, tokenizer_config
 
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
 
@@ -64,6 +66,16 @@ def reference_model(folder: Path) -> transformers.PreTrainedModel:
     return model.eval()
 
 
+def byte_tokenizer() -> Tokenizer:
+    """One token a byte, then SPECIAL_TOKENS."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(BPE(vocab={character: index for index, character in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in SPECIAL_TOKENS])
+    return tokenizer
+
+
 @cache
 def _make(architecture: str, seed: int, shard_bytes: int, dtype: str, overrides: str) -> Path:
     folder = Path(tempfile.mkdtemp(dir=_FOLDERS.name, prefix=f"{architecture}-"))
@@ -76,7 +88,7 @@ def _make(architecture: str, seed: int, shard_bytes: int, dtype: str, overrides:
     model = model.to(getattr(torch, dtype))
     model.save_pretrained(folder, max_shard_size=shard_bytes or "5GB")
     tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config()))
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config(1024)))
     return folder
 
 

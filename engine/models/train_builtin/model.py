@@ -70,7 +70,7 @@ def write_description(folder: Path, tokenizer: Tokenizer) -> ModelConfig:
     for name, value in (
         ("config.json", config),
         ("generation_config.json", generation),
-        ("tokenizer_config.json", tokenizer_config() | {"model_max_length": CONTEXT}),
+        ("tokenizer_config.json", tokenizer_config(CONTEXT)),
     ):
         (folder / name).write_text(json.dumps(value, indent=2) + "\n")
     return load_config(folder)

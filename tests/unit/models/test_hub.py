@@ -9,6 +9,8 @@ from huggingface_hub import constants
 
 from engine.core.errors import CheckpointError
 from engine.models import hub
+from engine.models.builtin import FOLDER
+from engine.models.checkpoint import stored_tensors
 from engine.models.hub import resolve_model
 from tests.fakes.checkpoints import tiny_checkpoint
 
@@ -36,9 +38,9 @@ def test_a_folder_is_itself(tmp_path: Path) -> None:
     assert resolve_model(str(tmp_path)) == tmp_path
 
 
-def test_builtin_is_the_built_in_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "builtin_path", lambda: tmp_path)
-    assert resolve_model("builtin") == tmp_path
+def test_builtin_is_the_model_that_ships_with_baton() -> None:
+    assert resolve_model("builtin") == FOLDER
+    assert stored_tensors(FOLDER)
 
 
 @pytest.mark.parametrize("name", ["no-such-folder", "/no/such/folder", "./no/folder", "a/b/c", "", "a b/c"])
