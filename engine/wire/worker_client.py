@@ -20,6 +20,9 @@ logger = logging.getLogger(__name__)
 MAX_MESSAGE_BYTES = 64 << 20
 """A prompt of a million tokens is 4 MB; tickets and prefix events stay far below."""
 
+SILENT_TICKS = 4
+"""Looks at a silent worker before it counts as lost."""
+
 CHANNEL_OPTIONS = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -59,13 +62,14 @@ class WorkerClient:
         """`address` is host:port. `clock` is what the deadlines of sent requests are measured on."""
         self.address = address
         self.silence_s = silence_s
-        """May be changed at any time; the next wait for a frame takes the new value."""
+        """May be changed at any time; taken up within a quarter of the old value."""
         self._connect_timeout_s = connect_timeout_s
         self._clock = clock
         self._channel: grpc.aio.Channel | None = None
         self._call: grpc.aio.StreamStreamCall[pb.Command, pb.Frame] | None = None
         self._outbox: asyncio.Queue[pb.Command | None] = asyncio.Queue()
         self._lost: WorkerLost | None = None
+        self._silent_ticks = 0
 
     @property
     def lost(self) -> WorkerLost | None:
@@ -91,19 +95,17 @@ class WorkerClient:
 
     async def frames(self) -> AsyncIterator[Frame]:
         """Every frame of the session in order. Raises WorkerLost at its end, whatever ended it."""
-        if self._call is None:
+        call = self._call
+        if call is None:
             raise self._lose(f"not connected to {self.address}")
-        while True:
-            try:
-                async with asyncio.timeout(self.silence_s):
-                    message = await self._call.read()
-            except TimeoutError:
-                raise self._lose(f"worker at {self.address} was silent for {self.silence_s} s") from None
-            except grpc.aio.AioRpcError as error:
-                raise self._lose(f"worker at {self.address} is gone: {error.details()}") from error
-            if message is grpc.aio.EOF:
-                raise self._lose(f"worker at {self.address} ended the session")
-            yield frame_from_proto(message)
+        watch = asyncio.create_task(self._watch(call))
+        try:
+            while True:
+                message = await self._read(call)
+                self._silent_ticks = 0
+                yield frame_from_proto(message)
+        finally:
+            watch.cancel()
 
     async def close(self) -> None:
         """End the session; the worker cancels what is left of it. Idempotent."""
@@ -111,6 +113,27 @@ class WorkerClient:
         self._outbox.put_nowait(None)
         if self._channel is not None:
             await self._channel.close()
+
+    async def _read(self, call: "grpc.aio.StreamStreamCall[pb.Command, pb.Frame]") -> pb.Frame:
+        try:
+            message = await call.read()
+        except asyncio.CancelledError:
+            if self._lost is not None:
+                raise self._lost from None  # by _watch or close; else it is the reader's own task that was cancelled
+            raise
+        except grpc.aio.AioRpcError as error:
+            raise self._lose(f"worker at {self.address} is gone: {error.details()}") from error
+        if message is grpc.aio.EOF:
+            raise self._lose(f"worker at {self.address} ended the session")
+        return message
+
+    async def _watch(self, call: "grpc.aio.StreamStreamCall[pb.Command, pb.Frame]") -> None:
+        """End a call that is silent. Counts ticks, not time: while this loop stood still itself, nothing was read."""
+        while self._silent_ticks < SILENT_TICKS:
+            await asyncio.sleep(self.silence_s / SILENT_TICKS)
+            self._silent_ticks += 1
+        self._lose(f"worker at {self.address} was silent for {self.silence_s} s")
+        call.cancel()
 
     def _lose(self, message: str) -> WorkerLost:
         """Remember the first reason."""

@@ -18,7 +18,7 @@ import torch
 import transformers
 
 from engine.core.messages import Adopt, Cancel, DeliverTicket, Generate, HandoffFailed, Prefill, Release
-from engine.core.types import FinishReason, Request, Sampling, token_buffer
+from engine.core.types import FinishReason, Request, Sampling, TokenLogprob, token_buffer
 from tests.fakes.checkpoints import reference_model, tiny_checkpoint
 from tests.fakes.router_session import RouterSession, join
 
@@ -114,7 +114,8 @@ async def hand_over(p: RouterSession, d: RouterSession, *requests: Request) -> d
         for one in attempts.values():
             p.send(Prefill(one))
             d.send(Adopt(one))
-        await d.until(lambda: all(d.finished(one.id) or d.failed(one.id) for one in attempts.values()))
+        ids = [one.id for one in attempts.values()]
+        await d.until(lambda ids=ids: all(d.finished(id) or d.failed(id) for id in ids))
         again: dict[int, Request] = {}
         for id, one in attempts.items():
             if failures := d.failed(one.id):
@@ -129,6 +130,19 @@ async def hand_over(p: RouterSession, d: RouterSession, *requests: Request) -> d
         if again:
             await d.until(lambda: d.all("peers")[-1].ready)
     return tokens
+
+
+def logprobs_of(id: int, *heard: RouterSession) -> list[TokenLogprob]:
+    """Of the last attempt at request `id`, in order."""
+    rows = [
+        (row_id, value)
+        for session in heard
+        for frame in session.frames
+        for row_id, value in zip(frame.ids, frame.logprobs or [], strict=False)
+        if row_id % RETRY_IDS == id and value is not None
+    ]
+    last = max(row_id for row_id, _ in rows)
+    return [value for row_id, value in rows if row_id == last]
 
 
 async def generate(session: RouterSession, *requests: Request) -> dict[int, list[int]]:
@@ -202,16 +216,7 @@ async def test_sampled_tokens_and_logprobs_do_not_depend_on_the_path(pair: list[
         whole = await generate(p, *(replace(one, id=one.id + 50) for one in ones))
         for one in ones:
             assert apart[one.id] == whole[one.id + 50]
-        by_id = {
-            id: [
-                value
-                for s in (p, d)
-                for f in s.frames
-                for i, value in zip(f.ids, f.logprobs or [], strict=False)
-                if i == id
-            ]
-            for id in (10, 60)
-        }
+        by_id = {id: logprobs_of(id, p, d) for id in (10, 60)}
         assert len(by_id[10]) == len(by_id[60]) == 24
         for split, together in zip(by_id[10], by_id[60], strict=True):
             assert split.token == together.token

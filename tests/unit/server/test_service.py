@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -110,6 +111,22 @@ async def test_a_silent_worker_is_lost() -> None:
         await client.connect()
         with pytest.raises(WorkerLost, match=r"silent for 0\.05 s"):
             await anext(client.frames())
+        await client.close()
+
+
+async def test_a_router_that_stood_still_does_not_blame_the_worker() -> None:
+    async with serving() as worker:
+        client = WorkerClient(worker.address, silence_s=0.2)
+        await client.connect()
+        await worker.until(lambda: len(worker.heard) == 1)
+        frames = client.frames()
+        worker.service.deliver([(1, Frame(load=LOAD))])
+        assert await anext(frames)
+        reading = asyncio.ensure_future(anext(frames))
+        await asyncio.sleep(0)
+        worker.service.deliver([(1, Frame(step_id=9, load=LOAD))])
+        time.sleep(0.5)  # the loop, with the frame under way, is blocked for longer than a worker may be silent
+        assert (await reading).step_id == 9
         await client.close()
 
 
