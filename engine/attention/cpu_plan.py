@@ -18,6 +18,16 @@ from torch import Tensor
 
 from engine.attention.base import AttentionBatch
 
+Index = slice | Tensor
+"""Selects rows: neighbours as a slice, which copies nothing, others as int64."""
+
+
+def index_of(rows: list[int]) -> Index:
+    """The cheapest index that selects `rows`."""
+    if rows == list(range(rows[0], rows[0] + len(rows))):
+        return slice(rows[0], rows[0] + len(rows))
+    return torch.tensor(rows)
+
 
 @dataclass(frozen=True, slots=True)
 class ExtendRow:
@@ -33,14 +43,16 @@ class ExtendRow:
 class CPUStep:
     """One planned step. What depends on a sliding window is planned at the first layer that has that window."""
 
-    def __init__(self, batch: AttentionBatch, page_size: int, max_pages: int, dtype: torch.dtype) -> None:
+    def __init__(self, batch: AttentionBatch, scratch_2NSKE: Tensor) -> None:
+        """`scratch_2NSKE`: where keys and values of the same layout as the pool's pages can be gathered."""
         assert int(batch.slots_T.min()) >= 0, "padding rows belong to graphs, which the CPU path has not"
+        page_size = scratch_2NSKE.shape[2]
         self.slots_T = batch.slots_T
         self.page_T, self.position_T = batch.slots_T // page_size, batch.slots_T % page_size
         firsts = [0, *accumulate(batch.num_new)]
         decode = [row for row, num_new in enumerate(batch.num_new) if num_new == 1]
-        self.decode_T = torch.tensor([firsts[row] for row in decode]) if decode else None
-        """int64: where in T the decode rows are."""
+        self.decode_T = index_of([firsts[row] for row in decode]) if decode else None
+        """Where in T the decode rows are."""
         self.extends = [
             ExtendRow(firsts[row], batch.starts[row], num_new, batch.page_table_BP[row].long())
             for row, num_new in enumerate(batch.num_new)
@@ -48,16 +60,14 @@ class CPUStep:
         ]
         self._decode_lens = [batch.starts[row] + 1 for row in decode]
         self._decode_pages_RP = batch.page_table_BP[decode]
-        self._page_size, self._max_pages, self._dtype = page_size, max_pages, dtype
+        self._scratch_2NSKE = scratch_2NSKE
         self._waves: dict[int | None, list[list[Group]]] = {}
 
     def waves(self, window: int | None) -> "list[list[Group]]":
         """Waves of groups that read what each decode row sees through `window`."""
         if window not in self._waves:
             ranges = [(max(0, length - window) if window else 0, length) for length in self._decode_lens]
-            self._waves[window] = plan_waves(
-                ranges, self._decode_pages_RP, self._page_size, self._max_pages, self._dtype
-            )
+            self._waves[window] = plan_waves(ranges, self._decode_pages_RP, self._scratch_2NSKE)
         return self._waves[window]
 
 
@@ -74,19 +84,29 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Pieces that are gathered and attended together, each padded to as many pages as the longest."""
+    """Pieces that are gathered and attended together, each padded to as many pages as the longest.
 
-    rows_b: Tensor
-    """int64 indices into the rows that were planned."""
+    All views of the scratch are made here, once a step and not once a layer.
+    """
+
+    rows_b: Index
+    """Which of the rows that were planned."""
     pages: Tensor
     """int64, b * pages of the longest piece."""
-    begin: int
-    end: int
-    """[begin, end) of C covers what any of the pieces sees."""
+    gathered_2NSKE: tuple[Tensor, Tensor]
+    """Scratch to gather the keys and values of `pages` into."""
+    seen_2bKCE: tuple[Tensor, Tensor]
+    """The tokens of it that any of the pieces sees."""
     mask_b11C: Tensor | None
-    """Added to the scores of [begin, end); None when all pieces see all of it."""
+    """Added to the scores; None when all pieces see all of it."""
     unseen: Tensor | None
-    """Flat indices into b * C of tokens that their row does not see. Whatever lies there, NaN included, is blanked."""
+    """Flat indices of gathered tokens that their row does not see. Whatever lies there, NaN included, is blanked."""
+
+    def blank_unseen(self) -> None:
+        """A masked score weighs nothing, but NaN times nothing is NaN."""
+        if self.unseen is not None:
+            for gathered_NSKE in self.gathered_2NSKE:
+                gathered_NSKE.flatten(0, 1).index_fill_(0, self.unseen, 0)
 
 
 def split_row(row: int, begin: int, end: int, page_size: int, max_pages: int) -> list[Piece]:
@@ -101,44 +121,43 @@ def split_row(row: int, begin: int, end: int, page_size: int, max_pages: int) ->
     return pieces
 
 
-def plan_waves(
-    ranges: Sequence[tuple[int, int]], page_table_BP: Tensor, page_size: int, max_pages: int, dtype: torch.dtype
-) -> list[list[Group]]:
-    """Waves of groups that together read tokens [begin, end) of each row, at most `max_pages` pages a group.
+def plan_waves(ranges: Sequence[tuple[int, int]], page_table_BP: Tensor, scratch_2NSKE: Tensor) -> list[list[Group]]:
+    """Waves of groups that together read tokens [begin, end) of each row, as many at a time as the scratch holds.
 
-    Args:
-        ranges: what each row of `page_table_BP` sees; never empty.
-        dtype: of the masks.
+    `ranges` says what each row of `page_table_BP` sees; never empty.
     """
+    max_pages, page_size = scratch_2NSKE.shape[1:3]
     by_row = [split_row(row, begin, end, page_size, max_pages) for row, (begin, end) in enumerate(ranges)]
-    waves = zip_longest(*by_row)
-    return [_groups([p for p in wave if p], page_table_BP, page_size, max_pages, dtype) for wave in waves]
+    return [_groups([piece for piece in wave if piece], page_table_BP, scratch_2NSKE) for wave in zip_longest(*by_row)]
 
 
-def _groups(
-    pieces: list[Piece], page_table_BP: Tensor, page_size: int, max_pages: int, dtype: torch.dtype
-) -> list[Group]:
+def _groups(pieces: list[Piece], page_table_BP: Tensor, scratch_2NSKE: Tensor) -> list[Group]:
     pieces.sort(key=lambda piece: (-piece.num_pages, -piece.end))
     groups, first = [], 0
     while first < len(pieces):
-        count = max_pages // pieces[first].num_pages
-        groups.append(_group(pieces[first : first + count], page_table_BP, page_size, dtype))
+        count = scratch_2NSKE.shape[1] // pieces[first].num_pages
+        groups.append(_group(pieces[first : first + count], page_table_BP, scratch_2NSKE))
         first += count
     return groups
 
 
-def _group(pieces: list[Piece], page_table_BP: Tensor, page_size: int, dtype: torch.dtype) -> Group:
-    num_pages = pieces[0].num_pages
-    rows_b = torch.tensor([piece.row for piece in pieces])
+def _group(pieces: list[Piece], page_table_BP: Tensor, scratch_2NSKE: Tensor) -> Group:
+    num_pages, page_size = pieces[0].num_pages, scratch_2NSKE.shape[2]
+    rows = [piece.row for piece in pieces]
     first_b = torch.tensor([piece.first_page for piece in pieces])
     columns = (first_b[:, None] + torch.arange(num_pages)).clamp_(max=page_table_BP.shape[1] - 1)
-    pages = page_table_BP[rows_b[:, None], columns].flatten().long()
+    pages = page_table_BP[torch.tensor(rows)[:, None], columns].flatten().long()
     begin, end = min(piece.begin for piece in pieces), max(piece.end for piece in pieces)
-    if all(piece.begin == begin and piece.end == end for piece in pieces):
-        return Group(rows_b, pages, begin, end, None, None)
-    token_C = torch.arange(num_pages * page_size)
-    begin_b = torch.tensor([piece.begin for piece in pieces])
-    end_b = torch.tensor([piece.end for piece in pieces])
-    unseen_bC = (token_C < begin_b[:, None]) | (token_C >= end_b[:, None])
-    mask_bC = torch.zeros(len(pieces), end - begin, dtype=dtype).masked_fill_(unseen_bC[:, begin:end], -math.inf)
-    return Group(rows_b, pages, begin, end, mask_bC[:, None, None], unseen_bC.flatten().nonzero().flatten())
+    gathered_2NSKE = scratch_2NSKE[:, : len(pages)]
+    by_row_2bCKE = gathered_2NSKE.view(2, len(rows), num_pages * page_size, *scratch_2NSKE.shape[3:])
+    seen_2bKCE = by_row_2bCKE[:, :, begin:end].transpose(2, 3)
+    mask_b11C = unseen = None
+    if any(piece.begin != begin or piece.end != end for piece in pieces):
+        token_C = torch.arange(num_pages * page_size)
+        begin_b, end_b = torch.tensor([(piece.begin, piece.end) for piece in pieces]).T
+        unseen_bC = (token_C < begin_b[:, None]) | (token_C >= end_b[:, None])
+        unseen = unseen_bC.flatten().nonzero().flatten()
+        hidden_b11C = unseen_bC[:, None, None, begin:end]
+        mask_b11C = scratch_2NSKE.new_zeros(hidden_b11C.shape).masked_fill_(hidden_b11C, -math.inf)
+    gathered, seen = (gathered_2NSKE[0], gathered_2NSKE[1]), (seen_2bKCE[0], seen_2bKCE[1])
+    return Group(index_of(rows), pages, gathered, seen, mask_b11C, unseen)

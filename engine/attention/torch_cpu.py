@@ -19,12 +19,14 @@ from engine.attention.base import AttentionBatch, AttentionShape, layer_views
 from engine.attention.cpu_plan import CPUStep, ExtendRow, Group
 from engine.attention.torch_ref import visible
 
-SCRATCH_BYTES = 4 << 20
-"""Of gathered keys and values together: what stays in the second-level caches of two cores."""
+SCRATCH_BYTES = 3 << 19
+"""Of gathered keys and values together: what stays in one core's second-level cache of 2 MiB."""
+CACHED_BLOCK = 4096
+"""Tokens of a cached prefix that an extended row gathers at a time."""
 WINDOW_QUERIES = 512
 """Queries that share one mask where a sliding window cuts into an extended row."""
 
-# The public function runs the same kernel but does not return the log-sum-exp.
+# The public function runs the same kernel (grouped query heads included) but does not return the log-sum-exp.
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
@@ -47,7 +49,7 @@ class TorchCPU:
 
     def plan(self, batch: AttentionBatch) -> None:
         """See AttentionBackend."""
-        self._step = CPUStep(batch, self._page_size, self._scratch_2NSKE.shape[1], self._scratch_2NSKE.dtype)
+        self._step = CPUStep(batch, self._scratch_2NSKE)
 
     @property
     def slots(self) -> Tensor:
@@ -84,18 +86,20 @@ class TorchCPU:
         step, shape = self._planned(), self._shape
         out_THE = torch.empty_like(q_THE, memory_format=torch.contiguous_format)
         lse_TH = q_THE.new_empty(q_THE.shape[:2], dtype=torch.promote_types(q_THE.dtype, torch.float32))
-        # Query head h = k * G + g, so [T, H, E] is [T, K, G, E].
-        q_TKGE = q_THE.view(len(q_THE), shape.num_kv_heads, -1, shape.head_dim)
-        out_TKGE, lse_TKG = out_THE.view(q_TKGE.shape), lse_TH.view(q_TKGE.shape[:3])
         if step.decode_T is not None:
-            out_RKGE, lse_RKG = self._decode(layer, q_TKGE[step.decode_T])
-            out_TKGE[step.decode_T] = out_RKGE.to(out_THE.dtype)
-            lse_TKG[step.decode_T] = lse_RKG
+            # Query head h = k * G + g, so [R, H, E] is [R, K, G, E].
+            q_RKGE = q_THE[step.decode_T].view(
+                -1, shape.num_kv_heads, shape.num_heads // shape.num_kv_heads, q_THE.shape[2]
+            )
+            out_RKGE, lse_RKG = self._decode(layer, q_RKGE)
+            out_THE[step.decode_T] = out_RKGE.flatten(1, 2).to(out_THE.dtype)
+            lse_TH[step.decode_T] = lse_RKG.flatten(1, 2)
         for row in step.extends:
             new = slice(row.first, row.first + row.num_new)
-            out_GKME, lse_GKM = self._extend(layer, row, q_TKGE[new].permute(2, 1, 0, 3), k_TKE[new], v_TKE[new])
-            out_TKGE[new] = out_GKME.permute(2, 1, 0, 3)
-            lse_TKG[new] = lse_GKM.permute(2, 1, 0)
+            q_1HME, k_1KME, v_1KME = (x_THE[new].transpose(0, 1)[None] for x_THE in (q_THE, k_TKE, v_TKE))
+            out_1HME, lse_1HM = self._extend(layer, row, q_1HME, k_1KME, v_1KME)
+            out_THE[new] = out_1HME[0].transpose(0, 1)
+            lse_TH[new] = lse_1HM[0].T
         return out_THE, lse_TH
 
     def _decode(self, layer: int, q_RKGE: Tensor) -> tuple[Tensor, Tensor]:
@@ -105,85 +109,66 @@ class TorchCPU:
         out_RKGE = q_RKGE.new_empty(q_RKGE.shape, dtype=acc_dtype)
         lse_RKG = q_RKGE.new_empty(q_RKGE.shape[:3], dtype=acc_dtype)
         for group in first_wave:
-            part, part_lse = self._decode_group(layer, group, q_RKGE)
+            part, lse_RKG[group.rows_b] = self._decode_group(layer, group, q_RKGE)
             out_RKGE[group.rows_b] = part.to(acc_dtype)
-            lse_RKG[group.rows_b] = part_lse
         for group in (group for wave in later_waves for group in wave):
             rows = group.rows_b
-            part, part_lse = self._decode_group(layer, group, q_RKGE)
-            out_RKGE[rows], lse_RKG[rows] = merge(out_RKGE[rows], lse_RKG[rows], part, part_lse)
+            part = self._decode_group(layer, group, q_RKGE)
+            out_RKGE[rows], lse_RKG[rows] = merge((out_RKGE[rows], lse_RKG[rows]), part)
         return out_RKGE, lse_RKG
 
     def _decode_group(self, layer: int, group: Group, q_RKGE: Tensor) -> tuple[Tensor, Tensor]:
-        k_NKE, v_NKE = self._gather(layer, group.pages)
-        if group.unseen is not None:
-            k_NKE.index_fill_(0, group.unseen, 0)
-            v_NKE.index_fill_(0, group.unseen, 0)
-        by_row = (len(group.rows_b), -1, *k_NKE.shape[1:])
-        k_bKCE = k_NKE.view(by_row)[:, group.begin : group.end].transpose(1, 2)
-        v_bKCE = v_NKE.view(by_row)[:, group.begin : group.end].transpose(1, 2)
-        return self._kernel(q_RKGE[group.rows_b], k_bKCE, v_bKCE, mask=group.mask_b11C)
+        for pool_NSKE, gathered_NSKE in zip(self._layers[layer], group.gathered_2NSKE, strict=True):
+            torch.index_select(pool_NSKE, 0, group.pages, out=gathered_NSKE)
+        group.blank_unseen()
+        return self._kernel(q_RKGE[group.rows_b], *group.seen_2bKCE, mask=group.mask_b11C)
 
     def _extend(
-        self, layer: int, row: ExtendRow, q_GKME: Tensor, k_MKE: Tensor, v_MKE: Tensor
+        self, layer: int, row: ExtendRow, q_1HME: Tensor, k_1KME: Tensor, v_1KME: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Several new tokens of one row. The G query heads of a kv head are the kernel's batch, keys are not copied."""
+        """Several new tokens of one row: out_1HME and lse_1HM."""
         window = self._shape.windows[layer]
         if window is not None and row.start + row.num_new > window:
-            return self._extend_windowed(layer, row, q_GKME, window)
-        out, lse = self._kernel(q_GKME, *self._per_group(k_MKE, v_MKE), causal=True)
-        block = self._scratch_2NSKE.shape[1] * self._page_size
-        for begin in range(0, row.start, block):
-            pages, seen = self._page_range(row.pages_P, begin, min(begin + block, row.start))
-            k_CKE, v_CKE = (gathered_NKE[seen] for gathered_NKE in self._gather(layer, pages))
-            part, part_lse = self._kernel(q_GKME, *self._per_group(k_CKE, v_CKE))
-            out, lse = merge(out, lse, part, part_lse)
-        return out, lse
+            return self._extend_windowed(layer, row, q_1HME, window)
+        result = self._kernel(q_1HME, k_1KME, v_1KME, causal=True)
+        for begin in range(0, row.start, CACHED_BLOCK):
+            k_1KCE, v_1KCE = self._tokens(layer, row.pages_P, begin, min(begin + CACHED_BLOCK, row.start))
+            result = merge(result, self._kernel(q_1HME, k_1KCE, v_1KCE))
+        return result
 
-    def _extend_windowed(self, layer: int, row: ExtendRow, q_GKME: Tensor, window: int) -> tuple[Tensor, Tensor]:
+    def _extend_windowed(self, layer: int, row: ExtendRow, q_1HME: Tensor, window: int) -> tuple[Tensor, Tensor]:
         """The general case, masked: blocks of queries against all keys that any of them sees, read from the pool."""
         outs, lses = [], []
         for first in range(0, row.num_new, WINDOW_QUERIES):
-            q_GKQE = q_GKME[:, :, first : first + WINDOW_QUERIES]
-            end = row.start + first + q_GKQE.shape[2]
+            q_1HQE = q_1HME[:, :, first : first + WINDOW_QUERIES]
+            end = row.start + first + q_1HQE.shape[2]
             begin = max(0, row.start + first + 1 - window)
-            pages, seen = self._page_range(row.pages_P, begin, end)
-            k_CKE, v_CKE = (pool_NSKE[pages].flatten(0, 1)[seen] for pool_NSKE in self._layers[layer])
-            hidden_QC = ~visible(q_GKQE.shape[2], end - begin, window, q_GKQE.device)
-            mask_QC = q_GKQE.new_zeros(hidden_QC.shape).masked_fill_(hidden_QC, -math.inf)
-            out, lse = self._kernel(q_GKQE, *self._per_group(k_CKE, v_CKE), mask=mask_QC)
-            outs.append(out)
-            lses.append(lse)
+            k_1KCE, v_1KCE = self._tokens(layer, row.pages_P, begin, end)
+            hidden_QC = ~visible(q_1HQE.shape[2], end - begin, window, q_1HQE.device)
+            mask_QC = q_1HQE.new_zeros(hidden_QC.shape).masked_fill_(hidden_QC, -math.inf)
+            out_1HQE, lse_1HQ = self._kernel(q_1HQE, k_1KCE, v_1KCE, mask=mask_QC)
+            outs.append(out_1HQE)
+            lses.append(lse_1HQ)
         return torch.cat(outs, dim=2), torch.cat(lses, dim=2)
+
+    def _tokens(self, layer: int, pages_P: Tensor, begin: int, end: int) -> tuple[Tensor, Tensor]:
+        """k_1KCE and v_1KCE: tokens [begin, end) of one row, gathered from its pages."""
+        first_page = begin // self._page_size
+        pages = pages_P[first_page : math.ceil(end / self._page_size)]
+        origin = first_page * self._page_size
+        k_NSKE, v_NSKE = (pool_NSKE.index_select(0, pages) for pool_NSKE in self._layers[layer])
+        seen = slice(begin - origin, end - origin)
+        return k_NSKE.flatten(0, 1)[seen].transpose(0, 1)[None], v_NSKE.flatten(0, 1)[seen].transpose(0, 1)[None]
 
     def _kernel(
         self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """[batch, heads, queries, E] against [batch, heads, keys, E], any strides; out like q, lse without E."""
-        scale = self._shape.softmax_scale
-        out, lse = _flash(q, k.to(q.dtype), v.to(q.dtype), 0.0, causal, attn_mask=mask, scale=scale)
+        """[batch, query heads, queries, E] against [batch, kv heads, keys, E], any strides. out is like q."""
+        out, lse = _flash(q, k, v, 0.0, causal, attn_mask=mask, scale=self._shape.softmax_scale)
         return out, lse
 
-    def _per_group(self, k_CKE: Tensor, v_CKE: Tensor) -> tuple[Tensor, Tensor]:
-        """k_GKCE and v_GKCE: the same memory for every query head of a kv head."""
-        group = self._shape.num_heads // self._shape.num_kv_heads
-        return k_CKE.transpose(0, 1).expand(group, -1, -1, -1), v_CKE.transpose(0, 1).expand(group, -1, -1, -1)
 
-    def _page_range(self, pages_P: Tensor, begin: int, end: int) -> tuple[Tensor, slice]:
-        """The pages that hold tokens [begin, end) of a row, and where in them those tokens are."""
-        first_page = begin // self._page_size
-        origin = first_page * self._page_size
-        return pages_P[first_page : math.ceil(end / self._page_size)], slice(begin - origin, end - origin)
-
-    def _gather(self, layer: int, pages: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of whole pages, one after the other; valid until the next call."""
-        gathered = self._scratch_2NSKE[:, : len(pages)]
-        for pool_NSKE, scratch_NSKE in zip(self._layers[layer], gathered, strict=True):
-            torch.index_select(pool_NSKE, 0, pages, out=scratch_NSKE)
-        return gathered[0].flatten(0, 1), gathered[1].flatten(0, 1)
-
-
-def merge(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor]:
-    """Attention over the union of two disjoint key sets, from the attention over each. Computes in lse's dtype."""
-    weight = torch.sigmoid(lse_b - lse_a)[..., None]
-    return torch.lerp(out_a.to(weight.dtype), out_b.to(weight.dtype), weight), torch.logaddexp(lse_a, lse_b)
+def merge(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Attention over the union of two disjoint key sets, from (out, lse) of each. Computes in lse's dtype."""
+    weight = torch.sigmoid(b[1] - a[1])[..., None]
+    return torch.lerp(a[0].to(weight.dtype), b[0].to(weight.dtype), weight), torch.logaddexp(a[1], b[1])

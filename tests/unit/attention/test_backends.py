@@ -77,6 +77,7 @@ def test_rows_longer_than_the_scratch_merge_their_pieces(monkeypatch: pytest.Mon
     shape = shape_of(windows=(None, window))
     page_bytes = 2 * 4 * shape.num_kv_heads * shape.head_dim * 8
     monkeypatch.setattr(torch_cpu, "SCRATCH_BYTES", 3 * page_bytes)  # three pages of four tokens
+    monkeypatch.setattr(torch_cpu, "CACHED_BLOCK", 10)
     rows = [(47, 1), (0, 1), (11, 1), (12, 1), (13, 1), (30, 1), (50, 9), (12, 12)]
     check(TorchCPU, rows, shape, page_size=4)
 
@@ -120,6 +121,6 @@ def test_merge_is_attention_over_the_union() -> None:
     q, k, v = torch.randn(1, 2, 3, 8).double(), torch.randn(1, 2, 10, 8).double(), torch.randn(1, 2, 10, 8).double()
     flash = torch_cpu._flash
     whole, whole_lse = flash(q, k, v)
-    out, lse = merge(*flash(q, k[:, :, :4], v[:, :, :4]), *flash(q, k[:, :, 4:], v[:, :, 4:]))
+    out, lse = merge(flash(q, k[:, :, :4], v[:, :, :4]), flash(q, k[:, :, 4:], v[:, :, 4:]))
     torch.testing.assert_close(out, whole)
     torch.testing.assert_close(lse, whole_lse)
