@@ -39,7 +39,6 @@ class CoreCollector(Collector):
             ("pages_pulled", "Pages that decode workers pulled", stats.pages_pulled),
             ("pages_found", "Pages of handoffs that the decode worker had already", stats.pages_found),
             ("transfer_bytes", "Bytes that decode workers pulled", stats.transfer_bytes),
-            ("transfer_seconds", "Seconds that pulls took", stats.transfer_s),
             ("workers_lost", "Sessions with workers that ended", stats.workers_lost),
             ("workers_hung", "Times that a worker fell silent", stats.workers_hung),
         ):

@@ -4,7 +4,7 @@ from engine.core.messages import KVEvent, PagesCleared, PagesRemoved, PagesStore
 from router.prefix_index import PrefixIndex
 
 _ASK_AGAIN_S = 1.0
-_MAX_ASK_AGAIN_S = 32.0
+_MAX_ASK_AGAIN_S = 4.0
 
 
 class PrefixFeed:

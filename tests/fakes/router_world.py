@@ -5,7 +5,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from random import Random
 
-from engine.core.errors import BatonError, Overloaded
+from engine.core.errors import BatonError
 from engine.core.messages import Command, Frame
 from engine.core.types import FinishReason, Sampling, WorkerInfo
 from router.api import Delta, GenerateCall
@@ -212,8 +212,3 @@ class RouterWorld:
             worker = session.worker
             assert worker.idle, f"{worker.key} keeps {worker.rows} {worker.adoptions} {worker.leases}"
             assert not self.core.view.workers[worker.key].legs
-
-
-def refused(client: Client) -> bool:
-    """The call was turned away before any work."""
-    return isinstance(client.error, Overloaded)
