@@ -113,8 +113,8 @@ class TorchCPU:
             out_RKGE[group.rows_b] = part.to(acc_dtype)
         for group in (group for wave in later_waves for group in wave):
             rows = group.rows_b
-            part = self._decode_group(layer, group, q_RKGE)
-            out_RKGE[rows], lse_RKG[rows] = merge((out_RKGE[rows], lse_RKG[rows]), part)
+            more = self._decode_group(layer, group, q_RKGE)
+            out_RKGE[rows], lse_RKG[rows] = merge((out_RKGE[rows], lse_RKG[rows]), more)
         return out_RKGE, lse_RKG
 
     def _decode_group(self, layer: int, group: Group, q_RKGE: Tensor) -> tuple[Tensor, Tensor]:

@@ -34,8 +34,13 @@ class PagedAttentionStep(AttentionStep, Protocol):
 class CausalLM(Protocol):
     """A decoder. Rows of a step are packed along T; positions say where in its sequence each token stands."""
 
-    def forward(self, tokens_T: Tensor, positions_T: Tensor, attention: PagedAttentionStep) -> Tensor:
-        """Hidden states after the last norm, hidden_TD."""
+    def forward(
+        self, tokens_T: Tensor, positions_T: Tensor, attention: PagedAttentionStep, wanted_S: Tensor | None = None
+    ) -> Tensor:
+        """Hidden states after the last norm: hidden_SD of the tokens `wanted_S` (int64 into T), or all, hidden_TD.
+
+        The last layer's products are computed for what is wanted only: of a prompt that is one token, or none.
+        """
 
     def logits(self, hidden_SD: Tensor) -> Tensor:
         """Logits of the chosen rows, logits_SV in float32 or the model's own precision."""

@@ -47,14 +47,19 @@ class Llama:
         self.config = config
         self.weights = weights
 
-    def forward(self, tokens_T: Tensor, positions_T: Tensor, attention: AttentionStep) -> Tensor:
-        """Hidden states after the last norm, hidden_TD. Positions must be below `config.max_position`."""
+    def forward(
+        self, tokens_T: Tensor, positions_T: Tensor, attention: AttentionStep, wanted_S: Tensor | None = None
+    ) -> Tensor:
+        """See CausalLM. Positions must be below `config.max_position`."""
         weights, eps = self.weights, self.config.rms_norm_eps
         hidden_TD = functional.embedding(tokens_T, weights.embedding_VD)
         cos_sin_TE = functional.embedding(positions_T, weights.cos_sin_PE).to(hidden_TD.dtype)
         for index, layer in enumerate(weights.layers):
             normed_TD = rms_norm(hidden_TD, layer.input_norm_D, eps)
-            hidden_TD = hidden_TD + self._attention(index, normed_TD, cos_sin_TE, attention)
+            out_TO = self._attention(index, normed_TD, cos_sin_TE, attention)
+            if wanted_S is not None and index == self.config.num_layers - 1:
+                hidden_TD, out_TO = hidden_TD[wanted_S], out_TO[wanted_S]
+            hidden_TD = hidden_TD + layer.output(out_TO)
             normed_TD = rms_norm(hidden_TD, layer.mlp_norm_D, eps)
             hidden_TD = hidden_TD + layer.down(silu_mul(layer.gate_up(normed_TD)))
         return rms_norm(hidden_TD, weights.norm_D, eps)
@@ -73,4 +78,4 @@ class Llama:
         qk_TNE = rotate(qk_TNE, cos_sin_TE)
         q_THE, k_TKE = qk_TNE[:, : facts.num_heads], qk_TNE[:, facts.num_heads :]
         out_THE = attention.run(index, q_THE, k_TKE, v_TKE)
-        return layer.output(out_THE.flatten(1))
+        return out_THE.flatten(1)

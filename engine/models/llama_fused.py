@@ -26,13 +26,17 @@ class FusedLlama:
         self.config = config
         self.weights = weights
 
-    def forward(self, tokens_T: Tensor, positions_T: Tensor, attention: PagedAttentionStep) -> Tensor:
-        """Hidden states after the last norm, hidden_TD. Positions must be below `config.max_position`."""
+    def forward(
+        self, tokens_T: Tensor, positions_T: Tensor, attention: PagedAttentionStep, wanted_S: Tensor | None = None
+    ) -> Tensor:
+        """See CausalLM. Positions must be below `config.max_position`."""
         stream_TD = functional.embedding(tokens_T, self.weights.embedding_VD)
         added_TD: Tensor | None = None
         for index, layer in enumerate(self.weights.layers):
             normed_TD = self._norm(stream_TD, added_TD, layer.input_norm_D)
             out_TO = self._attention(index, normed_TD, positions_T, attention)
+            if wanted_S is not None and index == self.config.num_layers - 1:
+                stream_TD, out_TO = stream_TD[wanted_S], out_TO[wanted_S]
             stream_TD, added_TD = _add_product(stream_TD, out_TO, layer.output)
             normed_TD = self._norm(stream_TD, added_TD, layer.mlp_norm_D)
             stream_TD, added_TD = _add_product(stream_TD, _gate_up(normed_TD, layer), layer.down)

@@ -101,15 +101,17 @@ class StepRunner:
     def _run(self, plan: StepPlan, pending: PendingStep) -> None:
         batch, drawing = build_batch(plan, self._table), pending.drawing
         self._attention.plan(batch.attention)
-        hidden_TD = self._model.forward(batch.tokens_T, batch.positions_T, self._attention)
+        rows_S = torch.tensor(drawing, dtype=torch.int64).to(self._table.device, non_blocking=True)
+        last_S = batch.attention.cu_seqlens_q_B1[rows_S + 1].long() - 1
+        reports = any(self._table.sampling[slot].num_prompt_logprobs is not None for slot in batch.slots)
+        wants_all = reports or len(drawing) == plan.num_tokens
+        hidden = self._model.forward(batch.tokens_T, batch.positions_T, self._attention, None if wants_all else last_S)
         if drawing:
-            hidden_SD = hidden_TD
-            if len(drawing) < len(hidden_TD):
-                rows_S = torch.tensor(drawing).to(hidden_TD.device, non_blocking=True)
-                hidden_SD = hidden_TD[batch.attention.cu_seqlens_q_B1[rows_S + 1] - 1]
             slots, ends = ([values[row] for row in drawing] for values in (batch.slots, batch.ends))
+            hidden_SD = hidden[last_S] if reports else hidden
             self._draw(self._model.logits(hidden_SD), slots, ends, pending)
-        self._report_prompts(plan, batch, hidden_TD, pending)
+        if reports:
+            self._report_prompts(plan, batch, hidden, pending)
 
     def _draw(self, logits_SV: Tensor, slots: list[int], positions: list[int], pending: PendingStep) -> None:
         """Draw, keep the tokens where the next steps read them, and send home what was asked for."""
