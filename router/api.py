@@ -81,6 +81,10 @@ class ServiceStatus:
     workers: tuple[WorkerStatus, ...] = ()
     queued_requests: int = 0
     running_requests: int = 0
+    prompt_tokens: int = 0
+    """Of requests that got their first token, since the router started."""
+    cached_tokens: int = 0
+    """Of those, found in a cache: over prompt_tokens it is the hit rate."""
 
 
 class StatusSource(Protocol):

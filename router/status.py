@@ -16,6 +16,8 @@ def service_status(core: RouterCore, links: list[WorkerLink], now: float) -> Ser
         workers=workers,
         queued_requests=core.admission.num_waiting,
         running_requests=core.admission.num_running,
+        prompt_tokens=core.stats.prompt_tokens,
+        cached_tokens=core.stats.cached_tokens,
     )
 
 

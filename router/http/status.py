@@ -11,6 +11,9 @@ def status_body(status: ServiceStatus) -> Json:
         "detail": status.detail,
         "queued_requests": status.queued_requests,
         "running_requests": status.running_requests,
+        "prompt_tokens": status.prompt_tokens,
+        "cached_tokens": status.cached_tokens,
+        "cache_hit_rate": round(status.cached_tokens / max(status.prompt_tokens, 1), 4),
         "workers": [_worker(worker) for worker in status.workers],
     }
 

@@ -84,6 +84,9 @@ async def test_a_call_goes_through_a_pair(cluster: FakeCluster, service: RouterS
     assert last.finish_reason is FinishReason.LENGTH and last.timing
     assert (last.timing.prefill_worker, last.timing.decode_worker) == ("p", "d")
     await until(lambda: prefill.worker.idle and decode.worker.idle)
+    await collect(service, call)
+    status = service.status()
+    assert (status.prompt_tokens, status.cached_tokens) == (60, 28), "all but the page of the last token"
 
 
 async def test_concurrent_calls_do_not_mix(cluster: FakeCluster, service: RouterService) -> None:
