@@ -92,6 +92,18 @@ def timing_message(timing: Timing) -> pb.RequestTiming:
     )
 
 
+def timing_metadata(timing: Timing) -> tuple[tuple[str, str], ...]:
+    """The same names and milliseconds as the HTTP door's headers, for proxies and logs that do not read messages."""
+    return (
+        ("x-baton-queue-ms", f"{timing.queue_s * 1e3:.1f}"),
+        ("x-baton-prefill-ms", f"{timing.prefill_s * 1e3:.1f}"),
+        ("x-baton-transfer-ms", f"{timing.transfer_s * 1e3:.1f}"),
+        ("x-baton-ttft-ms", f"{timing.ttft_s * 1e3:.1f}"),
+        ("x-baton-prefill-worker", timing.prefill_worker),
+        ("x-baton-decode-worker", timing.decode_worker),
+    )
+
+
 def _logprob(row: TokenText) -> pb.TextLogprob:
     top = [pb.TopLogprob(token=token, logprob=logprob, bytes=piece) for token, logprob, piece in row.top]
     return pb.TextLogprob(token=row.token, logprob=row.logprob, bytes=row.piece, top=top)

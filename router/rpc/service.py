@@ -14,7 +14,7 @@ from router.api import Generator
 from router.doors.config import DoorConfig
 from router.doors.prompts import check_model, tokens_of_chat, tokens_of_ids, tokens_of_text
 from router.doors.session import Ask, Choice, choices_of, run
-from router.rpc.convert import messages_of, num_logprobs, response, sampling_fields
+from router.rpc.convert import messages_of, num_logprobs, response, sampling_fields, timing_metadata
 from router.rpc.errors import rpc_status_of
 from router.text.model import ServedModel
 
@@ -96,4 +96,6 @@ class InferenceService(InferenceServicer):
                     message.usage.prompt_tokens = len(choices[index].call.tokens)
                     message.usage.completion_tokens = counts[index]
                     message.usage.cached_tokens = cached[index]
+                    if index == 0 and delta.timing is not None:
+                        context.set_trailing_metadata(timing_metadata(delta.timing))
                 await context.write(message)

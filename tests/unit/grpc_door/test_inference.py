@@ -48,6 +48,14 @@ async def test_text_prompt(service: Service) -> None:
     assert service.generator.calls[0].tokens == prompt
 
 
+async def test_timing_in_trailing_metadata(service: Service) -> None:
+    call = service.stub.Generate(pb.GenerateRequest(text="hi", n=2))
+    async for _ in call:
+        pass
+    trailing = dict(await call.trailing_metadata())
+    assert (trailing["x-baton-ttft-ms"], trailing["x-baton-decode-worker"]) == ("6.0", "d0")
+
+
 async def test_token_ids_and_chat(service: Service) -> None:
     await generate(service, tokens=pb.TokenIds(ids=[5, 6, 7]))
     await generate(service, chat=CHAT)
