@@ -1,0 +1,198 @@
+"""The engine alone, offline: milliseconds and tokens per second of prefill, extend, decode and whole batches.
+
+python -m bench.engine --device cpu --json                  beside transformers' generate: same weights, batch, threads
+python -m bench.engine --model-shape llama-8b --device cuda --json     beside the limits of one H200
+python -m bench.engine --device cpu --work decode-16x256 --repeats 9
+
+Work is named kind-BATCHxTOKENS. Every repetition has fresh random prompts; a peer runs right before or after with the
+same ones, and the ratio is the median over repetitions, so that a machine that slows down slows both. The last line is
+one JSON object.
+"""
+
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Protocol
+
+import torch
+import typer
+
+from bench.engine_driver import EngineDriver, Timeline
+from bench.engine_limits import Limits
+from bench.engine_peer import TransformersPeer, write_random_checkpoint
+from bench.shapes import SHAPES, write_shape
+from engine.runtime.build import build_engine
+from engine.runtime.config import EngineConfig
+
+CPU_KV_BYTES = 1 << 30
+GPU_STEP_TOKENS = 8192
+
+
+@dataclass(frozen=True)
+class Work:
+    """`batch` requests: `num_prompt` tokens each, after `num_cached` that the cache holds, then `num_new` drawn."""
+
+    kind: str
+    """prefill: until all have a first token. extend: the same over a cached prefix. decode: one step of all rows.
+    batch: from submission to the last token."""
+    batch: int
+    num_prompt: int
+    num_new: int = 1
+    num_cached: int = 0
+    target_ms: float | None = None
+
+    @property
+    def name(self) -> str:
+        """As the command line names it."""
+        return f"{self.kind}-{self.batch}x{self.num_prompt}"
+
+    def seconds(self, timeline: Timeline) -> float:
+        """The measured quantity."""
+        if self.kind == "decode":
+            return timeline.step_s
+        return timeline.end_s if self.kind == "batch" else timeline.prefill_s
+
+    def limit_s(self, limits: Limits) -> float:
+        """The same on perfect hardware."""
+        extend_s = limits.extend_s(self.batch, self.num_prompt, self.num_cached)
+        decode_s = limits.decode_s(self.batch, self.num_prompt + self.num_new // 2)
+        return {"decode": decode_s, "batch": extend_s + self.num_new * decode_s}.get(self.kind, extend_s)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the measured seconds produced or computed."""
+        return {"decode": self.batch, "batch": self.batch * self.num_new}.get(self.kind, self.batch * self.num_prompt)
+
+
+CPU_WORK = (
+    Work("prefill", 1, 512),
+    Work("prefill", 16, 128),
+    Work("decode", 1, 256, num_new=33),
+    Work("decode", 16, 256, num_new=33),
+)
+GPU_WORK = (
+    Work("decode", 1, 1024, num_new=128, target_ms=4.4),
+    Work("decode", 8, 1024, num_new=128, target_ms=4.7),
+    Work("decode", 32, 1024, num_new=128, target_ms=5.6),
+    Work("decode", 64, 1024, num_new=128, target_ms=6.8),
+    Work("decode", 128, 1024, num_new=128, target_ms=9.4),
+    Work("decode", 256, 1024, num_new=128, target_ms=15.2),
+    Work("prefill", 1, 512, target_ms=13.5),
+    Work("prefill", 1, 2048, target_ms=48),
+    Work("prefill", 1, 8192, target_ms=205),
+    Work("prefill", 16, 2048, target_ms=16 * 2048 / 43.5),
+    Work("extend", 1, 256, num_cached=16000, target_ms=14),
+    Work("batch", 256, 1024, num_new=256, target_ms=9500),
+)
+
+
+class Runner(Protocol):
+    """What measures one batch: the engine or a peer."""
+
+    def run(self, prompts: Sequence[Sequence[int]], num_new: int) -> Timeline:
+        """Submit all prompts at once, draw `num_new` tokens for each."""
+
+
+def prompts_of(work: Work, vocab_size: int, rng: torch.Generator) -> list[list[int]]:
+    """Fresh random token ids; nothing in them was seen before."""
+    return torch.randint(0, vocab_size, (work.batch, work.num_cached + work.num_prompt), generator=rng).tolist()
+
+
+def repeat_work(
+    work: Work, engine: Runner, peer: Runner | None, repeats: int, vocab_size: int
+) -> list[tuple[Timeline, Timeline | None]]:
+    """The engine's and the peer's times of each repetition; one more runs first to warm both up."""
+    rng, timelines = torch.Generator().manual_seed(0), []
+    for repeat in range(repeats + 1):
+        prompts = prompts_of(work, vocab_size, rng)
+        if work.num_cached:
+            engine.run([prompt[: work.num_cached] for prompt in prompts], 1)
+        theirs = peer.run(prompts, work.num_new) if peer and repeat % 2 else None
+        ours = engine.run(prompts, work.num_new)
+        if peer and not repeat % 2:
+            theirs = peer.run(prompts, work.num_new)
+        timelines.append((ours, theirs))
+    return timelines[1:]
+
+
+def summarize(
+    work: Work, timelines: Sequence[tuple[Timeline, Timeline | None]], limits: Limits | None
+) -> dict[str, object]:
+    """Medians; beside them the peer's with the median of the ratios, the target and the limit, where there are any."""
+    seconds = median(work.seconds(ours) for ours, _ in timelines)
+    result: dict[str, object] = {"work": work.name, "ms": seconds * 1e3, "tokens_per_s": work.num_tokens / seconds}
+    pairs = [(ours, theirs) for ours, theirs in timelines if theirs is not None]
+    if pairs:
+        result["peer_ms"] = median(work.seconds(theirs) for _, theirs in pairs) * 1e3
+        result["speedup"] = median(work.seconds(theirs) / work.seconds(ours) for ours, theirs in pairs)
+        same = [mine == other for ours, theirs in pairs for mine, other in zip(ours.tokens, theirs.tokens, strict=True)]
+        result["same_outputs"] = sum(same) / len(same)
+    if work.target_ms is not None:
+        result |= {"target_ms": work.target_ms, "meets_target": seconds * 1e3 <= work.target_ms}
+    if limits is not None:
+        limit_s = work.limit_s(limits)
+        result |= {"limit_ms": limit_s * 1e3, "of_limit": limit_s / seconds}
+    return result
+
+
+def choose(names: str, known: Sequence[Work]) -> list[Work]:
+    """Work by name, all of it when no name is given. Raises typer.BadParameter."""
+    by_name = {work.name: work for work in known}
+    unknown = [name for name in names.split(",") if name and name not in by_name]
+    if unknown:
+        raise typer.BadParameter(f"{', '.join(unknown)}; known: {', '.join(by_name)}")
+    return [by_name[name] for name in names.split(",") if name] or list(known)
+
+
+def run_shape(shape: str, device: str, dtype: str, chosen: Sequence[Work], repeats: int) -> Iterator[dict[str, object]]:
+    """One result for each work, as it comes."""
+    facts, on_cpu = SHAPES[shape], device == "cpu"
+    config = EngineConfig("", device=device, dtype=dtype, max_model_len=facts["max_position_embeddings"])
+    with tempfile.TemporaryDirectory(prefix="baton-bench-") as name:
+        folder = write_shape(shape, Path(name))
+        if on_cpu:
+            write_random_checkpoint(folder, seed=0)
+            engine = build_engine(replace(config, model=name, kv_memory=CPU_KV_BYTES))
+        else:
+            engine = build_engine(replace(config, model=name, random_weights=True, max_step_tokens=GPU_STEP_TOKENS))
+        peer = TransformersPeer(folder, dtype) if on_cpu else None
+    driver, limits = EngineDriver(engine), None if on_cpu else Limits.of_shape(facts)
+    for work in chosen:
+        timelines = repeat_work(work, driver, peer, repeats, facts["vocab_size"])
+        yield summarize(work, timelines, limits)
+    engine.close()
+
+
+def main(
+    device: str = "cpu",
+    model_shape: str = "",
+    dtype: str = "",
+    work: str = "",
+    repeats: int = 5,
+    threads: int = 0,
+    as_json: bool = typer.Option(False, "--json", help="Print one JSON object as the last line."),
+) -> None:
+    """Measure the engine; on the CPU beside transformers."""
+    shape = model_shape or ("cpu-100m" if device == "cpu" else "llama-8b")
+    if shape not in SHAPES:
+        raise typer.BadParameter(f"{shape}; known: {', '.join(SHAPES)}")
+    if threads:
+        torch.set_num_threads(threads)
+    dtype = dtype or SHAPES[shape]["dtype"]
+    results = []
+    for result in run_shape(shape, device, dtype, choose(work, CPU_WORK if device == "cpu" else GPU_WORK), repeats):
+        results.append(result)
+        words = (
+            f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in result.items()
+        )
+        print("  ".join(words), flush=True)
+    if as_json:
+        header = {"shape": shape, "device": device, "dtype": dtype, "threads": torch.get_num_threads()}
+        print(json.dumps(header | {"work": results}))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,48 @@
+"""What one H200 could do at best with a model's shape: products at the speed of a large one, memory read once.
+
+Both rates were measured on the chip: a bfloat16 product of 8192 x 8192 x 8192, and a device-to-device copy.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+PRODUCT_FLOPS_PER_S = 790e12
+MEMORY_BYTES_PER_S = 4.25e12
+VALUE_BYTES = 2
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Weights and KV of a shape in bfloat16."""
+
+    layer_weights: int
+    """Of all layers."""
+    head_weights: int
+    kv_values_per_token: int
+    attention_flops_per_pair: int
+    """Of one query token and one key token, all layers."""
+
+    @classmethod
+    def of_shape(cls, shape: dict[str, Any]) -> "Limits":
+        """From a Hugging Face configuration."""
+        hidden, layers, head_dim = shape["hidden_size"], shape["num_hidden_layers"], shape["head_dim"]
+        heads, kv_heads = shape["num_attention_heads"], shape["num_key_value_heads"]
+        attention = hidden * head_dim * (2 * heads + 2 * kv_heads)
+        return cls(
+            layer_weights=layers * (attention + 3 * hidden * shape["intermediate_size"]),
+            head_weights=hidden * shape["vocab_size"],
+            kv_values_per_token=layers * 2 * kv_heads * head_dim,
+            attention_flops_per_pair=layers * 4 * heads * head_dim,
+        )
+
+    def extend_s(self, batch: int, num_new: int, num_cached: int = 0) -> float:
+        """Extend each of `batch` sequences by many tokens: products bound it."""
+        pairs = num_new * num_cached + num_new * (num_new + 1) // 2
+        layers = 2 * num_new * self.layer_weights + self.attention_flops_per_pair * pairs
+        return batch * (layers + 2 * self.head_weights) / PRODUCT_FLOPS_PER_S
+
+    def decode_s(self, batch: int, num_cached: int) -> float:
+        """One token for each sequence: all weights and all KV are read once, or the products take longer."""
+        weights = self.layer_weights + self.head_weights
+        values = weights + batch * num_cached * self.kv_values_per_token
+        return max(values * VALUE_BYTES / MEMORY_BYTES_PER_S, 2 * batch * weights / PRODUCT_FLOPS_PER_S)
