@@ -213,6 +213,14 @@ def test_prompt_log_probabilities_come_once_each_and_from_no_cache(num_pages: in
     assert bench.finished[2].reason is FinishReason.LENGTH and not bench.tokens[2]
 
 
+def test_a_scored_prompt_draws_nothing_even_if_its_last_chunk_is_one_token() -> None:
+    bench = CoreBench(page_size=4, max_step_tokens=4, max_rows=2)
+    bench.core.submit(make_request(1, range(1, 6), max_tokens=0, num_prompt_logprobs=0))
+    bench.run()
+    assert [plan.num_new for plan in bench.executor.plans] == [[4], [1]]
+    assert not bench.tokens[1] and bench.finished[1].reason is FinishReason.LENGTH
+
+
 # ------------------------------------------------------------ what the shell asks
 
 

@@ -270,6 +270,22 @@ def test_a_reservation_waits_for_pages_in_turn() -> None:
     assert 1 in bench.finished and len(bench.reserved[2].pages) == 3
 
 
+def test_an_adopted_request_that_cannot_grow_is_not_shown_to_the_executor() -> None:
+    bench = CoreBench(page_size=2, num_pages=5)
+    bench.core.submit(make_request(1, range(20, 25), max_tokens=5), hold=True)
+    bench.run()
+    request = make_request(2, range(1, 5), max_tokens=3)
+    bench.core.reserve(request)
+    bench.step()
+    receive(bench, request)
+    assert bench.core.adopt(2, bench.expected(request)[:1])
+    bench.run()
+    assert not bench.tokens[2] and all(row.id != 2 for plan in bench.executor.plans for row in plan.added)
+    bench.core.release(1)
+    bench.run()
+    assert bench.tokens[2] == bench.expected(request)[1:]
+
+
 @pytest.mark.parametrize("num_tokens", [3, 11])
 def test_proof_only_grows_and_ends_with_the_prompt(num_tokens: int) -> None:
     bench = CoreBench(page_size=4)
