@@ -116,14 +116,14 @@ class WorkerClient:
 
     async def _read(self, call: "grpc.aio.StreamStreamCall[pb.Command, pb.Frame]") -> pb.Frame:
         try:
-            message = await call.read()
+            message: pb.Frame | object = await call.read()
         except asyncio.CancelledError:
             if self._lost is not None:
                 raise self._lost from None  # by _watch or close; else it is the reader's own task that was cancelled
             raise
         except grpc.aio.AioRpcError as error:
             raise self._lose(f"worker at {self.address} is gone: {error.details()}") from error
-        if message is grpc.aio.EOF:
+        if not isinstance(message, pb.Frame):  # grpc.aio.EOF
             raise self._lose(f"worker at {self.address} ended the session")
         return message
 
