@@ -29,21 +29,30 @@ def index_of(rows: list[int]) -> Index:
     return torch.tensor(rows)
 
 
-@dataclass(frozen=True, slots=True)
-class ExtendRow:
-    """A row with several new tokens: T in [first, first + num_new)."""
+@dataclass(slots=True)
+class ExtendRun:
+    """Neighbouring rows with equally many new tokens: T in [first, first + num_rows * num_new).
+
+    Only rows without cached tokens share a run: one kernel call, and one meeting of the threads, for all of them.
+    """
 
     first: int
     start: int
     num_new: int
     pages_P: Tensor
-    """int64, the row's pages in order."""
+    """int64, the first row's pages in order."""
+    num_rows: int = 1
+
+    @property
+    def tokens(self) -> slice:
+        """Where in T the run's new tokens are."""
+        return slice(self.first, self.first + self.num_rows * self.num_new)
 
 
 class CPUStep:
     """One planned step. What depends on a sliding window is planned at the first layer that has that window."""
 
-    def __init__(self, batch: AttentionBatch, scratch_2NSKE: Tensor) -> None:
+    def __init__(self, batch: AttentionBatch, scratch_2NSKE: Tensor, narrowest_window: int) -> None:
         """`scratch_2NSKE`: where keys and values of the same layout as the pool's pages can be gathered."""
         assert int(batch.slots_T.min()) >= 0, "padding rows belong to graphs, which the CPU path has not"
         page_size = scratch_2NSKE.shape[2]
@@ -53,11 +62,7 @@ class CPUStep:
         decode = [row for row, num_new in enumerate(batch.num_new) if num_new == 1]
         self.decode_T = index_of([firsts[row] for row in decode]) if decode else None
         """Where in T the decode rows are."""
-        self.extends = [
-            ExtendRow(firsts[row], batch.starts[row], num_new, batch.page_table_BP[row].long())
-            for row, num_new in enumerate(batch.num_new)
-            if num_new > 1
-        ]
+        self.extends = _runs(batch, firsts, narrowest_window)
         self._decode_lens = [batch.starts[row] + 1 for row in decode]
         self._decode_pages_RP = batch.page_table_BP[decode]
         self._scratch_2NSKE = scratch_2NSKE
@@ -69,6 +74,21 @@ class CPUStep:
             ranges = [(max(0, length - window) if window else 0, length) for length in self._decode_lens]
             self._waves[window] = plan_waves(ranges, self._decode_pages_RP, self._scratch_2NSKE)
         return self._waves[window]
+
+
+def _runs(batch: AttentionBatch, firsts: list[int], narrowest_window: int) -> list[ExtendRun]:
+    """The rows with several new tokens. Rows that a sliding window cuts into stay alone."""
+    runs: list[ExtendRun] = []
+    for row, (start, num_new) in enumerate(zip(batch.starts, batch.num_new, strict=True)):
+        if num_new == 1:
+            continue
+        last = runs[-1] if runs else None
+        alike = last is not None and start == last.start == 0 and num_new == last.num_new <= narrowest_window
+        if last is not None and alike and last.tokens.stop == firsts[row]:
+            last.num_rows += 1
+        else:
+            runs.append(ExtendRun(firsts[row], start, num_new, batch.page_table_BP[row].long()))
+    return runs
 
 
 @dataclass(frozen=True, slots=True)

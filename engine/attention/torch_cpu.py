@@ -11,12 +11,13 @@ Shape suffixes: see engine.attention.base; R decode rows, b rows of a group, M n
 """
 
 import math
+import sys
 
 import torch
 from torch import Tensor
 
 from engine.attention.base import AttentionBatch, AttentionShape, layer_views
-from engine.attention.cpu_plan import CPUStep, ExtendRow, Group
+from engine.attention.cpu_plan import CPUStep, ExtendRun, Group
 from engine.attention.torch_ref import visible
 
 SCRATCH_BYTES = 3 << 19
@@ -45,11 +46,12 @@ class TorchCPU:
         page_bytes = page_size * num_kv_heads * head_dim * pool_NL2SKE.element_size()
         max_pages = max(1, SCRATCH_BYTES // (2 * page_bytes))
         self._scratch_2NSKE = pool_NL2SKE.new_empty(2, max_pages, page_size, num_kv_heads, head_dim)
+        self._narrowest_window = min((window for window in shape.windows if window), default=sys.maxsize)
         self._step: CPUStep | None = None
 
     def plan(self, batch: AttentionBatch) -> None:
         """See AttentionBackend."""
-        self._step = CPUStep(batch, self._scratch_2NSKE)
+        self._step = CPUStep(batch, self._scratch_2NSKE, self._narrowest_window)
 
     @property
     def slots(self) -> Tensor:
@@ -94,12 +96,14 @@ class TorchCPU:
             out_RKGE, lse_RKG = self._decode(layer, q_RKGE)
             out_THE[step.decode_T] = out_RKGE.flatten(1, 2).to(out_THE.dtype)
             lse_TH[step.decode_T] = lse_RKG.flatten(1, 2)
-        for row in step.extends:
-            new = slice(row.first, row.first + row.num_new)
-            q_1HME, k_1KME, v_1KME = (x_THE[new].transpose(0, 1)[None] for x_THE in (q_THE, k_TKE, v_TKE))
-            out_1HME, lse_1HM = self._extend(layer, row, q_1HME, k_1KME, v_1KME)
-            out_THE[new] = out_1HME[0].transpose(0, 1)
-            lse_TH[new] = lse_1HM[0].T
+        for run in step.extends:
+            by_row = (run.num_rows, run.num_new)
+            heads = (
+                x_THE[run.tokens].view(*by_row, *x_THE.shape[1:]).transpose(1, 2) for x_THE in (q_THE, k_TKE, v_TKE)
+            )
+            out_RHME, lse_RHM = self._extend(layer, run, *heads)
+            out_THE[run.tokens] = out_RHME.transpose(1, 2).flatten(0, 1)
+            lse_TH[run.tokens] = lse_RHM.transpose(1, 2).flatten(0, 1)
         return out_THE, lse_TH
 
     def _decode(self, layer: int, q_RKGE: Tensor) -> tuple[Tensor, Tensor]:
@@ -124,26 +128,26 @@ class TorchCPU:
         return self._kernel(q_RKGE[group.rows_b], *group.seen_2bKCE, mask=group.mask_b11C)
 
     def _extend(
-        self, layer: int, row: ExtendRow, q_1HME: Tensor, k_1KME: Tensor, v_1KME: Tensor
+        self, layer: int, run: ExtendRun, q_RHME: Tensor, k_RKME: Tensor, v_RKME: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Several new tokens of one row: out_1HME and lse_1HM."""
+        """Several new tokens of each row of a run: out_RHME and lse_RHM."""
         window = self._shape.windows[layer]
-        if window is not None and row.start + row.num_new > window:
-            return self._extend_windowed(layer, row, q_1HME, window)
-        result = self._kernel(q_1HME, k_1KME, v_1KME, causal=True)
-        for begin in range(0, row.start, CACHED_BLOCK):
-            k_1KCE, v_1KCE = self._tokens(layer, row.pages_P, begin, min(begin + CACHED_BLOCK, row.start))
-            result = merge(result, self._kernel(q_1HME, k_1KCE, v_1KCE))
+        if window is not None and run.start + run.num_new > window:
+            return self._extend_windowed(layer, run, q_RHME, window)
+        result = self._kernel(q_RHME, k_RKME, v_RKME, causal=True)
+        for begin in range(0, run.start, CACHED_BLOCK):
+            k_1KCE, v_1KCE = self._tokens(layer, run.pages_P, begin, min(begin + CACHED_BLOCK, run.start))
+            result = merge(result, self._kernel(q_RHME, k_1KCE, v_1KCE))
         return result
 
-    def _extend_windowed(self, layer: int, row: ExtendRow, q_1HME: Tensor, window: int) -> tuple[Tensor, Tensor]:
+    def _extend_windowed(self, layer: int, run: ExtendRun, q_1HME: Tensor, window: int) -> tuple[Tensor, Tensor]:
         """The general case, masked: blocks of queries against all keys that any of them sees, read from the pool."""
         outs, lses = [], []
-        for first in range(0, row.num_new, WINDOW_QUERIES):
+        for first in range(0, run.num_new, WINDOW_QUERIES):
             q_1HQE = q_1HME[:, :, first : first + WINDOW_QUERIES]
-            end = row.start + first + q_1HQE.shape[2]
-            begin = max(0, row.start + first + 1 - window)
-            k_1KCE, v_1KCE = self._tokens(layer, row.pages_P, begin, end)
+            end = run.start + first + q_1HQE.shape[2]
+            begin = max(0, run.start + first + 1 - window)
+            k_1KCE, v_1KCE = self._tokens(layer, run.pages_P, begin, end)
             hidden_QC = ~visible(q_1HQE.shape[2], end - begin, window, q_1HQE.device)
             mask_QC = q_1HQE.new_zeros(hidden_QC.shape).masked_fill_(hidden_QC, -math.inf)
             out_1HQE, lse_1HQ = self._kernel(q_1HQE, k_1KCE, v_1KCE, mask=mask_QC)

@@ -82,6 +82,12 @@ def test_rows_longer_than_the_scratch_merge_their_pieces(monkeypatch: pytest.Mon
     check(TorchCPU, rows, shape, page_size=4)
 
 
+@pytest.mark.parametrize("window", [None, 9, 12])
+def test_new_rows_of_equal_length_share_a_call(window: int | None) -> None:
+    rows = [(0, 9), (0, 9), (0, 9), (3, 9), (0, 9), (7, 1), (0, 9), (0, 9), (0, 12), (0, 12), (0, 2)]
+    check(TorchCPU, rows, shape_of(windows=(None, window)), page_size=4)
+
+
 @pytest.mark.parametrize("window", [20, 100])
 def test_extend_over_several_blocks_of_windowed_queries(monkeypatch: pytest.MonkeyPatch, window: int) -> None:
     monkeypatch.setattr(torch_cpu, "WINDOW_QUERIES", 8)
