@@ -8,6 +8,7 @@ import itertools
 import json
 from collections.abc import Callable
 from dataclasses import asdict, astuple, dataclass
+from functools import partial
 
 import torch
 import triton
@@ -54,7 +55,7 @@ def graph_us(step: Callable[[int], object], copies: int, repeats: int = 20) -> f
         end.record()
         end.synchronize()
         times.append(begin.elapsed_time(end) * 1e3 / copies)
-    return sorted(times)[len(times) // 2]
+    return float(sorted(times)[len(times) // 2])
 
 
 TILINGS = (
@@ -71,15 +72,11 @@ TILINGS = (
 """The cuts worth trying on a Hopper GPU: at most 160 KiB of tiles in flight a program."""
 
 
-def run_small(
-    product: Product,
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    residual: torch.Tensor | None,
-    cut: Tiles,
+def run_nth(
+    product: Product, x: torch.Tensor, weights: torch.Tensor, residual: torch.Tensor | None, cut: Tiles, i: int
 ) -> torch.Tensor:
-    """One call of the few-row kernel with the product's stages."""
-    return linear_small(x, weight, silu_mul=product.silu_mul, residual_MN=residual, tiles=cut)
+    """One call of the few-row kernel on weight `i`, with the product's stages."""
+    return linear_small(x, weights[i], silu_mul=product.silu_mul, residual_MN=residual, tiles=cut)
 
 
 def measure(product: Product, rows: int, copies: int) -> dict[str, object]:
@@ -97,7 +94,7 @@ def measure(product: Product, rows: int, copies: int) -> dict[str, object]:
     tried: list[tuple[float, Tiles]] = []
     for cut in TILINGS:
         try:
-            us = graph_us(lambda i, cut=cut: run_small(product, x, weights[i], residual, cut), copies)
+            us = graph_us(partial(run_nth, product, x, weights, residual, cut), copies)
         except triton.runtime.errors.OutOfResources as error:
             print(f"{product.name} rows {rows} {cut}: {error}")
             continue
