@@ -16,7 +16,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 PAGE, CHUNK, NUM_NEW = 16, 64, 12
 NUM_PAGES = 56
-"""Far too few for 16 of the prompts at once: requests must be preempted and computed again."""
+"""Far too few for 16 of the prompts at once."""
+NUM_GROWING, GROWING_LENGTH, NUM_GROWN = 12, 20, 80
+"""12 x 100 tokens need 84 pages; the prompts alone 24."""
 LENGTHS = (1, 2, 15, 16, 17, 31, 32, 33, 47, 48, 49, 63, 64, 65, 79, 80, 81, 127, 128, 129, 191, 192, 193, 257)
 
 
@@ -25,6 +27,8 @@ class Case:
     service: Service
     prompts: list[list[int]]
     expected: list[list[int]]
+    growing: list[list[int]]
+    grown: list[list[int]]
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
@@ -34,13 +38,15 @@ def case(request: pytest.FixtureRequest) -> Iterator[Case]:
     rng = random.Random(request.param)
     prompts = [[rng.randrange(model.config.vocab_size) for _ in range(length)] for length in LENGTHS]
     expected = [reference_tokens(model, prompt, NUM_NEW) for prompt in prompts]
+    growing = [[rng.randrange(model.config.vocab_size) for _ in range(GROWING_LENGTH)] for _ in range(NUM_GROWING)]
+    grown = [reference_tokens(model, prompt, NUM_GROWN) for prompt in growing]
     config = model.config
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     page_bytes = config.num_hidden_layers * 2 * PAGE * config.num_key_value_heads * head_dim * 4
     flags = ["--page-size", PAGE, "--kv-memory", NUM_PAGES * page_bytes, "--max-step-tokens", CHUNK]
     flags += ["--max-model-len", 512, "--policy", "cost_always_hand_over"]
     with serve("--model", str(folder), *map(str, flags)) as service:
-        yield Case(service, prompts, expected)
+        yield Case(service, prompts, expected, growing, grown)
 
 
 async def test_cold_then_with_prefix_hits(case: Case) -> None:
@@ -49,10 +55,6 @@ async def test_cold_then_with_prefix_hits(case: Case) -> None:
         cold = await greedy(stub, case.prompts, NUM_NEW, at_once=16)
         assert [answer.tokens for answer in cold] == case.expected
         assert {(answer.prefill_worker, answer.decode_worker) for answer in cold} == {("prefill-0", "decode-0")}
-        case.service.wait_idle()
-        assert sum(worker["load"]["num_preempted"] for worker in case.service.workers()) > 0, (
-            "the pool was large enough"
-        )
         warm = []
         for prompt in case.prompts:
             warm += await greedy(stub, [prompt] * 2, NUM_NEW, at_once=1)
@@ -62,6 +64,15 @@ async def test_cold_then_with_prefix_hits(case: Case) -> None:
         assert [answer.cached_tokens for answer in warm[1::2]] == [
             (len(prompt) - 1) // PAGE * PAGE for prompt in case.prompts
         ]
+
+
+async def test_rows_that_outgrow_the_pool_are_computed_again(case: Case) -> None:
+    """The prompts fit side by side, their answers do not: somebody must give way, and nobody's tokens may change."""
+    async with connect(case.service.grpc) as channel:
+        answers = await greedy(InferenceStub(channel), case.growing, NUM_GROWN, at_once=len(case.growing))
+    assert [answer.tokens for answer in answers] == case.grown
+    case.service.wait_idle()
+    assert sum(worker["load"]["num_preempted"] for worker in case.service.workers()) > 0, "the pool was large enough"
 
 
 async def test_several_sequences_of_one_prompt(case: Case) -> None:
