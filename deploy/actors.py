@@ -47,7 +47,7 @@ class _Actor:
 
     def __init__(self) -> None:
         # WARNING and above reach the service's own terminal, through Ray.
-        os.environ.setdefault("NIXL_LOG_LEVEL", "WARNING")
+        os.environ.setdefault("NIXL_LOG_LEVEL", "WARN")
         logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
 
     def ended(self) -> str:
