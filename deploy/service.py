@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from deploy.actors import DecodeWorker, Endpoints, Place, PrefillWorker, Router
@@ -26,6 +27,7 @@ from router.api import ServiceStatus
 from router.config import RouterConfig
 from router.server import RouterServerConfig
 
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 READY_POLL_S = 0.05
 PATIENCE_S = 10.0
 """How often a long start says what it still waits for."""
@@ -53,7 +55,8 @@ def run(values: dict[str, Any], *, ray_address: str) -> int:
         The exit status: 0 stopped, 2 could not start (one line on standard error says why).
     """
     say = Progress()
-    signal.signal(signal.SIGTERM, _interrupt)
+    # SIGINT, too: a shell starts background jobs with it ignored.
+    _handle_signals(_interrupt)
     try:
         config = service_config(values, ray_address=ray_address)
         check_port(config.host, config.port, "port")
@@ -65,7 +68,7 @@ def run(values: dict[str, Any], *, ray_address: str) -> int:
             try:
                 asyncio.run(Service(config, cluster, say).serve())
             finally:
-                _ignore_signals()
+                _handle_signals(signal.SIG_IGN)  # a second Ctrl-C must not leave half of the processes behind
                 say("stopping")
     except (KeyboardInterrupt, asyncio.CancelledError):
         say("stopped")
@@ -95,14 +98,13 @@ def check_model(config: ServiceConfig) -> None:
     stored_tensors(folder)
 
 
-def _interrupt(_signal: int, _frame: object) -> None:
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _ignore_signals() -> None:
-    """A second Ctrl-C must not leave half of the processes behind."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def _handle_signals(handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:
+    for number in STOP_SIGNALS:
+        signal.signal(number, handler)
 
 
 class Service:
@@ -125,9 +127,7 @@ class Service:
 
     async def serve(self) -> None:
         """Start, print the ready line, keep everything alive. Returns only by cancellation or an error."""
-        task = asyncio.current_task()
-        assert task is not None
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        self._end_with(asyncio.current_task())
         try:
             await self._patiently(self._supervisor.start(self._workers()), "loading the model")
             self._max_model_len = min(info.max_model_len for info in self._workers_up.values())
@@ -137,6 +137,19 @@ class Service:
             await self._supervisor.watch()
         finally:
             await self._supervisor.stop()
+
+    def _end_with(self, task: "asyncio.Task[Any] | None") -> None:
+        """The first signal cancels `task`; later ones must not cancel the clean-up."""
+        assert task is not None
+        loop = asyncio.get_running_loop()
+
+        def end() -> None:
+            for number in STOP_SIGNALS:
+                loop.add_signal_handler(number, lambda: None)
+            task.cancel()
+
+        for number in STOP_SIGNALS:
+            loop.add_signal_handler(number, end)
 
     async def _patiently(self, work: Coroutine[None, None, None], what: str) -> None:
         """Await `work` and say every now and then that it is still going on."""

@@ -91,12 +91,18 @@ def serve(*flags: str) -> Iterator[Service]:
                 text=True,
                 env=environment(),
                 start_new_session=True,
+                preexec_fn=_as_background_job,
             )
         try:
             match = _wait_ready(process, log)
             yield Service(match["http"], match["grpc"], process, log)
         finally:
             stop(process)
+
+
+def _as_background_job() -> None:
+    """Shells start background jobs with SIGINT ignored: a service must listen to it all the same."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def stop(process: subprocess.Popen[str], signal_number: int = signal.SIGINT) -> float:
