@@ -23,6 +23,9 @@ from kv_transfer.transports.base import Completion, OpStatus, PagePool, PageRead
 _DESCRIPTOR = struct.Struct("<QQIiQ")
 """Address and bytes of a slab, slabs, device, address of the generations; NIXL's own metadata follows."""
 CLOSE_S = 1.0
+PROGRESS_TIMEOUT_US = 1000
+"""NIXL's progress thread sleeps until UCX wakes it, or this long. NIXL's Python agent sets 0, with which the thread
+spins on a core of every worker (poll() with no timeout, ucx_backend.cpp: nixlUcxSharedThread::run)."""
 _LOCAL_SIDE = "NIXL_INIT_AGENT"
 _GENERATION_BYTES = 8
 
@@ -93,7 +96,7 @@ class NixlTransport:
         self._pages: dict[tuple[int, int], Any] = {}
         """Prepared lists of this pool's pages, by range of layers."""
         try:
-            self._agent: Any = api.nixl_agent(name, api.nixl_agent_config(enable_prog_thread=True, backends=[backend]))
+            self._agent = _make_agent(api, bindings, name, backend)
             slabs = (pool.address, self._num_slabs * pool.layout.page_bytes, max(pool.device, 0), "")
             self._agent.register_memory([slabs], _memory(pool.device))
             counters = (_address(pool.generations), self._num_slabs * _GENERATION_BYTES, 0, "")
@@ -265,6 +268,17 @@ class NixlTransport:
 
     def _failure(self, op: int, error: Exception) -> Completion:
         return _failed(op, f"NIXL: {error}", lost=isinstance(error, self._lost))
+
+
+def _make_agent(api: ModuleType, bindings: ModuleType, name: str, backend: str) -> Any:
+    """NIXL's Python agent around a C++ agent whose progress thread sleeps: the Python one has no setting for it."""
+    config = bindings.nixlAgentConfig()
+    config.useProgThread = True
+    config.pthrDelay = PROGRESS_TIMEOUT_US
+    agent = api.nixl_agent(name, api.nixl_agent_config(enable_prog_thread=False, backends=[]))
+    agent.agent = bindings.nixlAgent(name, config)
+    agent.create_backend(backend)
+    return agent
 
 
 def _failed(op: int, message: str, lost: bool) -> Completion:
