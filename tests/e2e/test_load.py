@@ -28,6 +28,8 @@ PAGE_BYTES = 3 * 2 * 16 * 2 * 16 * 4
 NUM_PAGES = 100
 """1,600 tokens: the clients ask for about 10,000 at a time."""
 MAX_GROWTH = 1.05
+MAX_MEMORY_BYTES = {"Router": 300 << 20, "PrefillWorker": 600 << 20, "DecodeWorker": 600 << 20}
+"""Resident; weights and pool of this model are less than a megabyte."""
 
 
 @pytest.fixture(scope="module")
@@ -91,18 +93,20 @@ async def test_many_small_requests_grow_nothing(small_pool: Service) -> None:
     after = memory(small_pool)
     grown = {name: (before[name], after[name]) for name in before if after[name] > MAX_GROWTH * before[name]}
     assert not grown, grown
+    for role, limit in MAX_MEMORY_BYTES.items():
+        (resident,) = (size for name, size in after.items() if role in name)
+        assert resident < limit, (role, resident)
     small_pool.wait_idle()
 
 
 def memory(service: Service) -> dict[str, int]:
     """Resident bytes of each process of the service that serves requests."""
-    roles = ("PrefillWorker", "DecodeWorker", "Router")
     found = {}
     for process in service.processes():
         name = process.name() if process.pid == service.process.pid else " ".join(process.cmdline())
-        if process.pid == service.process.pid or any(role in name for role in roles):
+        if process.pid == service.process.pid or any(role in name for role in MAX_MEMORY_BYTES):
             found[f"{name} {process.pid}"] = memory_of(process)
-    assert len(found) == 1 + len(roles), found
+    assert len(found) == 1 + len(MAX_MEMORY_BYTES), found
     return found
 
 
