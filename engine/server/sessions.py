@@ -34,6 +34,11 @@ class Sessions:
         """The sessions that are open."""
         return tuple(self._sessions)
 
+    @property
+    def num_requests(self) -> int:
+        """Requests that somebody owns."""
+        return len(self._owner)
+
     def open(self, key: int) -> None:
         """A router connected: it first hears what is known of peers."""
         self._sessions[key] = _Session(Frame(peers=list(self._peers.values())), set())
