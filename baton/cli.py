@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from baton.chaos import chaos
 from baton.chat import chat
 from baton.client import DEFAULT_TARGET, Client
 from baton.results import sampling_options
@@ -18,6 +19,7 @@ app = typer.Typer(name="baton", no_args_is_help=True, add_completion=False, pret
 app.command()(serve)
 app.command()(chat)
 app.command()(status)
+app.command()(chaos)
 
 
 @app.command()

@@ -1,0 +1,29 @@
+"""`baton chaos`: what goes wrong when everything does. In virtual time, or with real processes on this machine."""
+
+from typing import Annotated
+
+import typer
+
+from engine.core.errors import InvalidRequest
+
+MAX_JOBS = 64
+
+
+def chaos(
+    virtual: Annotated[bool, typer.Option("--virtual", help="Production logic in virtual time, many seeds.")] = False,
+    real: Annotated[bool, typer.Option("--real", help="Real processes on this machine.")] = False,
+    seeds: Annotated[int, typer.Option(min=1, help="With --virtual: how many.")] = 200,
+    first_seed: Annotated[int, typer.Option(min=0, help="With --seeds 1 it replays that seed exactly.")] = 0,
+    jobs: Annotated[int, typer.Option(min=0, max=MAX_JOBS, help="With --virtual: processes; 0 is one a core.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="The last line is one JSON object.")] = False,
+) -> None:
+    """Break workers, sessions and transfers, and check every answer. Exit code 1 when anything was wrong."""
+    if virtual == real:
+        raise InvalidRequest("say either --virtual or --real")
+    if real:
+        from deploy.chaos import run  # type: ignore[attr-defined]  # Ray and torch: not for --help
+
+        raise typer.Exit(run(first_seed=first_seed, as_json=as_json))
+    from baton.virtual import run_virtual  # type: ignore[import-not-found]
+
+    raise typer.Exit(run_virtual(range(first_seed, first_seed + seeds), jobs, as_json))
