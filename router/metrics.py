@@ -34,6 +34,7 @@ class CoreCollector(Collector):
             ("prompt_tokens", "Prompt tokens of requests that got their first token", stats.prompt_tokens),
             ("cached_tokens", "Of prompt_tokens, those whose KV was found in a cache", stats.cached_tokens),
             ("output_tokens", "Tokens of finished requests", stats.output_tokens),
+            ("resumed", "Requests that went on elsewhere after their first token", stats.resumed),
             ("handoffs", "Requests whose pages were adopted by a decode worker", stats.handoffs),
             ("handoff_failures", "Handoffs that did not end with proven pages", stats.handoff_failures),
             ("pages_pulled", "Pages that decode workers pulled", stats.pages_pulled),

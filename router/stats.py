@@ -13,6 +13,8 @@ class RouterStats:
     """"finished", "cancelled", or the error's code."""
     retries: Counter[str] = field(default_factory=Counter)
     """By cause."""
+    resumed: int = 0
+    """Of the retries, those of calls that had tokens already."""
     routes: Counter[str] = field(default_factory=Counter)
     """"pair" and "whole"."""
     workers_lost: int = 0

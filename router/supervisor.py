@@ -183,6 +183,7 @@ class Supervisor:
         self._settle(attempt)
         flow.leg_failed()
         self._stats.retries[failure.cause] += 1
+        self._stats.resumed += flow.num_emitted > 0
         if flow.trouble.num_errors >= self._retry.max_worker_errors:
             message = f"{flow.trouble.num_errors} attempts failed, the last one on {failure.worker.info.id}"
             self.fail(flow, Unavailable(f"{message}: {failure.message}"), now)

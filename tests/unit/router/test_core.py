@@ -202,7 +202,7 @@ def test_a_failed_handoff_goes_on_elsewhere_with_what_was_emitted() -> None:
     bench.token("d", request.id, 8, started=[Started(request.id, 20, 0.0)])
     bench.frame("d", ids=[request.id] * 3, tokens=[9, 10, 11], finished=[Finished(request.id, FinishReason.LENGTH)])
     assert bench.tokens == [7, 8, 9, 10, 11], "nothing of the first attempt after its end"
-    assert bench.core.stats.retries == {"handoff": 1} and not bench.failures
+    assert bench.core.stats.retries == {"handoff": 1} and bench.core.stats.resumed == 1 and not bench.failures
 
 
 def test_a_lost_prefill_worker_ends_the_decode_leg_and_another_pair_is_tried() -> None:
