@@ -1,9 +1,10 @@
-"""A decode worker in this process."""
+"""A decode worker in this process: the worker that every worker is, announced for decode."""
 
-from decode_worker.role import DecodeRole
 from engine.models.loader import Progress
 from engine.server.config import WorkerConfig
 from kv_transfer.worker import Worker, run_worker
+
+ROLES = ("decode",)
 
 
 def start_worker(config: WorkerConfig, progress: Progress | None = None) -> Worker:
@@ -12,4 +13,4 @@ def start_worker(config: WorkerConfig, progress: Progress | None = None) -> Work
     Raises:
         BatonError: the model cannot be served, the settings do not fit, or a port cannot be listened on.
     """
-    return run_worker(config, lambda engine, _incarnation: DecodeRole(engine.core, engine.pool.layout), progress)
+    return run_worker(config, ROLES, progress)

@@ -1,6 +1,5 @@
-"""Assembles a worker: engine, transfer thread, role and the shell around them. What differs is the role alone."""
+"""Assembles a worker: engine, transfer thread, role and the shell around them. Workers differ in what they announce."""
 
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -9,21 +8,21 @@ from engine.models.loader import Progress
 from engine.runtime.build import Engine, build_engine
 from engine.server.config import WorkerConfig
 from engine.server.inbox import Inbox
-from engine.server.role import Role
 from engine.server.worker import RunningWorker, WorkerParts, new_incarnation
 from kv_transfer.api import TransferCommand, TransferOutcome
+from kv_transfer.holding import TicketSealer
 from kv_transfer.manager import TransferManager
+from kv_transfer.role import WorkerRole
 from kv_transfer.transports.base import peer_key
 from kv_transfer.transports.choose import open_transports
 
 Worker = RunningWorker[TransferCommand, TransferOutcome]
-WorkerRole = Role[TransferCommand, TransferOutcome]
-MakeRole = Callable[[Engine, int], WorkerRole]
-"""From the engine and the incarnation."""
 
 
-def run_worker(config: WorkerConfig, make_role: MakeRole, progress: Progress | None = None) -> Worker:
+def run_worker(config: WorkerConfig, roles: tuple[str, ...], progress: Progress | None = None) -> Worker:
     """Load the model and serve. Returns when routers can connect; may be called from any thread.
+
+    `roles` are what the worker asks routers to use it for; it can do everything.
 
     Raises:
         BatonError: the model cannot be served, the settings do not fit, or a port cannot be listened on.
@@ -36,21 +35,25 @@ def run_worker(config: WorkerConfig, make_role: MakeRole, progress: Progress | N
         transports = open_transports(config.transport, engine.pool, name, key, config.host, config.advertise)
         manager = TransferManager(engine.pool, transports, (config.worker_id, incarnation), key, notify=inbox.wake)
         undo.callback(manager.close)
-        role = make_role(engine, incarnation)
-        info = _describe(config, engine, role.name, incarnation, manager.descriptors)
+        role = WorkerRole(engine.core, TicketSealer(config.worker_id, incarnation, engine.pool.layout, key))
+        info = _describe(config, engine, roles, incarnation, manager.descriptors)
         worker = RunningWorker(config, WorkerParts(info, engine.core, role, manager, inbox, engine.close))
         undo.pop_all()
     return worker
 
 
 def _describe(
-    config: WorkerConfig, engine: Engine, role: str, incarnation: int, transports: tuple[tuple[str, bytes], ...]
+    config: WorkerConfig,
+    engine: Engine,
+    roles: tuple[str, ...],
+    incarnation: int,
+    transports: tuple[tuple[str, bytes], ...],
 ) -> WorkerInfo:
     """What the worker says of itself; the shell fills in the address."""
     return WorkerInfo(
         id=config.worker_id,
         incarnation=incarnation,
-        roles=(role,),
+        roles=roles,
         address="",
         model=config.model_name or Path(config.engine.model).name,
         layout=engine.pool.layout,

@@ -161,7 +161,7 @@ class EngineCore:
     def step(self, now: float) -> StepResult:
         """Launch the next plan if there is one, then commit the oldest step unless the device could do with more."""
         if self.launch(now) and len(self._in_flight) < self.config.max_in_flight:
-            return self._take_result()
+            return self.take_result()
         return self.commit()
 
     def launch(self, now: float) -> bool:
@@ -192,7 +192,12 @@ class EngineCore:
             self._scheduler.reap()
             self._meter.observe(plan, output.step_s)
             self._idle = False
-        return self._take_result()
+        return self.take_result()
+
+    def take_result(self) -> StepResult:
+        """All that happened and was not reported. For own loops (simulator), after `launch`."""
+        result, self._result = self._result, StepResult()
+        return result
 
     # ------------------------------------------------------------ views
 
@@ -298,10 +303,6 @@ class EngineCore:
 
     # ------------------------------------------------------------ results
 
-    def _take_result(self) -> StepResult:
-        result, self._result = self._result, StepResult()
-        return result
-
     def _report_admitted(self, now: float) -> None:
         for state in self._scheduler.take_admitted():
             assert state.lease is not None, "admitted without pages"
@@ -311,8 +312,7 @@ class EngineCore:
                 continue
             if not state.started:
                 state.started = True
-                cached = min(state.num_computed, state.request.num_prompt)
-                self._result.started.append(Started(state.id, cached, now - state.request.arrival_s))
+                self._result.started.append(Started(state.id, state.num_computed, now - state.request.arrival_s))
             if state.leg is Leg.FIRST:
                 self._announce(state, state.num_computed, last=False)
 

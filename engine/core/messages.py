@@ -87,7 +87,7 @@ Command = Generate | Prefill | Adopt | DeliverTicket | Cancel | Release | PeerJo
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """Request `id` left the queue: `cached_tokens` of its prompt were there already."""
+    """Request `id` left the queue: `cached_tokens` of its tokens (emitted ones of a resumed request, too) were there."""
 
     id: int
     cached_tokens: int

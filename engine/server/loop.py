@@ -58,7 +58,7 @@ class EngineLoop(Generic[C, O]):
         self._dispatch: Dispatch[C, O] = Dispatch(core, role, dispatch)
         self._stopping = False
         self._busy_since_s: float | None = None
-        self._thread = threading.Thread(target=self._run, name=f"engine-{role.name}", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
         """Begin to serve."""

@@ -37,9 +37,6 @@ class Role(Protocol[C_co, O_contra]):
     A role keeps no time of its own: the core ends requests and leases, the transfer thread handoffs.
     """
 
-    name: str
-    """"prefill" or "decode"."""
-
     def on_command(self, command: Command, now: float) -> Sequence[Word | C_co]:
         """A router asked for something."""
 

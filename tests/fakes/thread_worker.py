@@ -3,7 +3,6 @@
 import time
 from pathlib import Path
 
-from decode_worker.role import DecodeRole
 from engine.core.config import SchedulerConfig
 from engine.core.engine import EngineCore
 from engine.core.executor import Executor
@@ -11,14 +10,14 @@ from engine.core.types import WorkerInfo
 from engine.runtime.config import EngineConfig
 from engine.server.config import WorkerConfig
 from engine.server.inbox import Inbox
-from engine.server.role import Role
 from engine.server.worker import RunningWorker, WorkerParts, new_incarnation
 from kv_transfer.api import TransferCommand, TransferOutcome
+from kv_transfer.holding import TicketSealer
 from kv_transfer.host_pool import HostPool
 from kv_transfer.manager import TransferManager
+from kv_transfer.role import WorkerRole
 from kv_transfer.transports.base import peer_key
 from kv_transfer.transports.local import LocalHub, LocalTransport
-from prefill_worker.role import PrefillRole, TicketSealer
 from tests.fakes.virtual_worker import KEY, MAX_MODEL_LEN, PAGE_SIZE, executor_over, int64_layout
 
 Worker = RunningWorker[TransferCommand, TransferOutcome]
@@ -49,11 +48,7 @@ def start_fake_worker(
     core = EngineCore(
         scheduler, executor or executor_over(pool), model_hash="model", generations=pool.generations[:num_pages]
     )
-    role: Role[TransferCommand, TransferOutcome] = (
-        PrefillRole(core, TicketSealer(config.worker_id, incarnation, layout, key))
-        if kind == "prefill"
-        else DecodeRole(core, layout)
-    )
+    role = WorkerRole(core, TicketSealer(config.worker_id, incarnation, layout, key))
     info = WorkerInfo(
         config.worker_id,
         incarnation,

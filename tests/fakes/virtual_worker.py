@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from decode_worker.role import DecodeRole
 from engine.core.config import SchedulerConfig
 from engine.core.engine import EngineCore
 from engine.core.messages import (
@@ -21,13 +20,14 @@ from engine.core.messages import (
     TicketIssued,
 )
 from engine.core.types import KVLayout, Request, Sampling, WorkerInfo, token_buffer
-from engine.server.role import Ended, RequestWord, Role, Word
-from kv_transfer.api import TransferCommand, TransferOutcome
+from engine.server.role import Ended, RequestWord, Word
+from kv_transfer.api import TransferCommand
 from kv_transfer.core import TransferCore
+from kv_transfer.holding import TicketSealer
 from kv_transfer.host_pool import HostPool
+from kv_transfer.role import WorkerRole
 from kv_transfer.transports.base import peer_key
 from kv_transfer.transports.fake import FakeNetwork, FakeTransport
-from prefill_worker.role import PrefillRole, TicketSealer
 from tests.fakes.executor import FakeExecutor, expected_tokens
 
 KEY = b"a cluster key for tests only"
@@ -89,11 +89,7 @@ class VirtualWorker:
         self.core = EngineCore(config, self.executor, model_hash=layout.model_hash, generations=generations)
         self.transport = FakeTransport(network, key, self.pool)
         self.transfers = TransferCore(self.pool, [self.transport], key, KEY)
-        self.role: Role[TransferCommand, TransferOutcome]
-        if kind == "prefill":
-            self.role = PrefillRole(self.core, TicketSealer(name, 1, layout, KEY))
-        else:
-            self.role = DecodeRole(self.core, layout)
+        self.role = WorkerRole(self.core, TicketSealer(name, 1, layout, KEY))
         transports = ((self.transport.name, b""),)
         self.info = WorkerInfo(name, 1, (kind,), "", "model", layout, num_pages, MAX_MODEL_LEN, transports)
         self.said = Said()

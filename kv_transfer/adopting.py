@@ -1,4 +1,4 @@
-"""What makes a worker a decode worker: it takes over pages that others computed, proven, and goes on from there. Pure.
+"""The destination of a handoff: pages that others computed are pulled here, proven, and gone on from. Pure.
 
 Adopt -> reserve pages -> pull what is missing, ticket by ticket -> proven -> decode
 """
@@ -6,44 +6,23 @@ Adopt -> reserve pages -> pull what is missing, ticket by ticket -> proven -> de
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import assert_never
 
 from engine.core.digest import root_digest
 from engine.core.engine import EngineCore
-from engine.core.errors import IllegalEvent, InvalidRequest, Overloaded
-from engine.core.messages import (
-    Adopt,
-    Adopted,
-    Cancel,
-    Command,
-    DeliverTicket,
-    Finished,
-    Generate,
-    HandoffFailed,
-    PeerJoined,
-    PeerLeft,
-    PeerStatus,
-    Prefill,
-    Release,
-    SendPrefixes,
-)
+from engine.core.errors import IllegalEvent
+from engine.core.messages import Adopted, Finished, HandoffFailed
 from engine.core.result import Reserved, StepResult
-from engine.core.types import FinishReason, KVLayout, Request
+from engine.core.types import KVLayout, Request
 from engine.server.role import Word
 from kv_transfer.api import (
     Broken,
     CancelHandoff,
     Cause,
-    DropPeer,
-    JoinPeer,
     OfferTicket,
     OpenHandoff,
-    PeerReady,
-    PeerRefused,
     Proven,
     Settled,
     TransferCommand,
-    TransferOutcome,
 )
 
 MAX_EARLY_REQUESTS = 64
@@ -105,10 +84,11 @@ class Leg:
         return state
 
 
-class DecodeRole:
-    """Decides for a decode worker. Each leg is told to the router once: by Finished or by HandoffFailed."""
+class AdoptingLegs:
+    """Owns the handoffs to this worker, from Adopt to the end of the request or of its quarantine.
 
-    name = "decode"
+    Each leg is told to the router once: by Finished or by HandoffFailed.
+    """
 
     def __init__(self, core: EngineCore, layout: KVLayout) -> None:
         self._core = core
@@ -118,78 +98,19 @@ class DecodeRole:
         self._told: set[int] = set()
         """Ids whose HandoffFailed was said and whose Finished the core has yet to report: not said again."""
 
-    # ------------------------------------------------------------ events
-
-    def on_command(self, command: Command, now: float) -> Effects:
-        """A router asked for something."""
-        match command:
-            case Adopt(request):
-                return self._adopt(request)
-            case DeliverTicket(id, ticket):
-                return self._deliver(id, ticket)
-            case Generate(request):
-                return self._generate(request)
-            case Prefill(request):
-                return [Finished(request.id, FinishReason.ERROR, "a decode worker issues no tickets")]
-            case Cancel(id):
-                self._early.pop(id, None)
-                self._core.abort(id)  # the rest follows from the Finished that the core reports
-                return []
-            case PeerJoined(info):
-                return [JoinPeer(info)]
-            case PeerLeft(worker_id, incarnation):
-                return [DropPeer(worker_id, incarnation)]
-            case Release() | SendPrefixes():
-                return []
-            case _:
-                assert_never(command)
-
-    def on_result(self, result: StepResult, now: float) -> Effects:
-        """A step ended: open the handoffs that got their pages, pass on ends, quarantine what ended while filling."""
-        effects: Effects = [started for started in result.started if started.id not in self._legs]
-        for reserved in result.reserved:
-            effects += self._open(reserved)
-        for finished in result.finished:
-            effects += self._finished(finished)
-        return effects
-
-    def on_outcome(self, outcome: TransferOutcome, now: float) -> Effects:
-        """The transfer thread reports."""
-        match outcome:
-            case Proven():
-                return self._proven(outcome)
-            case Broken(id, cause, message):
-                return self._broken(id, cause, message)
-            case Settled(id):
-                self._legs[id].go(LegEvent.SETTLED)
-                self._settle(id)
-                return []
-            case PeerReady(worker_id, incarnation, transport, bytes_per_s, message):
-                return [PeerStatus(worker_id, incarnation, True, transport, bytes_per_s, message)]
-            case PeerRefused(worker_id, incarnation, message):
-                return [PeerStatus(worker_id, incarnation, False, message=message)]
-            case _:
-                assert_never(outcome)
+    def __contains__(self, id: int) -> bool:
+        return id in self._legs
 
     # ------------------------------------------------------------ commands
 
-    def _generate(self, request: Request) -> Effects:
-        try:
-            self._core.submit(request)
-        except (InvalidRequest, Overloaded) as error:
-            return [Finished(request.id, FinishReason.ERROR, error.message)]
-        return []
-
-    def _adopt(self, request: Request) -> Effects:
+    def adopt(self, request: Request) -> None:
+        """Begin a leg. Raises as EngineCore.reserve."""
         tickets = self._early.pop(request.id, [])
-        try:
-            self._core.reserve(request)
-        except (InvalidRequest, Overloaded) as error:
-            return [Finished(request.id, FinishReason.ERROR, error.message)]
+        self._core.reserve(request)
         self._legs[request.id] = Leg(request, tickets)
-        return []
 
-    def _deliver(self, id: int, ticket: bytes) -> Effects:
+    def deliver(self, id: int, ticket: bytes) -> Effects:
+        """A ticket of leg `id`, which may not have begun yet."""
         leg = self._legs.get(id)
         if leg is None:
             self._early.setdefault(id, []).append(ticket)
@@ -200,6 +121,33 @@ class DecodeRole:
         elif leg.state is LegState.WAITING:
             leg.tickets.append(ticket)
         return []
+
+    def forget(self, id: int) -> None:
+        """Drop the tickets of a leg that has not begun."""
+        self._early.pop(id, None)
+
+    # ------------------------------------------------------------ events
+
+    def on_result(self, result: StepResult) -> Effects:
+        """A step ended: open the handoffs that got their pages, pass on ends, quarantine what ended while filling."""
+        effects: Effects = []
+        for reserved in result.reserved:
+            effects += self._open(reserved)
+        for finished in result.finished:
+            effects += self._finished(finished)
+        return effects
+
+    def on_outcome(self, outcome: Proven | Broken | Settled) -> Effects:
+        """The transfer thread reports on a handoff."""
+        match outcome:
+            case Proven():
+                return self._proven(outcome)
+            case Broken(id, cause, message):
+                return self._broken(id, cause, message)
+            case Settled(id):
+                self._legs[id].go(LegEvent.SETTLED)
+                self._settle(id)
+                return []
 
     # ------------------------------------------------------------ the core's results
 

@@ -2,8 +2,6 @@
 
 import pytest
 
-from decode_worker.role import MAX_EARLY_REQUESTS, DecodeRole, LegEvent, LegState
-from decode_worker.role import Leg as DecodeLeg
 from engine.core.errors import IllegalEvent
 from engine.core.messages import (
     Adopt,
@@ -22,6 +20,8 @@ from engine.core.messages import (
     TicketIssued,
 )
 from engine.core.types import FinishReason, Request
+from kv_transfer.adopting import MAX_EARLY_REQUESTS, LegEvent, LegState
+from kv_transfer.adopting import Leg as DecodeLeg
 from tests.fakes.virtual_worker import PAGE_SIZE, VirtualPair, make_request, right_tokens
 
 
@@ -90,12 +90,11 @@ def test_tickets_before_the_adopt_are_kept() -> None:
 def test_early_tickets_are_bounded() -> None:
     pair = VirtualPair()
     role = pair.decode.role
-    assert isinstance(role, DecodeRole)
     for id in range(2 * MAX_EARLY_REQUESTS):
         role.on_command(DeliverTicket(id, b"x"), 0.0)
-    assert len(role._early) == MAX_EARLY_REQUESTS
+    assert len(role._adopting._early) == MAX_EARLY_REQUESTS
     role.on_command(Cancel(2 * MAX_EARLY_REQUESTS - 1), 0.0)
-    assert len(role._early) == MAX_EARLY_REQUESTS - 1
+    assert len(role._adopting._early) == MAX_EARLY_REQUESTS - 1
 
 
 def test_pages_move_while_prefill_still_computes() -> None:
@@ -233,7 +232,7 @@ def test_waits_for_pages_then_goes_on() -> None:
 def test_what_can_never_run_is_refused() -> None:
     pair = VirtualPair(num_pages=8)
     pair.decode.inbox += [Adopt(make_request(1, range(100))), Generate(make_request(2, range(100)))]
-    pair.decode.inbox.append(Prefill(make_request(3, range(4))))
+    pair.decode.inbox.append(Prefill(make_request(3, range(100))))
     pair.run(0.01)
     for id in (1, 2, 3):
         (finished,) = pair.decode.said.ends(id)

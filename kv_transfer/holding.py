@@ -1,32 +1,17 @@
-"""What makes a worker a prefill worker: it computes prompts, issues tickets for final pages and holds them. Pure."""
+"""The source of a handoff: prompts computed here for another worker, their tickets, and their held pages. Pure."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-from itertools import chain
-from typing import assert_never
 
 from engine.core.digest import root_digest
 from engine.core.engine import EngineCore
-from engine.core.errors import IllegalEvent, InvalidRequest, Overloaded
-from engine.core.messages import (
-    Adopt,
-    Cancel,
-    Command,
-    DeliverTicket,
-    Finished,
-    Generate,
-    PeerJoined,
-    PeerLeft,
-    Prefill,
-    Release,
-    SendPrefixes,
-    TicketIssued,
-)
+from engine.core.errors import IllegalEvent
+from engine.core.messages import TicketIssued
 from engine.core.result import FinalPages, StepResult
-from engine.core.types import FinishReason, KVLayout, Request
+from engine.core.types import KVLayout, Request
 from engine.server.role import Ended, Word
-from kv_transfer.api import FirstToken, TransferCommand, TransferOutcome
+from kv_transfer.api import FirstToken
 from kv_transfer.layout import layout_hash
 from kv_transfer.plan import PrefixDigests
 from kv_transfer.ticket import Ticket, seal_ticket
@@ -109,42 +94,35 @@ class TicketSealer:
         )
 
 
-class PrefillRole:
-    """Decides for a prefill worker. It pulls no pages, so it asks nothing of the transfer thread, which only serves.
+class HoldingLegs:
+    """Owns the prompts that this worker computes for others, from Prefill to Release. The transfer thread only serves.
 
     The lease of held pages ends by Release, by Cancel (the router's session ended, say) or at the request's deadline.
     """
-
-    name = "prefill"
 
     def __init__(self, core: EngineCore, sealer: TicketSealer) -> None:
         self._core = core
         self._sealer = sealer
         self._legs: dict[int, Leg] = {}
 
-    # ------------------------------------------------------------ events
+    def __contains__(self, id: int) -> bool:
+        return id in self._legs
 
-    def on_command(self, command: Command, now: float) -> list[Word | TransferCommand]:
-        """A router asked for something."""
-        match command:
-            case Prefill(request):
-                return self._submit(request, hold=True)
-            case Generate(request):
-                return self._submit(request, hold=False)
-            case Adopt(request):
-                message = "a prefill worker takes over no pages"
-                return [Finished(request.id, FinishReason.ERROR, message)]
-            case Cancel(id):
-                return self._let_go(id, "cancelled")
-            case Release(id):
-                return self._let_go(id, "released")
-            case DeliverTicket() | PeerJoined() | PeerLeft() | SendPrefixes():
-                return []
-            case _:
-                assert_never(command)
+    def prefill(self, request: Request) -> None:
+        """Begin a leg. Raises as EngineCore.submit."""
+        self._core.submit(request, hold=True)
+        layout = self._sealer.layout
+        root = root_digest(request.cache_salt, layout.model_hash)
+        self._legs[request.id] = Leg(request, PrefixDigests(root, request.tokens, layout.page_size))
 
-    def on_result(self, result: StepResult, now: float) -> list[Word | TransferCommand]:
-        """A step ended: tickets for what became final, ends as they are."""
+    def let_go(self, id: int, how: str) -> list[Word]:
+        """The router has no use for leg `id` any more. What is still computed ends with a Finished from the core."""
+        leg = self._legs[id]
+        self._core.abort(id)
+        return self._end_held(leg, how) if leg.state is LegState.HELD else []
+
+    def on_result(self, result: StepResult, now: float) -> list[Word]:
+        """A step ended: tickets for what became final, and the leases that ran out."""
         for started in result.started:
             leg = self._legs.get(started.id)
             if leg is not None:
@@ -153,36 +131,15 @@ class PrefillRole:
             leg = self._legs.pop(finished.id, None)
             if leg is not None:
                 leg.go(LegEvent.FINISHED)
-        tickets = self._tickets(result, now) if result.final_pages else ()
-        expired = chain.from_iterable(self._let_go(id, "expired") for id in result.expired)
-        return [*result.started, *tickets, *result.finished, *expired]
+        words: list[Word] = list(self._tickets(result, now)) if result.final_pages else []
+        for id in result.expired:
+            words += self._end_held(self._legs[id], "expired")
+        return words
 
-    def on_outcome(self, outcome: TransferOutcome, now: float) -> list[Word | TransferCommand]:
-        """Nothing was asked of the transfer thread."""
-        return []
-
-    # ------------------------------------------------------------ inside
-
-    def _submit(self, request: Request, *, hold: bool) -> list[Word | TransferCommand]:
-        try:
-            self._core.submit(request, hold=hold)
-        except (InvalidRequest, Overloaded) as error:
-            return [Finished(request.id, FinishReason.ERROR, error.message)]
-        if hold:
-            layout = self._sealer.layout
-            root = root_digest(request.cache_salt, layout.model_hash)
-            self._legs[request.id] = Leg(request, PrefixDigests(root, request.tokens, layout.page_size))
-        return []
-
-    def _let_go(self, id: int, how: str) -> list[Word | TransferCommand]:
-        """The router has no use for `id` any more. What is still computed ends with a Finished from the core."""
-        self._core.abort(id)
-        leg = self._legs.get(id)
-        if leg is None or leg.state is not LegState.HELD:
-            return []
+    def _end_held(self, leg: Leg, how: str) -> list[Word]:
         leg.go(LegEvent.LET_GO)
-        del self._legs[id]
-        return [Ended(id, how)]
+        del self._legs[leg.request.id]
+        return [Ended(leg.request.id, how)]
 
     def _tickets(self, result: StepResult, now: float) -> Iterator[TicketIssued]:
         for final in result.final_pages:
