@@ -39,8 +39,8 @@ class TransferCore:
         self._ops = count(1)
         self._pairs = Pairs(pool, transports, config or PeerConfig(), self._ops, name)
         self._sessions: dict[int, Session] = {}
-        self._reads: dict[int, tuple[Session, str]] = {}
-        """By read: whose it is, and from which peer."""
+        self._reads: dict[int, tuple[Session, str | None]] = {}
+        """By read: whose it is, and from which peer; None once that was told that the read failed."""
         self._held: list[tuple[int, Ticket]] = []
         """Tickets of peers whose first proof is under way."""
         self._outcomes: list[TransferOutcome] = []
@@ -54,6 +54,11 @@ class TransferCore:
     def idle(self) -> bool:
         """Only a command can change anything: no need to poll or tick."""
         return not self._sessions and not self._pairs.waiting
+
+    @property
+    def num_handoffs(self) -> int:
+        """Handoffs that were opened and are not over."""
+        return len(self._sessions)
 
     def take_outcomes(self) -> list[TransferOutcome]:
         """What happened since the last call, in order."""
@@ -78,7 +83,7 @@ class TransferCore:
         self._take_peer_events(now)
 
     def poll(self, now: float) -> bool:
-        """Take in reads that ended; True if any did."""
+        """Take in reads that ended or began to fail; True if any did."""
         any_ended = False
         for transport in self._transports:
             for completion in transport.poll():
@@ -129,7 +134,10 @@ class TransferCore:
         if self._pairs.proof_ended(completion, now):
             return
         session, peer = self._reads.pop(completion.op)
-        self._pairs.ended(completion, peer, now)
+        if peer is not None:
+            self._pairs.ended(completion, peer, now)
+        if completion.status is OpStatus.FAILING:
+            self._reads[completion.op] = (session, None)
         self._perform(session, session.on_completion(completion, now), now)
 
     def _perform(self, session: Session, effects: Iterable[Effect], now: float) -> None:

@@ -6,6 +6,7 @@ from hashlib import blake2b
 from engine.core.digest import DIGEST_BYTES
 from engine.core.errors import Incompatible
 from engine.core.types import KVLayout
+from kv_transfer.reslice import reslice_reasons
 
 
 @lru_cache(maxsize=64)
@@ -38,7 +39,10 @@ _SAME = (
 
 
 def check_layouts(mine: KVLayout, theirs: KVLayout) -> None:
-    """Pass if pages of `theirs` can be read into pages of `mine`.
+    """Pass if pages of `theirs` can be read into pages of `mine`. Page sizes may differ by a whole multiple.
+
+    Workers of other tensor-parallel degrees are refused here: a layout does not say whose shard a pool holds. What
+    their ranks would read from each other is kv_transfer.reslice.pieces.
 
     Raises:
         Incompatible: with every reason, both sides named.
@@ -48,9 +52,8 @@ def check_layouts(mine: KVLayout, theirs: KVLayout) -> None:
         here, there = getattr(mine, field), getattr(theirs, field)
         if here != there:
             reasons.append(f"different {words}: {here} here, {there} there")
-    if mine.page_size != theirs.page_size:
-        reasons.append(f"different page sizes: {mine.page_size} tokens here, {theirs.page_size} there")
     if mine.tp_size != theirs.tp_size:
         reasons.append(f"different tensor-parallel degrees: {mine.tp_size} here, {theirs.tp_size} there")
+    reasons += reslice_reasons(mine, theirs)
     if reasons:
         raise Incompatible("; ".join(reasons))

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator, Sequence
 from engine.core.errors import Incompatible, TransferFailed
 from engine.core.types import KVLayout, WorkerInfo
 from kv_transfer.api import PeerReady, PeerRefused
-from kv_transfer.layout import check_layouts, layout_hash
+from kv_transfer.layout import check_layouts
 from kv_transfer.link import Read
 from kv_transfer.peer import Peer, PeerConfig, PeerState
 from kv_transfer.proof import Prover
@@ -25,7 +25,7 @@ def read_bytes(read: Read, layout: KVLayout) -> int:
     """Bytes that a read moves."""
     if isinstance(read, GenerationRead):
         return 8 * len(read.pages)
-    return len(read.src) * (read.layer_end - read.layer_begin) * (layout.page_bytes // layout.num_layers)
+    return read.num_bytes(layout)
 
 
 class Pairs:
@@ -79,7 +79,7 @@ class Pairs:
         peer = self._peers.get(key)
         if peer is None or peer.state is not PeerState.READY:
             return None
-        return Source(key, layout_hash(peer.info.layout), peer.info.num_pages, peer.link.limits.max_read_bytes)
+        return Source(key, peer.info.layout, peer.info.num_pages, peer.link.limits.max_read_bytes)
 
     def is_new(self, key: str) -> bool:
         """True while the first proof of that pair is under way: worth to wait for."""

@@ -2,6 +2,7 @@
 
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 
 from engine.core.digest import extend_digest, page_digests
@@ -66,50 +67,80 @@ def page_runs(pages: Sequence[int]) -> Iterator[tuple[int, int]]:
         yield start, count
 
 
-class Coverage:
-    """Which layers of which missing pages were asked for already, and from where.
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Pages of two sizes over the same tokens. A part is a page of the smaller size.
 
-    A page is known by its index in the prefix. Tickets may come in any order, repeat, and cover layers in parts.
+    there   [    page 0     |    page 1     ]     src_parts = 4
+    here    [ page 0| page 1| page 2| page 3]     dst_parts = 2
+    parts   [ 0 | 1 | 2 | 3 | ...                 only one of the two is ever more than 1
     """
 
-    def __init__(self, pages: Sequence[int], num_local: int, num_layers: int) -> None:
-        self._pages, self._num_local = pages, num_local
+    part: int
+    """Tokens."""
+    src_parts: int
+    dst_parts: int
+
+    @staticmethod
+    def of(mine: int, theirs: int) -> "Grid":
+        """From the page sizes, of which one is a multiple of the other."""
+        part = min(mine, theirs)
+        return Grid(part, theirs // part, mine // part)
+
+
+class Coverage:
+    """Which layers of which missing parts were asked for already, and from where.
+
+    A part is known by its index in the prefix; between equal page sizes it is a page. Tickets may come in any order,
+    repeat, and cover layers in parts.
+    """
+
+    def __init__(self, grid: Grid, pages: Sequence[int], num_local: int, num_tokens: int, num_layers: int) -> None:
+        """`pages` of this worker, of which `num_local` need nothing."""
+        self._grid, self._pages = grid, pages
+        self._begin, self._end = num_local * grid.dst_parts, num_pages_for(num_tokens, grid.part)
         self._full_mask = (1 << num_layers) - 1
         self._masks: dict[int, int] = {}
         self._sources: dict[int, tuple[int, int]] = {}
 
     @property
     def complete(self) -> bool:
-        """Every layer of every missing page was asked for."""
-        return len(self._masks) == len(self._pages) - self._num_local and all(
+        """Every layer of every missing part was asked for."""
+        return len(self._masks) == max(0, self._end - self._begin) and all(
             mask == self._full_mask for mask in self._masks.values()
         )
 
     @property
     def sources(self) -> list[tuple[int, int]]:
-        """(source page, generation) of every page asked for."""
+        """(source page, generation) of every source page of which something was asked for."""
         return sorted(self._sources.values())
 
-    def contradicts(self, first_index: int, sources: Iterable[tuple[int, int]]) -> bool:
-        """True if an earlier ticket named another page or generation for one of these indices."""
-        return any(self._sources.get(first_index + i, source) != source for i, source in enumerate(sources))
+    def contradicts(self, first_page: int, sources: Iterable[tuple[int, int]]) -> bool:
+        """True if an earlier ticket named another page or generation for one of these source pages."""
+        return any(self._sources.get(first_page + i, source) != source for i, source in enumerate(sources))
 
     def claim(
-        self, first_index: int, sources: Sequence[tuple[int, int]], layers: tuple[int, int]
-    ) -> dict[tuple[int, int], Pairs]:
-        """Mark these pages' layers as asked for; by range of layers, the pairs that were not before."""
-        wanted: dict[tuple[int, int], Pairs] = {}
+        self, first_page: int, sources: Sequence[tuple[int, int]], layers: tuple[int, int]
+    ) -> dict[tuple[int, tuple[int, int]], Pairs]:
+        """Mark the layers of these source pages' parts as asked for, and say which were not before.
+
+        The answer's key is (part within the larger of the two pages, range of layers).
+        """
+        wanted: dict[tuple[int, tuple[int, int]], Pairs] = {}
         begin, end = layers
         mask = (1 << end) - (1 << begin)
-        ranges: dict[int, list[tuple[int, int]]] = {}  # few masks differ: most pages come in the same parts
-        for index, source in enumerate(sources, first_index):
-            if index < self._num_local:
-                continue
+        ranges: dict[int, list[tuple[int, int]]] = {}  # few masks differ: most parts come in the same ranges
+        src_parts, dst_parts = self._grid.src_parts, self._grid.dst_parts
+        ratio = src_parts * dst_parts
+        first = max(self._begin, first_page * src_parts)
+        for index in range(first, min(self._end, (first_page + len(sources)) * src_parts)):
+            page = index // src_parts
+            source = sources[page - first_page]
             have = self._masks.get(index, 0)
             if have not in ranges:
                 ranges[have] = missing_ranges(have, begin, end)
             for span in ranges[have]:
-                wanted.setdefault(span, []).append((source[0], self._pages[index]))
+                wanted.setdefault((index % ratio, span), []).append((source[0], self._pages[index // dst_parts]))
             self._masks[index] = have | mask
-            self._sources[index] = source
+            self._sources[page] = source
         return wanted

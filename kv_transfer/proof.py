@@ -3,8 +3,10 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from engine.core.types import KVLayout
 from kv_transfer.link import Read
 from kv_transfer.peer import Peer, PeerConfig, PeerState, golden_bytes
+from kv_transfer.reslice import Cut, gather, pieces
 from kv_transfer.session import GenerationRead
 from kv_transfer.transports.base import NUM_SPARE_PAGES, Completion, OpStatus, PagePool, PageRead
 
@@ -72,7 +74,8 @@ class Prover:
             self._pool.write(scratch, 0, layout.num_layers, bytes(layout.page_bytes))
         self._posted[op] = _Posted(peer, scratch, now)
         peer.proof_op = op
-        return PageRead(op, peer.key, (golden,) * count, (scratch,) * count, 0, layout.num_layers)
+        cut = _golden_cut(layout, peer.info.layout)
+        return PageRead(op, peer.key, (golden,) * count, (scratch,) * count, 0, layout.num_layers, cut)
 
     def owns(self, op: int) -> bool:
         """True if that read is one of a proof."""
@@ -80,13 +83,15 @@ class Prover:
 
     def ended(self, completion: Completion, now: float) -> Step | None:
         """Judge what a read brought; None if its proof was given up before."""
-        posted = self._posted.pop(completion.op)
-        if posted.scratch is not None:
-            self._scratch.append(posted.scratch)
+        posted = self._posted[completion.op]
+        if completion.status is not OpStatus.FAILING:
+            del self._posted[completion.op]
+            if posted.scratch is not None:
+                self._scratch.append(posted.scratch)
         peer = posted.peer
         if peer.proof_op != completion.op:
             return None
-        if completion.status is OpStatus.FAILED:
+        if completion.status is not OpStatus.DONE:
             return Step(peer, wrong=completion.message or "the read failed")
         if peer.state is PeerState.TIMING:
             return self._timed(peer, completion.num_bytes, now - posted.posted_s)
@@ -103,9 +108,14 @@ class Prover:
         if posted.scratch is None:
             if completion.generations != (peer.info.incarnation,):
                 return f"the golden page's generation is {completion.generations}, not the worker's incarnation"
-        elif bytes(self._pool.read(posted.scratch, 0, layout.num_layers)) != golden_bytes(peer.key, layout.page_bytes):
-            return "the golden page arrived with other bytes"
-        return None
+            return None
+        arrived = self._pool.read(posted.scratch, 0, layout.num_layers)
+        right = memoryview(golden_bytes(peer.key, peer.info.layout.page_bytes))
+        cut = _golden_cut(layout, peer.info.layout)
+        if cut is not None:
+            arrived = memoryview(gather(arrived, layout, cut.dst, layout.num_layers))
+            right = memoryview(gather(right, peer.info.layout, cut.src, layout.num_layers))
+        return None if arrived == right else "the golden page arrived with other bytes"
 
     def _timed(self, peer: Peer, num_bytes: int, seconds: float) -> Step:
         floor = self._config.join_floor_bytes_per_s
@@ -117,3 +127,8 @@ class Prover:
         if num_bytes / best > self._config.join_grace_s + num_bytes / floor:
             return Step(peer, wrong=f"{best / 1e6:.1f} MB/s is under the floor of {floor / 1e6:.1f} MB/s")
         return Step(peer, bytes_per_s=best)
+
+
+def _golden_cut(mine: KVLayout, theirs: KVLayout) -> Cut | None:
+    """What of a golden page fits a scratch page: between other page sizes the last cut, whose end is that of both."""
+    return None if mine.page_size == theirs.page_size else list(pieces(mine, 0, theirs))[-1].cut

@@ -9,29 +9,51 @@ hold the same heads; otherwise every position is a run of its own:
 Pages fit into each other if one size is a whole multiple of the other: they are compared over the larger one.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
-from engine.core.errors import Incompatible
 from engine.core.types import KVLayout
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """Positions of one source page, of one rank, that fill positions of one page here, for the heads that both have.
+class Part:
+    """Some positions of a page, and of those some heads, both counted within the page and its rank."""
 
-    Pages are counted from the larger page's first one; heads within their rank, positions within their page.
-    """
+    position: int
+    num_positions: int
+    head: int
+    num_heads: int
+
+    def fits(self, layout: KVLayout) -> bool:
+        """True if a page of `layout` has it."""
+        heads = layout.num_kv_heads // layout.tp_size
+        return (
+            0 <= self.position < self.position + self.num_positions <= layout.page_size
+            and 0 <= self.head < self.head + self.num_heads <= heads
+        )
+
+    def num_bytes(self, layout: KVLayout, num_layers: int) -> int:
+        """Of that part of so many layers of a page."""
+        head_bytes = layout.head_dim * layout.DTYPE_BYTES[layout.dtype]
+        return 2 * num_layers * self.num_positions * self.num_heads * head_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """The part of a page there that fills a part of a page here; both have the same extent."""
+
+    src: Part
+    dst: Part
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A cut of one source page, of one rank, and its page here; pages are counted from the larger page's first one."""
 
     src_rank: int
     src_page: int
-    src_position: int
-    src_head: int
     dst_page: int
-    dst_position: int
-    dst_head: int
-    num_positions: int
-    num_heads: int
+    cut: Cut
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,57 +68,78 @@ class Block:
     count: int
 
 
-def check_reslice(mine: KVLayout, theirs: KVLayout) -> None:
-    """Pass if pages of `theirs` can be cut into pages of `mine`, both agreeing in everything else.
-
-    Raises:
-        Incompatible: page sizes or degrees are no whole multiples, or heads do not divide.
-    """
+def reslice_reasons(mine: KVLayout, theirs: KVLayout) -> list[str]:
+    """Why pages of `theirs` cannot be cut into pages of `mine`, which agree in everything else; empty if they can."""
     reasons = []
     if mine.page_size % theirs.page_size and theirs.page_size % mine.page_size:
-        reasons.append(f"page sizes {mine.page_size} and {theirs.page_size} are no whole multiples")
+        reasons.append(
+            f"page sizes of which neither is a multiple of the other: {mine.page_size} tokens here, "
+            f"{theirs.page_size} there"
+        )
     for layout in (mine, theirs):
         if layout.num_kv_heads % layout.tp_size:
             reasons.append(f"{layout.num_kv_heads} KV heads do not divide among {layout.tp_size} ranks")
     if mine.tp_size % theirs.tp_size and theirs.tp_size % mine.tp_size:
-        reasons.append(f"tensor-parallel degrees {mine.tp_size} and {theirs.tp_size} are no whole multiples")
-    if reasons:
-        raise Incompatible("; ".join(reasons))
+        reasons.append(
+            f"tensor-parallel degrees of which neither is a multiple of the other: {mine.tp_size} here, "
+            f"{theirs.tp_size} there"
+        )
+    return reasons
 
 
 def pieces(mine: KVLayout, my_rank: int, theirs: KVLayout) -> Iterator[Piece]:
-    """What rank `my_rank` of `mine` takes from the ranks of `theirs` for one larger page. `check_reslice` passed."""
+    """What rank `my_rank` of `mine` takes from the ranks of `theirs` for one larger page, if there are no reasons."""
     heads_here, heads_there = mine.num_kv_heads // mine.tp_size, theirs.num_kv_heads // theirs.tp_size
-    tokens, part = max(mine.page_size, theirs.page_size), min(mine.page_size, theirs.page_size)
+    tokens, step = max(mine.page_size, theirs.page_size), min(mine.page_size, theirs.page_size)
     first, end = my_rank * heads_here, (my_rank + 1) * heads_here
     for src_rank in range(first // heads_there, -(-end // heads_there)):
         begin_head = max(first, src_rank * heads_there)
         num_heads = min(end, (src_rank + 1) * heads_there) - begin_head
-        for token in range(0, tokens, part):
-            yield Piece(
-                src_rank=src_rank,
-                src_page=token // theirs.page_size,
-                src_position=token % theirs.page_size,
-                src_head=begin_head - src_rank * heads_there,
-                dst_page=token // mine.page_size,
-                dst_position=token % mine.page_size,
-                dst_head=begin_head - first,
-                num_positions=part,
-                num_heads=num_heads,
-            )
+        for token in range(0, tokens, step):
+            src = Part(token % theirs.page_size, step, begin_head - src_rank * heads_there, num_heads)
+            dst = Part(token % mine.page_size, step, begin_head - first, num_heads)
+            yield Piece(src_rank, token // theirs.page_size, token // mine.page_size, Cut(src, dst))
 
 
-def blocks(piece: Piece, mine: KVLayout, theirs: KVLayout, layers: tuple[int, int]) -> Iterator[Block]:
-    """The bytes of one piece, for those layers: one block for each layer's K and V."""
+def blocks(cut: Cut, mine: KVLayout, theirs: KVLayout, layers: tuple[int, int]) -> Iterator[Block]:
+    """The bytes of one cut, for those layers: one block for each layer's K and V."""
     head_bytes = mine.head_dim * mine.DTYPE_BYTES[mine.dtype]
     src_stride = theirs.num_kv_heads // theirs.tp_size * head_bytes
     dst_stride = mine.num_kv_heads // mine.tp_size * head_bytes
-    num_bytes, count = piece.num_heads * head_bytes, piece.num_positions
+    num_bytes, count = cut.src.num_heads * head_bytes, cut.src.num_positions
     whole = src_stride == dst_stride == num_bytes
     for plane in range(2 * layers[0], 2 * layers[1]):
-        src = (plane * theirs.page_size + piece.src_position) * src_stride + piece.src_head * head_bytes
-        dst = (plane * mine.page_size + piece.dst_position) * dst_stride + piece.dst_head * head_bytes
+        src = (plane * theirs.page_size + cut.src.position) * src_stride + cut.src.head * head_bytes
+        dst = (plane * mine.page_size + cut.dst.position) * dst_stride + cut.dst.head * head_bytes
         if whole:
             yield Block(src, num_bytes * count, dst, num_bytes * count, num_bytes * count, 1)
         else:
             yield Block(src, src_stride, dst, dst_stride, num_bytes, count)
+
+
+def gather(page: memoryview, layout: KVLayout, part: Part, num_layers: int) -> bytearray:
+    """`part` of each of the `num_layers` layers that `page` holds, densely: itself a page of a smaller layout."""
+    small, whole = _dense(layout, part)
+    data = bytearray(part.num_bytes(layout, num_layers))
+    _copy(blocks(Cut(part, whole), small, layout, (0, num_layers)), page, memoryview(data))
+    return data
+
+
+def scatter(data: memoryview, page: memoryview, layout: KVLayout, part: Part, num_layers: int) -> None:
+    """Put what `gather` gave into `part` of the `num_layers` layers that `page` holds."""
+    small, whole = _dense(layout, part)
+    _copy(blocks(Cut(whole, part), layout, small, (0, num_layers)), data, page)
+
+
+def _dense(layout: KVLayout, part: Part) -> tuple[KVLayout, Part]:
+    """The layout of a page that is nothing but `part`, and that part of it: all."""
+    small = replace(layout, page_size=part.num_positions, num_kv_heads=part.num_heads, tp_size=1)
+    return small, Part(0, part.num_positions, 0, part.num_heads)
+
+
+def _copy(of: Iterable[Block], src: memoryview, dst: memoryview) -> None:
+    for block in of:
+        s, d = block.src_offset, block.dst_offset
+        for _ in range(block.count):
+            dst[d : d + block.num_bytes] = src[s : s + block.num_bytes]
+            s, d = s + block.src_stride, d + block.dst_stride

@@ -15,7 +15,9 @@ from enum import StrEnum
 from engine.core.errors import IllegalEvent
 from engine.core.types import KVLayout
 from kv_transfer.api import Broken, Cause, FirstToken, OpenHandoff, Proven, Settled
-from kv_transfer.plan import Coverage, PrefixDigests, num_pages_for, split_pairs
+from kv_transfer.layout import layout_hash
+from kv_transfer.plan import Coverage, Grid, PrefixDigests, num_pages_for, split_pairs
+from kv_transfer.reslice import Cut, pieces
 from kv_transfer.ticket import Ticket
 from kv_transfer.transports.base import Completion, OpStatus, PageRead
 
@@ -74,7 +76,8 @@ class Source:
 
     peer: str
     """transports.base.peer_key."""
-    layout_hash: bytes
+    layout: KVLayout
+    """That it joined with: check_layouts passed."""
     num_pages: int
     max_read_bytes: int
     """Of one read, as long as one page is not larger."""
@@ -92,6 +95,25 @@ class GenerationRead:
 Effect = PageRead | GenerationRead | Proven | Broken | Settled
 
 
+class _Pull:
+    """What is known once the source is: whose pages, of which size, and what of them was asked for."""
+
+    def __init__(self, handoff: OpenHandoff, mine: KVLayout, source: Source) -> None:
+        theirs = source.layout
+        self.peer = source.peer
+        self.page_size = theirs.page_size
+        self.layout_hash = layout_hash(theirs)
+        num_tokens = len(handoff.tokens)
+        grid = Grid.of(mine.page_size, theirs.page_size)
+        self.coverage = Coverage(grid, handoff.pages, handoff.num_local, num_tokens, mine.num_layers)
+        self.digests = PrefixDigests(handoff.root, handoff.tokens, theirs.page_size)
+        """At the source's page ends: the digest of a prefix depends on where it was cut."""
+        self.cuts: list[Cut | None] = [None]
+        """By part within the larger page; None is a whole page of an equal layout."""
+        if theirs.page_size != mine.page_size:
+            self.cuts = [piece.cut for piece in pieces(mine, 0, theirs)]
+
+
 class Session:
     """One handoff. Late and repeated messages are harmless; every method returns what is to be done."""
 
@@ -99,12 +121,10 @@ class Session:
         """`ops` numbers reads; no number may come twice from it. `layout` is that of this worker's pages."""
         self.handoff = handoff
         self.state = SessionState.BOUND
-        self.peer: str | None = None
-        """Set by the first ticket."""
         self._layout = layout
         self._ops = ops
-        self._digests = PrefixDigests(handoff.root, handoff.tokens, layout.page_size)
-        self._coverage = Coverage(handoff.pages, handoff.num_local, layout.num_layers)
+        self._pull: _Pull | None = None
+        """Set by the first ticket of a joined worker."""
         self._in_flight: set[int] = set()
         self._first: FirstToken | None = None
         self._expires_s = float("inf")
@@ -116,6 +136,11 @@ class Session:
     def closed(self) -> bool:
         """True once the terminal outcome was returned."""
         return self.state in (SessionState.DONE, SessionState.FAILED)
+
+    @property
+    def peer(self) -> str | None:
+        """Whom pages are pulled from; None before the first ticket."""
+        return self._pull.peer if self._pull is not None else None
 
     @property
     def reads_in_flight(self) -> frozenset[int]:
@@ -136,32 +161,35 @@ class Session:
         """
         if self.state not in (SessionState.BOUND, SessionState.PULLING):
             return []  # a late or repeated ticket of a handoff whose outcome is decided
-        refusal = self._refusal(ticket, source)
+        if source is None:
+            return self.on_fault(Cause.PEER, f"prefill worker {ticket.worker_id} is not joined with this worker")
+        pull = self._pull = self._pull or _Pull(self.handoff, self._layout, source)
+        refusal = self._refusal(ticket, source, pull)
         if refusal is not None:
             return self.on_fault(*refusal)
-        assert source is not None
         if self.state is SessionState.BOUND:
             self._started_s = now
         self._go(SessionEvent.TICKET)
-        self.peer = source.peer
         self._first = self._first or ticket.first
         self._expires_s = min(self._expires_s, now + ticket.expires_ms / 1000)
-        return [*self._reads(ticket, source), *self._advance(now)]
+        return [*self._reads(ticket, source, pull), *self._advance(now)]
 
     def on_completion(self, completion: Completion, now: float) -> list[Effect]:
-        """A read of this session ended. Raises IllegalEvent if it was not in flight here."""
+        """A read of this session ended or is failing. Raises IllegalEvent if it was not in flight here."""
         if completion.op not in self._in_flight:
             raise IllegalEvent(f"handoff {self.handoff.id}: read {completion.op} is not in flight")
+        cause = Cause.PEER if completion.peer_lost else Cause.TRANSPORT
+        if completion.status is OpStatus.FAILING:
+            return self.on_fault(cause, completion.message)
         self._in_flight.remove(completion.op)
         self._num_bytes += completion.num_bytes
         if self.state is SessionState.CANCELLING:
             return self._drain()
         if completion.status is OpStatus.FAILED:
-            cause = Cause.PEER if completion.peer_lost else Cause.TRANSPORT
             return self.on_fault(cause, completion.message or "the read failed")
+        self._go(SessionEvent.READ_ENDED)
         if self.state is SessionState.VERIFYING:
             return self._verify(completion.generations, now)
-        self._go(SessionEvent.READ_ENDED)
         return self._advance(now)
 
     def on_tick(self, now: float) -> list[Effect]:
@@ -202,27 +230,25 @@ class Session:
                 f"local; given are {len(handoff.pages)}, of which {handoff.num_local} local"
             )
 
-    def _refusal(self, ticket: Ticket, source: Source | None) -> tuple[Cause, str] | None:
+    def _refusal(self, ticket: Ticket, source: Source, pull: _Pull) -> tuple[Cause, str] | None:
         """Why this ticket must not be believed; None if it may."""
         if ticket.id != self.handoff.id:
             return Cause.TICKET, f"a ticket of request {ticket.id} was delivered for request {self.handoff.id}"
-        if source is None:
-            return Cause.PEER, f"prefill worker {ticket.worker_id} is not joined with this worker"
-        if self.peer not in (None, source.peer):
-            return Cause.TICKET, f"tickets of two workers for one attempt: {self.peer} and {source.peer}"
-        if ticket.layout_hash != source.layout_hash:
+        if pull.peer != source.peer:
+            return Cause.TICKET, f"tickets of two workers for one attempt: {pull.peer} and {source.peer}"
+        if ticket.layout_hash != pull.layout_hash:
             return Cause.LAYOUT, f"the ticket's page layout is not the one that {ticket.worker_id} joined with"
         if not self._fits(ticket, source):
             return Cause.TICKET, "the ticket's ranges do not fit the prompt or the pools"
-        if ticket.digest != self._digests.at(ticket.token_end):
+        if ticket.digest != pull.digests.at(ticket.token_end):
             return Cause.DIGEST, f"the ticket is about another prompt: digests at token {ticket.token_end} differ"
-        first_index = ticket.token_begin // self._layout.page_size
-        if self._coverage.contradicts(first_index, zip(ticket.pages, ticket.generations, strict=True)):
+        first_page = ticket.token_begin // pull.page_size
+        if pull.coverage.contradicts(first_page, zip(ticket.pages, ticket.generations, strict=True)):
             return Cause.TICKET, "two tickets name different source pages for the same tokens"
         return None
 
     def _fits(self, ticket: Ticket, source: Source) -> bool:
-        page_size = self._layout.page_size
+        page_size = source.layout.page_size
         num_tokens = len(self.handoff.tokens)
         return (
             ticket.token_begin % page_size == 0
@@ -233,33 +259,35 @@ class Session:
             and max(ticket.pages) < source.num_pages
         )
 
-    def _reads(self, ticket: Ticket, source: Source) -> Iterator[PageRead]:
-        first_index = ticket.token_begin // self._layout.page_size
+    def _reads(self, ticket: Ticket, source: Source, pull: _Pull) -> Iterator[PageRead]:
         sources = list(zip(ticket.pages, ticket.generations, strict=True))
-        layer_bytes = self._layout.page_bytes // self._layout.num_layers
-        wanted = self._coverage.claim(first_index, sources, (ticket.layer_begin, ticket.layer_end))
-        for (begin, end), pairs in wanted.items():
-            for part in split_pairs(pairs, (end - begin) * layer_bytes, source.max_read_bytes):
+        layers = (ticket.layer_begin, ticket.layer_end)
+        wanted = pull.coverage.claim(ticket.token_begin // pull.page_size, sources, layers)
+        for (part, (begin, end)), pairs in wanted.items():
+            cut = pull.cuts[part]
+            one = PageRead(0, source.peer, pairs[0][:1], pairs[0][1:], begin, end, cut).num_bytes(self._layout)
+            for some in split_pairs(pairs, one, source.max_read_bytes):
                 op = next(self._ops)
                 self._in_flight.add(op)
-                yield PageRead(op, source.peer, tuple(s for s, _ in part), tuple(d for _, d in part), begin, end)
+                yield PageRead(op, source.peer, tuple(s for s, _ in some), tuple(d for _, d in some), begin, end, cut)
 
     def _advance(self, now: float) -> list[Effect]:
         """After data: verify when the prompt is complete and nothing is in flight."""
-        if self._first is None or self._in_flight or not self._coverage.complete:
+        pull = self._pull
+        assert pull is not None
+        if self._first is None or self._in_flight or not pull.coverage.complete:
             return []
-        sources = self._coverage.sources
+        sources = pull.coverage.sources
         if not sources:
             return self._finish(now)  # every page was here already
-        assert self.peer is not None
         self._go(SessionEvent.ALL_READ)
         op = next(self._ops)
         self._in_flight.add(op)
-        return [GenerationRead(op, self.peer, tuple(page for page, _ in sources))]
+        return [GenerationRead(op, pull.peer, tuple(page for page, _ in sources))]
 
     def _verify(self, generations: tuple[int, ...], now: float) -> list[Effect]:
-        self._go(SessionEvent.READ_ENDED)
-        expected = tuple(generation for _, generation in self._coverage.sources)
+        assert self._pull is not None
+        expected = tuple(generation for _, generation in self._pull.coverage.sources)
         if generations != expected:
             changed = sum(a != b for a, b in zip(generations, expected, strict=False))
             return self.on_fault(Cause.GENERATION, f"{changed} source pages got a new owner before the read was over")

@@ -12,18 +12,21 @@ from typing import Protocol
 from engine.core.errors import Incompatible
 from engine.core.types import NUM_SPARE_PAGES as NUM_SPARE_PAGES
 from engine.core.types import KVLayout, WorkerInfo
+from kv_transfer.reslice import Cut, gather, scatter
 
 
 class OpStatus(StrEnum):
-    """Terminal states of one posted operation. After either, the transport touches the memory no more."""
+    """What became of one posted operation. DONE and FAILED are terminal: the transport touches the memory no more."""
 
     DONE = "done"
     FAILED = "failed"
+    FAILING = "failing"
+    """It will not succeed, but bytes of it may still land; FAILED follows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One operation ended. `generations` answers a read of generations (one an asked page), else empty."""
+    """One operation ended, or is FAILING. `generations`, one an asked page, is empty but for a read of generations."""
 
     op: int
     status: OpStatus
@@ -44,6 +47,15 @@ class PageRead:
     dst: Sequence[int]
     layer_begin: int
     layer_end: int
+    cut: Cut | None = None
+    """The part of each page that moves; None between equal layouts: all of it, one contiguous range."""
+
+    def num_bytes(self, layout: KVLayout) -> int:
+        """That it moves into pages of `layout`."""
+        num_layers = self.layer_end - self.layer_begin
+        if self.cut is None:
+            return len(self.src) * num_layers * (layout.page_bytes // layout.num_layers)
+        return len(self.src) * self.cut.dst.num_bytes(layout, num_layers)
 
 
 def peer_key(worker_id: str, incarnation: int) -> str:
@@ -93,6 +105,27 @@ class PagePool(Protocol):
         """Overwrite those layers of one page with `data`, which has exactly their size."""
 
 
+def fetch(pool: PagePool, index: int, read: PageRead) -> memoryview | bytearray:
+    """What `read` asks of its page number `index`, out of the source's pool."""
+    layers = (read.layer_begin, read.layer_end)
+    view = pool.read(read.src[index], *layers)
+    return view if read.cut is None else gather(view, pool.layout, read.cut.src, layers[1] - layers[0])
+
+
+def store(pool: PagePool, index: int, read: PageRead, data: memoryview | bytearray) -> None:
+    """Put what `fetch` gave into the reader's page. On a device, a part of a page costs a copy of it both ways."""
+    page, layers = read.dst[index], (read.layer_begin, read.layer_end)
+    if read.cut is None:
+        pool.write(page, *layers, data)
+        return
+    view = pool.read(page, *layers)
+    if pool.device >= 0:
+        view = memoryview(bytearray(view))
+    scatter(memoryview(data), view, pool.layout, read.cut.dst, layers[1] - layers[0])
+    if pool.device >= 0:
+        pool.write(page, *layers, view)
+
+
 class Transport(Protocol):
     """Seven methods; see the module's text for the threading rule."""
 
@@ -109,13 +142,13 @@ class Transport(Protocol):
         transport can take them back, else whenever they end. `connect` may follow. Unknown peers are ignored."""
 
     def read_pages(self, read: PageRead) -> None:
-        """Post one read. It ends with exactly one Completion, also when the peer is lost or was never connected."""
+        """Post one read. It ends with exactly one DONE or FAILED, also when the peer is lost or was never connected."""
 
     def read_generations(self, op: int, peer: str, pages: Sequence[int]) -> None:
         """Post a read of the generations of remote `pages`, ordered after every read that has completed."""
 
     def poll(self) -> list[Completion]:
-        """Operations that ended since the last call; empty when none did. Never waits."""
+        """Operations that ended, or began to fail, since the last call; empty when none did. Never waits."""
 
     def close(self) -> None:
         """End everything. After it returns no memory is touched."""

@@ -12,7 +12,7 @@ from itertools import count
 
 from engine.core.errors import TransferFailed
 from engine.core.types import WorkerInfo
-from kv_transfer.transports.base import Completion, OpStatus, PagePool, PageRead, descriptor_of, peer_key
+from kv_transfer.transports.base import Completion, OpStatus, PagePool, PageRead, descriptor_of, fetch, peer_key, store
 
 DelayOf = Callable[[str, str, int], float]
 """(reader, source, number of pages) -> seconds until a read has landed; infinite: never, unless the source dies."""
@@ -30,6 +30,8 @@ class _Op:
     landed: int = 0
     fails_s: float = float("inf")
     """When the reader learns that the source died."""
+    failing: bool = False
+    """Its reader was told that it fails; its bytes land all the same, and only then it ends."""
     ended: bool = False
 
 
@@ -79,6 +81,13 @@ class FakeNetwork:
         for op in self._stopped.pop(name, []):
             self._schedule(op, 0.0)
 
+    def fail_reads(self, name: str) -> None:
+        """What is in flight from that worker fails, says the network; its bytes land all the same."""
+        for op in self._in_flight:
+            if op.source == name and not op.failing:
+                op.failing = True
+                op.reader.ended.append(Completion(op.op, OpStatus.FAILING, message="the link broke"))
+
     # ------------------------------------------------------------ for FakeTransport
 
     def attach(self, name: str, transport: "FakeTransport") -> None:
@@ -127,13 +136,14 @@ class FakeNetwork:
             self._land_page(op, op.read, source.pool)
 
     def _land_page(self, op: _Op, read: PageRead, source: PagePool) -> None:
-        data = source.read(read.src[op.landed], read.layer_begin, read.layer_end)
-        op.reader.pool.write(read.dst[op.landed], read.layer_begin, read.layer_end, data)
+        store(op.reader.pool, op.landed, read, fetch(source, op.landed, read))
         op.landed += 1
         if op.landed == len(read.src):
-            self._end(op, Completion(op.op, OpStatus.DONE, len(read.src) * len(data)))
+            self._end(op, Completion(op.op, OpStatus.DONE, read.num_bytes(op.reader.pool.layout)))
 
     def _end(self, op: _Op, completion: Completion) -> None:
+        if op.failing:
+            completion = Completion(op.op, OpStatus.FAILED, message="the link broke")
         op.ended = True
         self._in_flight.remove(op)
         op.reader.ended.append(completion)

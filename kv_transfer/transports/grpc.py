@@ -8,6 +8,7 @@ import asyncio
 import hmac
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from dataclasses import asdict
 from queue import Empty, SimpleQueue
 from typing import TypeVar
 
@@ -17,6 +18,7 @@ import grpc.aio
 from engine.core.errors import TransferFailed
 from engine.core.types import WorkerInfo
 from engine.wire import kv_pb2, kv_pb2_grpc
+from kv_transfer.reslice import Cut, Part
 from kv_transfer.transports.base import (
     NUM_SPARE_PAGES,
     Completion,
@@ -24,7 +26,9 @@ from kv_transfer.transports.base import (
     PagePool,
     PageRead,
     descriptor_of,
+    fetch,
     peer_key,
+    store,
 )
 
 CHUNK_BYTES = 512 << 10
@@ -58,12 +62,12 @@ def _mac(method: str, source: str, body: bytes, key: bytes) -> bytes:
     return hmac.digest(key, f"baton {method}\0{source}\0".encode() + body, "sha256")
 
 
-def page_chunks(pool: PagePool, pages: Sequence[int], layer_begin: int, layer_end: int) -> Iterator[bytes]:
-    """The bytes of those layers of `pages`, one after the other, in chunks of CHUNK_BYTES and a smaller last one."""
+def page_chunks(pool: PagePool, read: PageRead) -> Iterator[bytes]:
+    """What `read` asks of its pages, one after the other, in chunks of CHUNK_BYTES and a smaller last one."""
     parts: list[memoryview] = []
     room = CHUNK_BYTES
-    for page in pages:
-        view = pool.read(page, layer_begin, layer_end)
+    for index in range(len(read.src)):
+        view = memoryview(fetch(pool, index, read))
         while len(view):
             part, view = view[:room], view[room:]
             parts.append(part)
@@ -73,6 +77,14 @@ def page_chunks(pool: PagePool, pages: Sequence[int], layer_begin: int, layer_en
                 parts, room = [], CHUNK_BYTES
     if parts:
         yield b"".join(parts)
+
+
+def _cut_of(pull: kv_pb2.PullRequest) -> Cut | None:
+    """The part that is asked for; where it goes is the reader's business."""
+    if not pull.HasField("part"):
+        return None
+    part = Part(pull.part.position, pull.part.num_positions, pull.part.head, pull.part.num_heads)
+    return Cut(part, part)
 
 
 class PageService(kv_pb2_grpc.PageTransferServicer):
@@ -91,7 +103,11 @@ class PageService(kv_pb2_grpc.PageTransferServicer):
         await self._check_pages(pull.pages, context)
         if not 0 <= pull.layer_begin < pull.layer_end <= self._pool.layout.num_layers:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "layers out of range")
-        for data in page_chunks(self._pool, pull.pages, pull.layer_begin, pull.layer_end):
+        cut = _cut_of(pull)
+        if cut is not None and not cut.src.fits(self._pool.layout):
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "no such part of a page")
+        read = PageRead(0, self._name, pull.pages, (), pull.layer_begin, pull.layer_end, cut)
+        for data in page_chunks(self._pool, read):
             yield kv_pb2.PageChunk(data=data)
 
     async def Generations(  # noqa: N802 - gRPC's name
@@ -259,9 +275,9 @@ class GrpcTransport:
 
     async def _pull(self, stub: kv_pb2_grpc.PageTransferStub, read: PageRead) -> Completion:
         pull = kv_pb2.PullRequest(pages=read.src, layer_begin=read.layer_begin, layer_end=read.layer_end)
-        layers = (read.layer_begin, read.layer_end)
-        layout = self._pool.layout
-        part = bytearray((read.layer_end - read.layer_begin) * (layout.page_bytes // layout.num_layers))
+        if read.cut is not None:
+            pull.part.CopyFrom(kv_pb2.PagePart(**asdict(read.cut.src)))
+        part = bytearray(read.num_bytes(self._pool.layout) // len(read.src))
         filled = num_pages = 0
         async for chunk in stub.Pull(sign("Pull", read.peer, pull, self._key)):
             data = memoryview(chunk.data)
@@ -270,7 +286,7 @@ class GrpcTransport:
                 part[filled : filled + len(taken)] = taken
                 filled, data = filled + len(taken), data[len(taken) :]
                 if filled == len(part):
-                    self._pool.write(read.dst[num_pages], *layers, part)
+                    store(self._pool, num_pages, read, part)
                     filled, num_pages = 0, num_pages + 1
         if num_pages < len(read.dst):
             message = f"the stream ended after {num_pages} of {len(read.dst)} pages"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from engine.core.errors import TransferFailed
 from engine.core.types import WorkerInfo
-from kv_transfer.transports.base import Completion, OpStatus, PagePool, PageRead, descriptor_of, peer_key
+from kv_transfer.transports.base import Completion, OpStatus, PagePool, PageRead, descriptor_of, fetch, peer_key, store
 
 POLL_BYTES = 32 << 20
 """Copied by one poll at most, so that no call blocks for the length of a transfer."""
@@ -85,8 +85,7 @@ class LocalTransport:
 
     def _copy(self, read: PageRead, budget: int) -> int:
         """Copy pages of the oldest read until it ends or the budget does; bytes copied."""
-        layers = (read.layer_begin, read.layer_end)
-        part_bytes = (read.layer_end - read.layer_begin) * self._pool.layout.page_bytes // self._pool.layout.num_layers
+        part_bytes = read.num_bytes(self._pool.layout) // len(read.src)
         count = min(len(read.src) - self._copied, max(1, budget // part_bytes))
         with self._hub.lock:
             source = self._source(read.peer)
@@ -94,7 +93,7 @@ class LocalTransport:
                 self._end(_lost(read.op))
                 return 0
             for i in range(self._copied, self._copied + count):
-                self._pool.write(read.dst[i], *layers, source.read(read.src[i], *layers))
+                store(self._pool, i, read, fetch(source, i, read))
         self._copied += count
         if self._copied == len(read.src):
             self._end(Completion(read.op, OpStatus.DONE, len(read.src) * part_bytes))

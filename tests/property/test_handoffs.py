@@ -18,6 +18,7 @@ from kv_transfer.api import CancelHandoff, DropPeer, JoinPeer, Proven, Settled
 from kv_transfer.peer import PeerConfig
 from kv_transfer.plan import PrefixDigests, num_pages_for
 from kv_transfer.session import Session, SessionState
+from kv_transfer.transports.base import Completion, OpStatus
 from kv_transfer.transports.fake import FakeNetwork
 from tests.fakes.handoffs import FIRST, LAYOUT, Worker, digests, holds, offer, open_handoff, prompt
 
@@ -125,6 +126,10 @@ class Campaign:
         source = self.draw.choice(self.sources)
         self.draw.choice([self.network.stop, self.network.resume, self.network.resume])(source.key)
 
+    def fail_reads(self) -> None:
+        """The network says that reads failed, and lets their bytes land all the same."""
+        self.network.fail_reads(self.draw.choice(self.sources).key)
+
     def restart(self) -> None:
         index = self.draw.randrange(NUM_SOURCES)
         old = self.sources[index]
@@ -143,6 +148,7 @@ class Campaign:
             (self.cancel, 3),
             (self.stop_or_resume, 0.3),
             (self.restart, 0.2),
+            (self.fail_reads, 0.3),
         ]
         names, weights = zip(*events, strict=True)
         while self.network.now < SECONDS:
@@ -252,11 +258,29 @@ def without_settling() -> Iterator[None]:
     Session._drain = original  # type: ignore[method-assign]
 
 
+@contextmanager
+def without_waiting_after_errors() -> Iterator[None]:
+    """An error counts as the end of its read."""
+    original = Session.on_completion
+
+    def on_completion(self: Session, completion: Completion, now: float) -> list[session_module.Effect]:
+        if completion.op not in self.reads_in_flight:
+            return []
+        if completion.status is OpStatus.FAILING:
+            completion = replace(completion, status=OpStatus.FAILED)
+        return original(self, completion, now)
+
+    Session.on_completion = on_completion  # type: ignore[method-assign]
+    yield
+    Session.on_completion = original  # type: ignore[method-assign]
+
+
 MUTANTS = [
     (without_generation_check, WrongBytes),
     (without_quarantine, WrongBytes),
     (without_digest, WrongBytes),
     (without_settling, NeverEnded),
+    (without_waiting_after_errors, WrongBytes),
 ]
 
 

@@ -194,6 +194,35 @@ def test_a_reader_that_stood_still_blames_nobody(world: World) -> None:
     assert isinstance(world.d.outcomes[-1], Proven)
 
 
+def test_bytes_that_land_after_an_error_reach_quarantined_pages_only(world: World) -> None:
+    world.hand_over()
+    world.run(0.001)
+    world.network.fail_reads(world.p.key)
+    before = [bytes(world.d.pool.read(page, 0, LAYOUT.num_layers)) for page in DST]
+    world.d.core.poll(world.now)
+    world.d.outcomes += world.d.core.take_outcomes()
+    assert causes(world.d) == [Cause.TRANSPORT], "said at once"
+    assert Settled(1) not in world.d.outcomes, "an error is not the end: bytes may still land"
+    world.run(0.05)
+    assert world.d.outcomes[-1] == Settled(1)
+    after = [bytes(world.d.pool.read(page, 0, LAYOUT.num_layers)) for page in DST]
+    assert after != before, "bytes landed after the error"
+    world.hand_over(2)
+    world.run(0.05)
+    assert isinstance(world.d.outcomes[-1], Proven), "an error that says nothing of the peer is held against nobody"
+
+
+def test_a_proof_whose_read_fails_keeps_its_scratch_page_until_the_bytes_have_landed() -> None:
+    world = World(delay_s=0.02)
+    world.run(0.001)
+    world.network.fail_reads(world.p.key)
+    world.run(0.3)
+    (refused,) = [o for o in world.d.outcomes if isinstance(o, PeerRefused)]
+    assert "the link broke" in refused.message
+    world.run(2.0)
+    assert isinstance(world.d.outcomes[-1], PeerReady)
+
+
 def test_late_bytes_of_a_hung_peer_never_reach_a_page_that_was_settled(world: World) -> None:
     world.network.stop(world.p.key)
     world.hand_over()

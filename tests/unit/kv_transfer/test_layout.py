@@ -23,6 +23,23 @@ def test_equal_layouts_fit() -> None:
     check_layouts(MINE, replace(MINE))
 
 
+@pytest.mark.parametrize("page_size", [16, 64, 256, 1024])
+def test_page_sizes_may_differ_by_a_whole_multiple(page_size: int) -> None:
+    check_layouts(MINE, replace(MINE, page_size=page_size))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"page_size": 192}, "neither is a multiple of the other: 128 tokens here, 192 there"),
+        ({"tp_size": 2}, "different tensor-parallel degrees: 1 here, 2 there"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_words(change: dict[str, int], words: str) -> None:
+    with pytest.raises(Incompatible, match=words):
+        check_layouts(MINE, replace(MINE, **change))
+
+
 @pytest.mark.parametrize("field", sorted(CHANGES))
 def test_each_difference_is_refused_in_words(field: str) -> None:
     value, words = CHANGES[field]

@@ -1,13 +1,14 @@
 """Pools that hold head shards and pages of one size are cut into pools of another, and every byte is compared."""
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.core.errors import Incompatible
 from engine.core.types import KVLayout
 from kv_transfer.host_pool import HostPool
-from kv_transfer.reslice import Block, blocks, check_reslice, pieces
+from kv_transfer.reslice import Block, Part, blocks, gather, pieces, reslice_reasons, scatter
 
 
 def layout(tp_size: int, page_size: int, num_kv_heads: int = 8, num_layers: int = 2) -> KVLayout:
@@ -56,7 +57,7 @@ def test_every_byte_goes_where_it_belongs_and_once(
     tp_here: int, tp_there: int, size_here: int, size_there: int, data: st.DataObject
 ) -> None:
     mine, theirs = layout(tp_here, size_here), layout(tp_there, size_there)
-    check_reslice(mine, theirs)
+    assert reslice_reasons(mine, theirs) == []
     tokens = max(size_here, size_there) * 2
     right, source = pools(mine, tokens), pools(theirs, tokens)
     begin = data.draw(st.integers(0, 1))
@@ -69,7 +70,7 @@ def test_every_byte_goes_where_it_belongs_and_once(
             for piece in pieces(mine, rank, theirs):
                 src = source[piece.src_rank].read(group * per_group_there + piece.src_page, 0, 2)
                 dst = pool.read(group * per_group_here + piece.dst_page, 0, 2)
-                copied += sum(copy(block, src, dst) for block in blocks(piece, mine, theirs, (begin, end)))
+                copied += sum(copy(block, src, dst) for block in blocks(piece.cut, mine, theirs, (begin, end)))
         assert copied == (end - begin) * pool.num_pages * mine.page_bytes // 2, "a byte was copied twice or never"
         for page in range(pool.num_pages):
             for layer in range(2):
@@ -82,32 +83,54 @@ def test_every_byte_goes_where_it_belongs_and_once(
 def test_equal_workers_move_whole_planes() -> None:
     same = layout(2, 8)
     (piece,) = pieces(same, 1, same)
-    assert (piece.src_rank, piece.num_positions, piece.num_heads) == (1, 8, 4)
+    assert (piece.src_rank, piece.cut.src, piece.cut.dst) == (1, Part(0, 8, 0, 4), Part(0, 8, 0, 4))
     plane = same.page_bytes // 4
-    assert list(blocks(piece, same, same, (0, 2))) == [
+    assert list(blocks(piece.cut, same, same, (0, 2))) == [
         Block(i * plane, plane, i * plane, plane, plane, 1) for i in range(4)
     ]
 
 
 def test_other_page_sizes_alone_keep_runs_long() -> None:
     mine, theirs = layout(1, 16), layout(1, 4)
-    assert [(p.src_page, p.dst_page, p.dst_position) for p in pieces(mine, 0, theirs)] == [
+    assert [(p.src_page, p.dst_page, p.cut.dst.position) for p in pieces(mine, 0, theirs)] == [
         (0, 0, 0),
         (1, 0, 4),
         (2, 0, 8),
         (3, 0, 12),
     ]
-    assert all(block.count == 1 for p in pieces(mine, 0, theirs) for block in blocks(p, mine, theirs, (0, 2)))
+    assert all(block.count == 1 for p in pieces(mine, 0, theirs) for block in blocks(p.cut, mine, theirs, (0, 2)))
+
+
+@pytest.mark.parametrize("part", [Part(0, 8, 0, 4), Part(2, 4, 0, 4), Part(0, 8, 1, 2), Part(3, 2, 3, 1)])
+def test_what_was_gathered_is_scattered_back_and_nothing_else(part: Part) -> None:
+    of = layout(2, 8)
+    (pool, _), empty = pools(of, 8), HostPool(of, 1)
+    assert part.fits(of)
+    data = gather(pool.read(0, 0, 2), of, part, 2)
+    assert len(data) == part.num_bytes(of, 2) == 2 * 2 * part.num_positions * part.num_heads * 8
+    heads = range(part.head, part.head + part.num_heads)
+    first = [value(0, 0, part.position, head) for head in heads]
+    assert bytes(data).startswith(b"".join(first))
+    scatter(memoryview(data), empty.read(0, 0, 2), of, part, 2)
+    assert gather(empty.read(0, 0, 2), of, part, 2) == data
+    assert len(bytes(empty.read(0, 0, 2)).replace(bytes(8), b"")) == len(data)
+
+
+@pytest.mark.parametrize(
+    "part", [Part(0, 9, 0, 4), Part(8, 1, 0, 4), Part(0, 0, 0, 4), Part(0, 8, 0, 5), Part(-1, 1, 0, 1)]
+)
+def test_what_a_page_does_not_have_does_not_fit(part: Part) -> None:
+    assert not part.fits(layout(2, 8))
 
 
 @pytest.mark.parametrize(
     ("mine", "theirs", "words"),
     [
-        (layout(1, 16), layout(1, 24), "page sizes 16 and 24"),
-        (layout(2, 16, num_kv_heads=12), layout(3, 16, num_kv_heads=12), "degrees 2 and 3"),
+        (layout(1, 16), layout(1, 24), "page sizes of which neither is a multiple of the other: 16 tokens here, 24"),
+        (layout(2, 16, num_kv_heads=12), layout(3, 16, num_kv_heads=12), "degrees of which neither .* 2 here, 3 there"),
         (layout(3, 16), layout(1, 16), "8 KV heads do not divide among 3"),
     ],
 )
-def test_what_cannot_be_cut_is_refused_in_words(mine: KVLayout, theirs: KVLayout, words: str) -> None:
-    with pytest.raises(Incompatible, match=words):
-        check_reslice(mine, theirs)
+def test_what_cannot_be_cut_has_a_reason_in_words(mine: KVLayout, theirs: KVLayout, words: str) -> None:
+    (reason,) = reslice_reasons(mine, theirs)
+    assert re.search(words, reason)

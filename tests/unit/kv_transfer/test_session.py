@@ -20,7 +20,7 @@ from kv_transfer.ticket import Ticket
 from kv_transfer.transports.base import Completion, OpStatus, PageRead, peer_key
 from tests.fakes.handoffs import FIRST, LAYOUT, digests, open_handoff, prompt
 
-SOURCE = Source(peer_key("p", 1), layout_hash(LAYOUT), num_pages=100, max_read_bytes=1 << 20)
+SOURCE = Source(peer_key("p", 1), LAYOUT, num_pages=100, max_read_bytes=1 << 20)
 TOKENS = prompt(14)  # pages of 4 tokens: three full ones and one with two tokens
 SRC = (20, 21, 30, 22)
 DST = (5, 6, 7, 8)
@@ -36,7 +36,7 @@ def ticket(begin: int = 0, end: int = 14, layers: tuple[int, int] = (0, 3)) -> T
         id=1,
         worker_id="p",
         incarnation=1,
-        layout_hash=SOURCE.layout_hash,
+        layout_hash=layout_hash(LAYOUT),
         token_begin=begin,
         token_end=end,
         layer_begin=layers[0],

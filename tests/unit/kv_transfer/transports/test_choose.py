@@ -29,10 +29,10 @@ def test_choices(choice: str, opened: list[str]) -> None:
 def test_without_nixl_auto_is_grpc_and_says_why(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def missing() -> None:
+    def missing(backend: str) -> None:
         raise TransferFailed("NIXL cannot be imported: no module")
 
-    monkeypatch.setattr(nixl, "load_nixl", missing)
+    monkeypatch.setattr(nixl, "Nixl", missing)
     with caplog.at_level(logging.INFO):
         assert names("auto") == ["grpc"]
     assert "gRPC: NIXL cannot be imported: no module" in caplog.text

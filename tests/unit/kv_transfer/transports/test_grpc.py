@@ -76,6 +76,16 @@ def test_pages_and_layers_outside_the_pool_are_refused(
     assert refusal(stub.Pull(sign("Pull", rig.peer, pull, KEY))) is grpc.StatusCode.INVALID_ARGUMENT
 
 
+@pytest.mark.parametrize("part", [(0, 17, 0, 2), (16, 1, 0, 2), (0, 0, 0, 2), (0, 16, 1, 2), (2**32 - 1, 1, 0, 1)])
+def test_parts_outside_a_page_are_refused(
+    rig: Rig, stub: kv_pb2_grpc.PageTransferStub, part: tuple[int, int, int, int]
+) -> None:
+    position, num_positions, head, num_heads = part
+    cut = kv_pb2.PagePart(position=position, num_positions=num_positions, head=head, num_heads=num_heads)
+    pull = kv_pb2.PullRequest(pages=[1], layer_begin=0, layer_end=4, part=cut)
+    assert refusal(stub.Pull(sign("Pull", rig.peer, pull, KEY))) is grpc.StatusCode.INVALID_ARGUMENT
+
+
 def test_an_old_read_never_reaches_a_new_worker_on_the_same_port(rig: Rig) -> None:
     address = rig.source.descriptor().decode()
     rig.source.close()
@@ -121,7 +131,7 @@ def test_chunks_have_one_size_but_the_last(monkeypatch: pytest.MonkeyPatch) -> N
     pool = HostPool(LAYOUT, 4)
     for page in range(4):
         stamp(pool, page, page)
-    chunks = list(page_chunks(pool, (2, 0), 1, 4))
+    chunks = list(page_chunks(pool, PageRead(1, "a@1", (2, 0), (), 1, 4)))
     assert [len(chunk) for chunk in chunks[:-1]] == [1000] * (len(chunks) - 1)
     assert b"".join(chunks) == bytes(pool.read(2, 1, 4)) + bytes(pool.read(0, 1, 4))
 
