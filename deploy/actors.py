@@ -1,6 +1,8 @@
 """What runs inside the Ray actors: thin shells around a worker's and the router's own assembly.
 
-Actors are threaded (sync methods, a few at a time), because what they wrap has threads and loops of its own.
+Actors are threaded (sync methods, a few at a time), because what they wrap has threads and loops of its own. Each
+imports what it runs when it starts: a worker has no use for the router's doors, nor a router for torch, and the
+service that starts them all for neither.
 """
 
 import logging
@@ -8,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engine.core.errors import Unavailable
 from engine.core.types import WorkerInfo
@@ -16,7 +18,10 @@ from engine.models.hub import resolve_model
 from engine.server.config import WorkerConfig
 from engine.server.worker import RunningWorker
 from router.api import ServiceStatus
-from router.server import RouterServerConfig, RunningRouter
+from router.server_config import RouterServerConfig
+
+if TYPE_CHECKING:
+    from router.server import RunningRouter
 
 Worker = RunningWorker[Any, Any]
 
@@ -43,7 +48,7 @@ class Endpoints:
 class _Actor:
     """Ends and their reasons, the same for all. `running` is what the subclass started."""
 
-    running: Worker | RunningRouter | None = None
+    running: "Worker | RunningRouter | None" = None
 
     def __init__(self) -> None:
         # WARNING and above reach the service's own terminal, through Ray.
@@ -98,6 +103,8 @@ class Router(_Actor):
 
     def start(self, model: str, config: RouterServerConfig) -> Endpoints:
         """Serve `model`, wherever this node has it (`config.model` is not used). Raises BatonError."""
+        from router.server import RunningRouter
+
         self._router = self.running = RunningRouter(replace(config, model=resolve_model(model)))
         return Endpoints(config.host, self._router.port, self._router.grpc_port)
 

@@ -25,7 +25,7 @@ from engine.models.registry import load_config
 from engine.server.config import WorkerConfig
 from router.api import ServiceStatus
 from router.config import RouterConfig
-from router.server import RouterServerConfig
+from router.server_config import RouterServerConfig
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 READY_POLL_S = 0.05

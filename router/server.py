@@ -6,8 +6,7 @@ import secrets
 import socket
 import threading
 from collections.abc import Coroutine
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import grpc
@@ -18,13 +17,12 @@ from engine.core.errors import BatonError, Unavailable
 from engine.wire.worker_client import WorkerClient
 from router.admin import create_admin_app
 from router.api import ServiceStatus
-from router.config import RouterConfig
 from router.core import RouterCore
-from router.doors.config import DoorConfig
 from router.http.app import create_app
 from router.metrics import RouterMetrics
 from router.policies.registry import make_policy
 from router.rpc.server import RpcDoor, add_inference, server_options
+from router.server_config import RouterServerConfig
 from router.service import RouterService
 from router.text.model import ServedModel, load_served_model
 
@@ -35,31 +33,6 @@ SILENCE_S = 3.0
 READY_POLL_S = 0.1
 STOP_S = 3.0
 """Answers under way have this long to end once the router stops; it cuts them off at once, so it is ample."""
-
-
-@dataclass(frozen=True, slots=True)
-class RouterServerConfig:
-    """One router process."""
-
-    model: Path
-    """The checkpoint's folder; only its config, tokenizer and chat template are read."""
-    model_name: str
-    """What clients call it."""
-    cluster_key: bytes = field(repr=False)
-    """Derives tenants' cache salts and opens the admin port."""
-    max_model_len: int | None = None
-    host: str = "127.0.0.1"
-    port: int = 8000
-    """Of HTTP; 0 takes a free one."""
-    grpc_port: int = 8001
-    admin_host: str = "127.0.0.1"
-    admin_port: int | None = None
-    """Of router.admin; None: workers are added by `RunningRouter` only."""
-    policy: str = "cost"
-    """One of router.policies.registry.POLICY_NAMES."""
-    doors: DoorConfig = field(default_factory=DoorConfig)
-    limits: RouterConfig = field(default_factory=RouterConfig)
-    """Its salt_key is not used: the cluster key is."""
 
 
 class RouterServer:

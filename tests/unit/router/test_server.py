@@ -10,7 +10,8 @@ import httpx
 import pytest
 
 from engine.core.errors import CheckpointError, Unavailable
-from router.server import RouterServerConfig, RunningRouter
+from router.server import RunningRouter
+from router.server_config import RouterServerConfig
 from tests.fakes.grpc_worker import FakeCluster
 from tests.fakes.text_models import write_family
 from tests.fakes.workers import worker_info

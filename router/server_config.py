@@ -1,0 +1,32 @@
+"""Settings of one router process. Apart from the server, so that who only sends them does not load its doors."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from router.config import RouterConfig
+from router.doors.config import DoorConfig
+
+
+@dataclass(frozen=True, slots=True)
+class RouterServerConfig:
+    """One router process."""
+
+    model: Path
+    """The checkpoint's folder; only its config, tokenizer and chat template are read."""
+    model_name: str
+    """What clients call it."""
+    cluster_key: bytes = field(repr=False)
+    """Derives tenants' cache salts and opens the admin port."""
+    max_model_len: int | None = None
+    host: str = "127.0.0.1"
+    port: int = 8000
+    """Of HTTP; 0 takes a free one."""
+    grpc_port: int = 8001
+    admin_host: str = "127.0.0.1"
+    admin_port: int | None = None
+    """Of router.admin; None: workers are added by `RunningRouter` only."""
+    policy: str = "cost"
+    """One of router.policies.registry.POLICY_NAMES."""
+    doors: DoorConfig = field(default_factory=DoorConfig)
+    limits: RouterConfig = field(default_factory=RouterConfig)
+    """Its salt_key is not used: the cluster key is."""
