@@ -11,6 +11,7 @@ from engine.core.messages import (
     Cancel,
     Command,
     DeliverTicket,
+    Drain,
     Finished,
     Generate,
     PeerJoined,
@@ -71,8 +72,8 @@ class WorkerRole:
                 return [JoinPeer(info)]
             case PeerLeft(worker_id, incarnation):
                 return [DropPeer(worker_id, incarnation)]
-            case SendPrefixes():
-                return []
+            case SendPrefixes() | Drain():
+                return []  # not about requests: the shell sees to it
             case _:
                 assert_never(command)
 

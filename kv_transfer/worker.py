@@ -1,6 +1,7 @@
 """Assembles a worker: engine, transfer thread, role and the shell around them. Workers differ in what they announce."""
 
 from contextlib import ExitStack
+from importlib import metadata
 from pathlib import Path
 
 from engine.core.types import WorkerInfo
@@ -61,4 +62,5 @@ def _describe(
         max_model_len=engine.core.max_model_len,
         transports=transports,
         topology=config.topology,
+        version=metadata.version("baton"),
     )

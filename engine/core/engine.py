@@ -16,6 +16,7 @@ from engine.core.errors import IllegalEvent, InvalidRequest, Overloaded
 from engine.core.executor import Executor
 from engine.core.kv_cache import KVCache
 from engine.core.lease import Lease
+from engine.core.ledger import PageLedger
 from engine.core.load import LoadMeter
 from engine.core.messages import Finished, KVEvent, PagesStored, Started
 from engine.core.request import Leg, RequestState, Stage
@@ -51,6 +52,7 @@ class EngineCore:
         self._deadlines: list[tuple[float, int]] = []
         self._result = StepResult()
         self._meter = LoadMeter()
+        self._ledger = PageLedger(self._kv)
         self._num_loads = 0
         self._idle = True
         """Nothing has changed since a plan came out empty."""
@@ -214,7 +216,7 @@ class EngineCore:
             num_pages=self.config.num_pages,
             step_s=self._meter.step_s,
             prefill_tokens_per_s=self._meter.prefill_tokens_per_s,
-            pages_by_state=tuple(self.pages_by_state().items()),
+            pages_by_state=self._ledger.lines(now),
             num_preempted=self._scheduler.num_preempted,
         )
 
@@ -227,8 +229,17 @@ class EngineCore:
         return self._kv.stored_pages()
 
     def pages_by_state(self) -> dict[str, int]:
-        """free, cached, leased, reserved, filling, quarantined; they add up to num_pages."""
+        """free, cached, shared, leased, reserved, filling, quarantined; they add up to num_pages."""
         return self._kv.pages_by_state()
+
+    @property
+    def is_empty(self) -> bool:
+        """No request is here, no page is held for anybody, and no step is in flight."""
+        return not (self._states or self._in_flight or self._kv.leases)
+
+    def page_fault(self) -> str:
+        """What is wrong with the count of pages, in words; empty when every page is where it should be. Cheap."""
+        return self._ledger.fault(idle=not (self._states or self._filling or self._in_flight))
 
     def check_integrity(self) -> None:
         """Recompute the truth from every owner; AssertionError says which invariant broke."""

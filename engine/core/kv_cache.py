@@ -7,7 +7,7 @@ Every page is free, in the tree, or private to exactly one lease.
 
 from array import array
 from collections import Counter
-from collections.abc import MutableSequence, Sequence
+from collections.abc import Collection, MutableSequence, Sequence
 from dataclasses import dataclass
 
 from engine.core.allocator import PageAllocator
@@ -54,6 +54,11 @@ class KVCache:
         self._tree = RadixTree(page_size, model_hash)
         self._leases: set[Lease] = set()
         self._frontiers: dict[Frontier, Lease] = {}
+
+    @property
+    def leases(self) -> Collection[Lease]:
+        """Every lease that holds pages, quarantined ones too."""
+        return self._leases
 
     @property
     def num_available(self) -> int:
@@ -163,11 +168,14 @@ class KVCache:
         return self._tree.stored_pages()
 
     def pages_by_state(self) -> dict[str, int]:
-        """free, cached, leased, reserved, filling, quarantined."""
+        """Pages that are free, cached (in the tree, nobody reads them), shared (in the tree, under some lease), and,
+        private to one lease, reserved, filling, leased, quarantined.
+        """
         counts = Counter({state: 0 for state in PAGE_STATES.values()})
         for lease in self._leases:
             counts[PAGE_STATES[lease.state]] += len(lease.duplicates) + len(lease.pages) - lease.num_shared
-        return {"free": self._allocator.num_free, "cached": self._tree.num_pages, **counts}
+        cached = self._tree.num_evictable
+        return {"free": self._allocator.num_free, "cached": cached, "shared": self._tree.num_pages - cached, **counts}
 
     def check_integrity(self) -> None:
         """Recompute who owns what from the tree and the leases."""

@@ -80,14 +80,21 @@ class SendPrefixes:
     """
 
 
-Command = Generate | Prefill | Adopt | DeliverTicket | Cancel | Release | PeerJoined | PeerLeft | SendPrefixes
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Leave: announce it in each load report, and exit once nothing is left here or `grace_s` is over."""
+
+    grace_s: float
+
+
+Command = Generate | Prefill | Adopt | DeliverTicket | Cancel | Release | PeerJoined | PeerLeft | SendPrefixes | Drain
 
 # ---------------------------------------------------------------- worker -> router
 
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """Request `id` left the queue: `cached_tokens` of its tokens (emitted ones of a resumed request, too) were there."""
+    """Request `id` left the queue: `cached_tokens` of its tokens (also of emitted ones, when it resumes) were there."""
 
     id: int
     cached_tokens: int

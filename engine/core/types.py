@@ -202,6 +202,20 @@ class WorkerInfo:
     """(name, descriptor): what a peer needs to read this worker's pages, one entry a transport."""
     topology: tuple[tuple[str, str], ...] = ()
     """Labels such as ("node", "10.0.0.1"); "metrics" is host:port of Prometheus' /metrics."""
+    version: str = ""
+    """Of Baton, as installed there."""
+
+
+@dataclass(frozen=True, slots=True)
+class PageCount:
+    """One line of a worker's page ledger. The lines of all states add up to num_pages."""
+
+    state: str
+    """free; cached: in the radix tree and nobody reads it; shared: in the tree under some lease; leased, reserved,
+    filling, quarantined: private to one lease in that state."""
+    pages: int
+    oldest_s: float = 0.0
+    """Age of the oldest lease behind them in its state, right to one load report; 0 where nobody holds them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +236,10 @@ class WorkerLoad:
     """Moving average of recent steps."""
     prefill_tokens_per_s: float
     """Measured while prefilling; 0 before the first one."""
-    pages_by_state: tuple[tuple[str, int], ...] = ()
+    pages_by_state: tuple[PageCount, ...] = ()
     num_preempted: int = 0
     """Requests that lost their pages to others and were computed again, since the start."""
+    draining: bool = False
+    """It wants to leave: no new work, and what decodes there should move."""
+    num_page_faults: int = 0
+    """Times that pages were missing from the count, or still leased with no request there, since the start."""

@@ -29,6 +29,8 @@ class WorkerConfig:
     """Of Prometheus' /metrics; 0 takes a free one."""
     transport: str = "auto"
     """One of TRANSPORTS."""
+    drain_grace_s: float = 25.0
+    """How long a worker that is asked to leave by SIGTERM waits for its requests to move or to end."""
     topology: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:

@@ -4,7 +4,7 @@ The engine thread drives it with the machine's clock, the simulator with its own
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, Protocol, TypeVar
 
 from engine.core.engine import EngineCore
@@ -14,6 +14,7 @@ from engine.core.messages import (
     Cancel,
     Command,
     DeliverTicket,
+    Drain,
     Frame,
     Generate,
     PagesCleared,
@@ -25,7 +26,8 @@ from engine.core.messages import (
 )
 from engine.core.result import StepResult
 from engine.core.types import Request, WorkerLoad
-from engine.server.inbox import Event, Received, SessionClosed, SessionOpened
+from engine.server.departure import Departure
+from engine.server.inbox import DrainAsked, Event, Received, SessionClosed, SessionOpened
 from engine.server.role import RequestWord, Role, Word
 from engine.server.sessions import Sessions
 
@@ -58,7 +60,7 @@ class DispatchPorts(Generic[C]):
     submit: Callable[[C], None]
     """To the transfer thread."""
     warn: Callable[[str], None]
-    """What a router did that makes no sense, for the log."""
+    """What should not have happened, for the log."""
     observers: tuple[Observer, ...] = ()
 
 
@@ -68,6 +70,10 @@ class Dispatch(Generic[C, O]):
     def __init__(self, core: EngineCore, role: Role[C, O], ports: DispatchPorts[C]) -> None:
         self._core, self._role, self._ports = core, role, ports
         self._sessions = Sessions()
+        self._departure = Departure()
+        self._num_page_faults = 0
+        self._page_fault = ""
+        """Of the last load report."""
         self.load_due_s = 0.0
         """When the next load report is due."""
 
@@ -92,6 +98,8 @@ class Dispatch(Generic[C, O]):
             case SessionClosed(key):
                 for id in self._sessions.close(key):
                     self._perform(self._role.on_command(Cancel(id), now), now)
+            case DrainAsked(grace_s):
+                self._depart(grace_s, now)
 
     def on_outcome(self, outcome: O, now: float) -> None:
         """The transfer thread reports."""
@@ -105,10 +113,11 @@ class Dispatch(Generic[C, O]):
         self._sessions.add_events(self._core.drain_events())
         if now >= self.load_due_s:
             self.load_due_s = now + LOAD_INTERVAL_S
-            load = self._core.load(now)
-            self._sessions.add_load(load)
-            for observer in self._ports.observers:
-                observer.loaded(load)
+            self._report_load(now)
+
+    def may_exit(self, now: float) -> bool:
+        """Whether this worker was asked to leave and holds nothing, or its time is over. To be asked every turn."""
+        return self._departure.may_exit(self._core.is_empty and not self.num_requests, now)
 
     def take_frames(self) -> list[tuple[int, Frame]]:
         """What there is to say, by session."""
@@ -118,6 +127,9 @@ class Dispatch(Generic[C, O]):
 
     def _on_command(self, key: int, command: Command, now: float) -> None:
         match command:
+            case Drain(grace_s):
+                self._depart(grace_s, now)
+                return
             case SendPrefixes():
                 self._sessions.add_events(self._core.drain_events())
                 self._sessions.add_snapshot(key, [PagesCleared(), *self._core.stored_pages()])
@@ -140,6 +152,21 @@ class Dispatch(Generic[C, O]):
             self._perform(self._role.on_command(command, now), now)
         except BatonError as error:
             self._ports.warn(f"session={key} {type(command).__name__} refused: {error}")
+
+    def _depart(self, grace_s: float, now: float) -> None:
+        self._departure.ask(grace_s, now)
+        self.load_due_s = now  # routers learn it at once
+
+    def _report_load(self, now: float) -> None:
+        fault = self._core.page_fault()
+        if fault and fault != self._page_fault:
+            self._num_page_faults += 1
+            self._ports.warn(f"page ledger: {fault}")
+        self._page_fault = fault
+        load = replace(self._core.load(now), draining=self._departure.asked, num_page_faults=self._num_page_faults)
+        self._sessions.add_load(load)
+        for observer in self._ports.observers:
+            observer.loaded(load)
 
     def _perform(self, effects: Sequence[Word | C], now: float) -> None:
         for effect in effects:

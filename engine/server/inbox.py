@@ -28,7 +28,14 @@ class Received:
     command: Command
 
 
-Event = SessionOpened | SessionClosed | Received
+@dataclass(frozen=True, slots=True)
+class DrainAsked:
+    """The process was asked to leave within `grace_s`."""
+
+    grace_s: float
+
+
+Event = SessionOpened | SessionClosed | Received | DrainAsked
 
 
 class Inbox:

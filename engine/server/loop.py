@@ -46,6 +46,8 @@ class LoopPorts(Generic[C, O]):
     observers: tuple[Observer, ...]
     died: Callable[[], None]
     """The thread ended although nobody asked for it."""
+    drained: Callable[[], None]
+    """The worker was asked to leave, and nothing holds it any more. May be said again."""
     clock: Callable[[], float]
 
 
@@ -92,6 +94,8 @@ class EngineLoop(Generic[C, O]):
         self._flush()  # before the step, which may wait for the device
         self._step()
         self._flush()
+        if self._dispatch.may_exit(now):
+            self._ports.drained()
 
     def _idle_s(self) -> float:
         """How long the loop may sleep when nobody wakes it."""

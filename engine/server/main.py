@@ -1,7 +1,8 @@
 """The command line of one worker process: `python -m prefill_worker`, `python -m decode_worker`.
 
-Scripts read one JSON line from its output when it is ready; the log goes to stderr. Exit code 0 after SIGTERM or
-Ctrl-C, 1 when the engine died, 2 when it could not start.
+Scripts read one JSON line from its output when it is ready; the log goes to stderr. SIGTERM drains the worker: routers
+move what runs there, then it ends. A second one, or Ctrl-C, ends it at once. Exit code 0 after a signal or a drain, 1
+when the engine died, 2 when it could not start.
 """
 
 import argparse
@@ -52,6 +53,7 @@ def parser(kind: str) -> argparse.ArgumentParser:
     flags.add_argument("--attention-backend", default="auto")
     flags.add_argument("--random-weights", action="store_true", help="draw weights from --seed; needs config.json only")
     flags.add_argument("--seed", type=int, default=0)
+    flags.add_argument("--drain-grace", type=float, default=25.0, help="seconds that SIGTERM gives requests to move")
     flags.add_argument("--log-level", default="INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
     return flags
 
@@ -84,6 +86,7 @@ def config_of(arguments: argparse.Namespace, environment: "os._Environ[str] | di
         advertise=arguments.advertise,
         metrics_port=arguments.metrics_port,
         transport=arguments.transport,
+        drain_grace_s=arguments.drain_grace,
     )
 
 
@@ -123,19 +126,24 @@ def main(start_worker: StartWorker, kind: str, argv: Sequence[str] | None = None
     except BatonError as error:
         sys.stderr.write(f"error: {error.message}\n")
         return 2
-    asked: list[float] = []
+    must_end_s: list[float] = []
 
     def stop(_signal: int, _frame: object) -> None:
-        asked.append(time.monotonic())
+        must_end_s.append(time.monotonic() + STOP_TIMEOUT_S)
         worker.ask_to_stop()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
+    def drain(_signal: int, _frame: object) -> None:
+        signal.signal(signal.SIGTERM, stop)  # who asks again does not want to wait
+        must_end_s.append(time.monotonic() + config.drain_grace_s + STOP_TIMEOUT_S)
+        worker.drain(config.drain_grace_s)
+
+    signal.signal(signal.SIGTERM, drain)
+    signal.signal(signal.SIGINT, stop)
     with ready_file:
         ready_file.write(ready_line(worker) + "\n")
     while not worker.wait(SIGNAL_POLL_S):
         # The kernel may give a signal to any thread; its handler runs when this one wakes up.
-        if asked and time.monotonic() - asked[0] > STOP_TIMEOUT_S:
+        if must_end_s and time.monotonic() > min(must_end_s):
             logger.error(
                 "worker=%s did not stop within %g s: a step is still under way", worker.info.id, STOP_TIMEOUT_S
             )

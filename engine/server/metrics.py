@@ -57,11 +57,23 @@ class _EngineMetrics:
             "baton_worker_prefill_tokens_per_second", "Measured while prefilling.", registry=registry
         )
         self.pages = Gauge("baton_worker_pages", "KV pages by state.", ["state"], registry=registry)
+        self.page_age_s = Gauge(
+            "baton_worker_page_oldest_seconds",
+            "How long the oldest lease on pages of that state has been in it.",
+            ["state"],
+            registry=registry,
+        )
+        self.page_faults = Counter(
+            "baton_page_conservation_failures",
+            "Times that pages were missing from the count, or still leased with no request here.",
+            registry=registry,
+        )
+        self.draining = Gauge("baton_worker_draining", "1 while it wants to leave.", registry=registry)
         self.kv_bytes = Gauge("baton_worker_kv_bytes", "KV memory by state.", ["state"], registry=registry)
         self.preempted = Counter(
             "baton_worker_preempted", "Requests that lost their pages and were computed again.", registry=registry
         )
-        self.num_preempted = 0
+        self.num_preempted = self.num_page_faults = 0
         """Of the last load report."""
 
 
@@ -153,9 +165,13 @@ class WorkerMetrics:
         engine.queued.set(load.queued_requests)
         engine.queued_tokens.set(load.queued_tokens)
         engine.prefill_speed.set(load.prefill_tokens_per_s)
-        for state, pages in load.pages_by_state:
-            engine.pages.labels(state).set(pages)
-            engine.kv_bytes.labels(state).set(pages * self._page_bytes)
+        for count in load.pages_by_state:
+            engine.pages.labels(count.state).set(count.pages)
+            engine.kv_bytes.labels(count.state).set(count.pages * self._page_bytes)
+            engine.page_age_s.labels(count.state).set(count.oldest_s)
+        engine.page_faults.inc(load.num_page_faults - engine.num_page_faults)
+        engine.num_page_faults = load.num_page_faults
+        engine.draining.set(load.draining)
         engine.preempted.inc(load.num_preempted - engine.num_preempted)
         engine.num_preempted = load.num_preempted
 

@@ -17,7 +17,7 @@ from engine.core.engine import EngineCore
 from engine.core.errors import Unavailable
 from engine.core.types import WorkerInfo
 from engine.server.config import WorkerConfig
-from engine.server.inbox import Inbox
+from engine.server.inbox import DrainAsked, Inbox
 from engine.server.loop import EngineLoop, LoopPorts, Transfers
 from engine.server.metrics import MetricsServer, WorkerMetrics
 from engine.server.request_log import RequestLog
@@ -84,7 +84,7 @@ class RunningWorker(Generic[C, O]):
         self._stop_asked: asyncio.Event | None = None
         self._server_loop: asyncio.AbstractEventLoop | None = None
         self._engine_loop: EngineLoop[C, O] | None = None
-        self._died = False
+        self._died = self._drained = False
         self._failure = ""
         self.info = parts.info
         self.metrics = WorkerMetrics(parts.info)
@@ -106,6 +106,11 @@ class RunningWorker(Generic[C, O]):
         """True when it ended although nobody asked it to; the log says why."""
         return self._died
 
+    @property
+    def drained(self) -> bool:
+        """True when it ended because it was asked to drain, with or without something left at its time's end."""
+        return self._drained
+
     def wait(self, timeout_s: float | None = None) -> bool:
         """Until the worker has ended. False: it has not yet."""
         return self._ended.wait(timeout_s)
@@ -121,12 +126,26 @@ class RunningWorker(Generic[C, O]):
         if loop is not None and asked is not None and not self._ended.is_set():
             loop.call_soon_threadsafe(asked.set)
 
+    def drain(self, grace_s: float) -> None:
+        """Get no new work, let routers move what runs here, end when nothing is left or `grace_s` is over.
+
+        From any thread, signal handlers included.
+        """
+        logger.info("worker=%s drains, for %g s at most", self.info.id, grace_s)
+        self._parts.inbox.post(DrainAsked(grace_s))
+
     # ------------------------------------------------------------ the server's thread
 
     def _engine_died(self) -> None:
         self._died = True
         logger.critical("worker=%s the engine thread died; the worker ends", self.info.id)
         self.ask_to_stop()
+
+    def _engine_drained(self) -> None:
+        if not self._drained:
+            self._drained = True
+            logger.info("worker=%s is drained", self.info.id)
+            self.ask_to_stop()
 
     async def _serve(self) -> None:
         self._server_loop, self._stop_asked = asyncio.get_running_loop(), asyncio.Event()
@@ -138,7 +157,9 @@ class RunningWorker(Generic[C, O]):
             if not await self._listen(server, service, health_service):
                 return
             observers = (self.metrics, RequestLog())
-            ports = LoopPorts(service.deliver, parts.transfers, observers, self._engine_died, time.monotonic)
+            ports = LoopPorts(
+                service.deliver, parts.transfers, observers, self._engine_died, self._engine_drained, time.monotonic
+            )
             engine_loop = self._engine_loop = EngineLoop(parts.core, parts.role, ports, parts.inbox)
             engine_loop.start()
             heartbeat = asyncio.create_task(service.heartbeat())

@@ -13,6 +13,7 @@ from engine.core.messages import (
     Cancel,
     Command,
     DeliverTicket,
+    Drain,
     Generate,
     PeerJoined,
     PeerLeft,
@@ -144,6 +145,7 @@ def info_to_proto(info: WorkerInfo) -> pb.WorkerInfo:
         max_model_len=info.max_model_len,
         transports=[pb.TransportDescriptor(name=name, descriptor=data) for name, data in info.transports],
         topology=[pb.Label(key=key, value=value) for key, value in info.topology],
+        version=info.version,
     )
 
 
@@ -171,6 +173,7 @@ def info_from_proto(message: pb.WorkerInfo) -> WorkerInfo:
         max_model_len=message.max_model_len,
         transports=tuple((entry.name, entry.descriptor) for entry in message.transports),
         topology=tuple((label.key, label.value) for label in message.topology),
+        version=message.version,
     )
 
 
@@ -180,12 +183,8 @@ def info_from_proto(message: pb.WorkerInfo) -> WorkerInfo:
 def command_to_proto(command: Command, now: float) -> pb.Command:
     """`now` is the sender's clock."""
     match command:
-        case Generate(request):
-            return pb.Command(generate=request_to_proto(request, now))
-        case Prefill(request):
-            return pb.Command(prefill=request_to_proto(request, now))
-        case Adopt(request):
-            return pb.Command(adopt=request_to_proto(request, now))
+        case Generate() | Prefill() | Adopt():
+            return _request_command_to_proto(command, now)
         case DeliverTicket(id, ticket):
             return pb.Command(deliver_ticket=pb.DeliverTicket(id=id, ticket=ticket))
         case Cancel(id):
@@ -198,17 +197,15 @@ def command_to_proto(command: Command, now: float) -> pb.Command:
             return pb.Command(peer_left=pb.PeerLeft(worker_id=worker_id, incarnation=incarnation))
         case SendPrefixes():
             return pb.Command(send_prefixes=pb.SendPrefixes())
+        case Drain(grace_s):
+            return pb.Command(drain=pb.Drain(grace_s=grace_s))
 
 
 def command_from_proto(message: pb.Command, now: float) -> Command | None:
     """`now` is the receiver's clock. None for a kind that this version does not know. Raises InvalidRequest."""
     match message.WhichOneof("kind"):
-        case "generate":
-            return Generate(request_from_proto(message.generate, now))
-        case "prefill":
-            return Prefill(request_from_proto(message.prefill, now))
-        case "adopt":
-            return Adopt(request_from_proto(message.adopt, now))
+        case "generate" | "prefill" | "adopt":
+            return _request_command_from_proto(message, now)
         case "deliver_ticket":
             return DeliverTicket(message.deliver_ticket.id, message.deliver_ticket.ticket)
         case "cancel":
@@ -221,5 +218,25 @@ def command_from_proto(message: pb.Command, now: float) -> Command | None:
             return PeerLeft(message.peer_left.worker_id, message.peer_left.incarnation)
         case "send_prefixes":
             return SendPrefixes()
+        case "drain":
+            return Drain(message.drain.grace_s)
         case _:
             return None
+
+
+def _request_command_to_proto(command: Generate | Prefill | Adopt, now: float) -> pb.Command:
+    match command:
+        case Generate(request):
+            return pb.Command(generate=request_to_proto(request, now))
+        case Prefill(request):
+            return pb.Command(prefill=request_to_proto(request, now))
+        case Adopt(request):
+            return pb.Command(adopt=request_to_proto(request, now))
+
+
+def _request_command_from_proto(message: pb.Command, now: float) -> Command:
+    if message.HasField("generate"):
+        return Generate(request_from_proto(message.generate, now))
+    if message.HasField("prefill"):
+        return Prefill(request_from_proto(message.prefill, now))
+    return Adopt(request_from_proto(message.adopt, now))

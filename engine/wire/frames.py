@@ -13,7 +13,7 @@ from engine.core.messages import (
     Started,
     TicketIssued,
 )
-from engine.core.types import FinishReason, TokenLogprob, WorkerLoad
+from engine.core.types import FinishReason, PageCount, TokenLogprob, WorkerLoad
 from engine.wire import worker_pb2 as pb
 
 _REASON_TO_PROTO = {
@@ -93,8 +93,12 @@ def load_to_proto(load: WorkerLoad) -> pb.WorkerLoad:
         num_pages=load.num_pages,
         step_s=load.step_s,
         prefill_tokens_per_s=load.prefill_tokens_per_s,
-        pages_by_state=[pb.PageCount(state=state, pages=pages) for state, pages in load.pages_by_state],
+        pages_by_state=[
+            pb.PageCount(state=count.state, pages=count.pages, oldest_s=count.oldest_s) for count in load.pages_by_state
+        ],
         num_preempted=load.num_preempted,
+        draining=load.draining,
+        num_page_faults=load.num_page_faults,
     )
 
 
@@ -110,8 +114,10 @@ def load_from_proto(message: pb.WorkerLoad) -> WorkerLoad:
         num_pages=message.num_pages,
         step_s=message.step_s,
         prefill_tokens_per_s=message.prefill_tokens_per_s,
-        pages_by_state=tuple((count.state, count.pages) for count in message.pages_by_state),
+        pages_by_state=tuple(PageCount(count.state, count.pages, count.oldest_s) for count in message.pages_by_state),
         num_preempted=message.num_preempted,
+        draining=message.draining,
+        num_page_faults=message.num_page_faults,
     )
 
 

@@ -65,7 +65,7 @@ class Label(_message.Message):
     def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
 
 class WorkerInfo(_message.Message):
-    __slots__ = ("id", "incarnation", "roles", "address", "model", "layout", "num_pages", "max_model_len", "transports", "topology")
+    __slots__ = ("id", "incarnation", "roles", "address", "model", "layout", "num_pages", "max_model_len", "transports", "topology", "version")
     ID_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     ROLES_FIELD_NUMBER: _ClassVar[int]
@@ -76,6 +76,7 @@ class WorkerInfo(_message.Message):
     MAX_MODEL_LEN_FIELD_NUMBER: _ClassVar[int]
     TRANSPORTS_FIELD_NUMBER: _ClassVar[int]
     TOPOLOGY_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
     id: str
     incarnation: int
     roles: _containers.RepeatedScalarFieldContainer[str]
@@ -86,7 +87,8 @@ class WorkerInfo(_message.Message):
     max_model_len: int
     transports: _containers.RepeatedCompositeFieldContainer[TransportDescriptor]
     topology: _containers.RepeatedCompositeFieldContainer[Label]
-    def __init__(self, id: _Optional[str] = ..., incarnation: _Optional[int] = ..., roles: _Optional[_Iterable[str]] = ..., address: _Optional[str] = ..., model: _Optional[str] = ..., layout: _Optional[_Union[KVLayout, _Mapping]] = ..., num_pages: _Optional[int] = ..., max_model_len: _Optional[int] = ..., transports: _Optional[_Iterable[_Union[TransportDescriptor, _Mapping]]] = ..., topology: _Optional[_Iterable[_Union[Label, _Mapping]]] = ...) -> None: ...
+    version: str
+    def __init__(self, id: _Optional[str] = ..., incarnation: _Optional[int] = ..., roles: _Optional[_Iterable[str]] = ..., address: _Optional[str] = ..., model: _Optional[str] = ..., layout: _Optional[_Union[KVLayout, _Mapping]] = ..., num_pages: _Optional[int] = ..., max_model_len: _Optional[int] = ..., transports: _Optional[_Iterable[_Union[TransportDescriptor, _Mapping]]] = ..., topology: _Optional[_Iterable[_Union[Label, _Mapping]]] = ..., version: _Optional[str] = ...) -> None: ...
 
 class Sampling(_message.Message):
     __slots__ = ("max_tokens", "min_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "bias_tokens", "bias_values", "seed", "stop_token_ids", "num_logprobs", "num_prompt_logprobs")
@@ -162,8 +164,14 @@ class SendPrefixes(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class Drain(_message.Message):
+    __slots__ = ("grace_s",)
+    GRACE_S_FIELD_NUMBER: _ClassVar[int]
+    grace_s: float
+    def __init__(self, grace_s: _Optional[float] = ...) -> None: ...
+
 class Command(_message.Message):
-    __slots__ = ("generate", "prefill", "adopt", "deliver_ticket", "cancel", "release", "peer_joined", "peer_left", "send_prefixes")
+    __slots__ = ("generate", "prefill", "adopt", "deliver_ticket", "cancel", "release", "peer_joined", "peer_left", "send_prefixes", "drain")
     GENERATE_FIELD_NUMBER: _ClassVar[int]
     PREFILL_FIELD_NUMBER: _ClassVar[int]
     ADOPT_FIELD_NUMBER: _ClassVar[int]
@@ -173,6 +181,7 @@ class Command(_message.Message):
     PEER_JOINED_FIELD_NUMBER: _ClassVar[int]
     PEER_LEFT_FIELD_NUMBER: _ClassVar[int]
     SEND_PREFIXES_FIELD_NUMBER: _ClassVar[int]
+    DRAIN_FIELD_NUMBER: _ClassVar[int]
     generate: Request
     prefill: Request
     adopt: Request
@@ -182,7 +191,8 @@ class Command(_message.Message):
     peer_joined: WorkerInfo
     peer_left: PeerLeft
     send_prefixes: SendPrefixes
-    def __init__(self, generate: _Optional[_Union[Request, _Mapping]] = ..., prefill: _Optional[_Union[Request, _Mapping]] = ..., adopt: _Optional[_Union[Request, _Mapping]] = ..., deliver_ticket: _Optional[_Union[DeliverTicket, _Mapping]] = ..., cancel: _Optional[int] = ..., release: _Optional[int] = ..., peer_joined: _Optional[_Union[WorkerInfo, _Mapping]] = ..., peer_left: _Optional[_Union[PeerLeft, _Mapping]] = ..., send_prefixes: _Optional[_Union[SendPrefixes, _Mapping]] = ...) -> None: ...
+    drain: Drain
+    def __init__(self, generate: _Optional[_Union[Request, _Mapping]] = ..., prefill: _Optional[_Union[Request, _Mapping]] = ..., adopt: _Optional[_Union[Request, _Mapping]] = ..., deliver_ticket: _Optional[_Union[DeliverTicket, _Mapping]] = ..., cancel: _Optional[int] = ..., release: _Optional[int] = ..., peer_joined: _Optional[_Union[WorkerInfo, _Mapping]] = ..., peer_left: _Optional[_Union[PeerLeft, _Mapping]] = ..., send_prefixes: _Optional[_Union[SendPrefixes, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ...) -> None: ...
 
 class TokenLogprob(_message.Message):
     __slots__ = ("token", "logprob", "top_tokens", "top_logprobs")
@@ -311,15 +321,17 @@ class PeerStatus(_message.Message):
     def __init__(self, worker_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., ready: _Optional[bool] = ..., transport: _Optional[str] = ..., bytes_per_s: _Optional[float] = ..., message: _Optional[str] = ...) -> None: ...
 
 class PageCount(_message.Message):
-    __slots__ = ("state", "pages")
+    __slots__ = ("state", "pages", "oldest_s")
     STATE_FIELD_NUMBER: _ClassVar[int]
     PAGES_FIELD_NUMBER: _ClassVar[int]
+    OLDEST_S_FIELD_NUMBER: _ClassVar[int]
     state: str
     pages: int
-    def __init__(self, state: _Optional[str] = ..., pages: _Optional[int] = ...) -> None: ...
+    oldest_s: float
+    def __init__(self, state: _Optional[str] = ..., pages: _Optional[int] = ..., oldest_s: _Optional[float] = ...) -> None: ...
 
 class WorkerLoad(_message.Message):
-    __slots__ = ("seq", "reported_s", "queued_requests", "queued_tokens", "running_rows", "free_pages", "num_pages", "step_s", "prefill_tokens_per_s", "pages_by_state", "num_preempted")
+    __slots__ = ("seq", "reported_s", "queued_requests", "queued_tokens", "running_rows", "free_pages", "num_pages", "step_s", "prefill_tokens_per_s", "pages_by_state", "num_preempted", "draining", "num_page_faults")
     SEQ_FIELD_NUMBER: _ClassVar[int]
     REPORTED_S_FIELD_NUMBER: _ClassVar[int]
     QUEUED_REQUESTS_FIELD_NUMBER: _ClassVar[int]
@@ -331,6 +343,8 @@ class WorkerLoad(_message.Message):
     PREFILL_TOKENS_PER_S_FIELD_NUMBER: _ClassVar[int]
     PAGES_BY_STATE_FIELD_NUMBER: _ClassVar[int]
     NUM_PREEMPTED_FIELD_NUMBER: _ClassVar[int]
+    DRAINING_FIELD_NUMBER: _ClassVar[int]
+    NUM_PAGE_FAULTS_FIELD_NUMBER: _ClassVar[int]
     seq: int
     reported_s: float
     queued_requests: int
@@ -342,7 +356,9 @@ class WorkerLoad(_message.Message):
     prefill_tokens_per_s: float
     pages_by_state: _containers.RepeatedCompositeFieldContainer[PageCount]
     num_preempted: int
-    def __init__(self, seq: _Optional[int] = ..., reported_s: _Optional[float] = ..., queued_requests: _Optional[int] = ..., queued_tokens: _Optional[int] = ..., running_rows: _Optional[int] = ..., free_pages: _Optional[int] = ..., num_pages: _Optional[int] = ..., step_s: _Optional[float] = ..., prefill_tokens_per_s: _Optional[float] = ..., pages_by_state: _Optional[_Iterable[_Union[PageCount, _Mapping]]] = ..., num_preempted: _Optional[int] = ...) -> None: ...
+    draining: bool
+    num_page_faults: int
+    def __init__(self, seq: _Optional[int] = ..., reported_s: _Optional[float] = ..., queued_requests: _Optional[int] = ..., queued_tokens: _Optional[int] = ..., running_rows: _Optional[int] = ..., free_pages: _Optional[int] = ..., num_pages: _Optional[int] = ..., step_s: _Optional[float] = ..., prefill_tokens_per_s: _Optional[float] = ..., pages_by_state: _Optional[_Iterable[_Union[PageCount, _Mapping]]] = ..., num_preempted: _Optional[int] = ..., draining: _Optional[bool] = ..., num_page_faults: _Optional[int] = ...) -> None: ...
 
 class Frame(_message.Message):
     __slots__ = ("step_id", "ids", "tokens", "logprobs", "prompt_logprobs", "started", "finished", "tickets", "adopted", "handoff_failed", "kv_events", "kv_seq", "load", "peers")

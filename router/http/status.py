@@ -53,7 +53,10 @@ def _worker(worker: WorkerStatus) -> Json:
             "free_pages": load.free_pages,
             "step_ms": round(load.step_s * 1e3, 3),
             "prefill_tokens_per_s": round(load.prefill_tokens_per_s, 1),
-            "pages_by_state": dict(load.pages_by_state),
+            "pages_by_state": {count.state: count.pages for count in load.pages_by_state},
+            "oldest_page_s": {count.state: round(count.oldest_s, 1) for count in load.pages_by_state if count.oldest_s},
+            "num_page_faults": load.num_page_faults,
             "num_preempted": load.num_preempted,
+            "draining": load.draining,
         }
     return body

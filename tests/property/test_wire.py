@@ -11,6 +11,7 @@ from engine.core.messages import (
     Cancel,
     Command,
     DeliverTicket,
+    Drain,
     Finished,
     Frame,
     Generate,
@@ -27,7 +28,7 @@ from engine.core.messages import (
     Started,
     TicketIssued,
 )
-from engine.core.types import FinishReason, KVLayout, Request, Sampling, TokenLogprob, WorkerInfo, WorkerLoad
+from engine.core.types import FinishReason, KVLayout, PageCount, Request, Sampling, TokenLogprob, WorkerInfo, WorkerLoad
 from engine.wire import worker_pb2 as pb
 from engine.wire.commands import command_from_proto, command_to_proto
 from engine.wire.frames import frame_from_proto, frame_to_proto
@@ -93,6 +94,7 @@ infos = st.builds(
     max_model_len=u32,
     transports=st.lists(st.tuples(names, st.binary(max_size=20)), max_size=2).map(tuple),
     topology=st.lists(st.tuples(names, names), max_size=2).map(tuple),
+    version=names,
 )
 commands: st.SearchStrategy[Command] = st.one_of(
     st.builds(Generate, requests),
@@ -104,6 +106,7 @@ commands: st.SearchStrategy[Command] = st.one_of(
     st.builds(PeerJoined, infos),
     st.builds(PeerLeft, names, u64),
     st.just(SendPrefixes()),
+    st.builds(Drain, number),
 )
 
 logprobs = st.builds(TokenLogprob, token=token, logprob=float32, top=pairs32)
@@ -119,7 +122,10 @@ loads = st.builds(
     num_pages=u32,
     step_s=number,
     prefill_tokens_per_s=number,
-    pages_by_state=st.lists(st.tuples(names, u32), max_size=3).map(tuple),
+    pages_by_state=st.lists(st.builds(PageCount, names, u32, number), max_size=3).map(tuple),
+    num_preempted=u32,
+    draining=st.booleans(),
+    num_page_faults=u32,
 )
 
 

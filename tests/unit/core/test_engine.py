@@ -246,7 +246,10 @@ def test_load_counts_what_waits_and_what_runs() -> None:
     load = bench.core.load(2.5)
     assert (load.seq, load.reported_s, load.num_pages) == (1, 2.5, 32)
     assert (load.queued_requests, load.running_rows, load.queued_tokens) == (2, 1, 4 + 24)
-    assert load.free_pages == 32 - 4 and dict(load.pages_by_state) == bench.core.pages_by_state()
+    assert (
+        load.free_pages == 32 - 4
+        and {count.state: count.pages for count in load.pages_by_state} == bench.core.pages_by_state()
+    )
     assert load.step_s == pytest.approx(0.008) and load.prefill_tokens_per_s == pytest.approx(1000)
     bench.run()
     assert bench.core.load(3.0).queued_tokens == 0

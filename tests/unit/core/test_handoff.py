@@ -59,7 +59,7 @@ def test_a_held_lease_ends_with_its_release_and_only_once() -> None:
     bench.core.submit(make_request(1, range(1, 11), max_tokens=5), hold=True)
     assert not bench.core.release(1), "not held yet"
     bench.run()
-    assert bench.pages() == {"free": 61, "cached": 2, "leased": 1}
+    assert bench.pages() == {"free": 61, "shared": 2, "leased": 1}
     assert bench.core.release(1)
     assert not bench.core.release(1)
     assert bench.pages() == {"free": 62, "cached": 2}

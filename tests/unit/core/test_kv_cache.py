@@ -116,6 +116,7 @@ def test_pages_computed_twice_stay_with_who_computed_them_until_the_end() -> Non
     assert kv.pages_by_state() == {
         "free": 7,
         "cached": 1,
+        "shared": 0,
         "leased": 0,
         "reserved": 0,
         "filling": 0,
@@ -174,4 +175,4 @@ def test_states_of_pages_follow_their_lease() -> None:
     assert kv.pages_by_state()["filling"] == 3
     kv.publish(lease, array("i", [1, 2, 3]), 1)
     states = kv.pages_by_state()
-    assert (states["filling"], states["cached"], states["free"]) == (2, 1, 3)
+    assert (states["filling"], states["shared"], states["free"]) == (2, 1, 3)

@@ -1,6 +1,6 @@
 """Health, metrics, status, headers."""
 
-from engine.core.types import KVLayout, WorkerInfo, WorkerLoad
+from engine.core.types import KVLayout, PageCount, WorkerInfo, WorkerLoad
 from router.api import ServiceStatus, WorkerStatus
 from tests.unit.http.conftest import Service
 
@@ -26,7 +26,7 @@ async def test_metrics_count_requests_by_route_and_status(service: Service) -> N
 async def test_status_page(service: Service) -> None:
     layout = KVLayout("hash", 2, 2, 16, 16, "float32")
     info = WorkerInfo("p0", (1 << 64) - 1, ("prefill",), "127.0.0.1:5", "tiny", layout, 100, 512, (("local", b"\xff"),))
-    load = WorkerLoad(1, 0.0, 2, 300, 4, 60, 100, 0.0125, 1000.0, (("free", 60),))
+    load = WorkerLoad(1, 0.0, 2, 300, 4, 60, 100, 0.0125, 1000.0, (PageCount("free", 60), PageCount("leased", 3, 2.5)))
     workers = (
         WorkerStatus(info, "ready", load=load, load_age_s=0.25),
         WorkerStatus(info, "refused", "page sizes differ"),
@@ -36,6 +36,8 @@ async def test_status_page(service: Service) -> None:
     assert (body["ready"], body["queued_requests"], body["running_requests"]) == (True, 1, 2)
     assert body["workers"][0]["incarnation"] == "f" * 16
     assert body["workers"][0]["load"]["step_ms"] == 12.5
+    assert body["workers"][0]["load"]["pages_by_state"] == {"free": 60, "leased": 3}
+    assert body["workers"][0]["load"]["oldest_page_s"] == {"leased": 2.5}
     assert (body["workers"][1]["detail"], body["workers"][1]["load"]) == ("page sizes differ", None)
 
 

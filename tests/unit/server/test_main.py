@@ -21,7 +21,7 @@ def test_every_flag() -> None:
     assert flags == set(
         """-h --help --model --model-name --worker-id --host --port --advertise --metrics-port --transport --device
         --dtype --page-size --kv-memory --max-model-len --max-step-tokens --max-rows --attention-backend
-        --random-weights --seed --log-level""".split()
+        --random-weights --seed --drain-grace --log-level""".split()
     )
 
 
