@@ -1,0 +1,166 @@
+"""A real service under load while its workers are killed, stopped and started again: tokens, ends and pages."""
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+import aiohttp
+from prometheus_client.parser import text_string_to_metric_families
+
+from baton.client import AsyncClient
+from deploy.chaos.cases import CHUNK, MAX_MODEL_LEN, PAGE, Case, Seen, make_cases
+from deploy.chaos.doors import Door, GrpcDoor, HttpDoor
+from deploy.chaos.faults import Chaos
+from deploy.chaos.load import GRACE_S, Load, Right
+from deploy.chaos.oracle import greedy_tokens
+from deploy.chaos.report import Report
+from deploy.spawned import Service, left_of, serve
+from engine.core.errors import BatonError
+
+REFERENCE_TIMEOUT_S = 60.0
+REFERENCES_AT_ONCE = 4
+IDLE_WITHIN_S = 10.0
+POLL_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class CampaignConfig:
+    """What is served, asked and broken."""
+
+    seconds: float = 60.0
+    """Of load and faults, without the start and the right answers."""
+    transport: str = "auto"
+    num_prefill: int = 2
+    num_decode: int = 2
+    num_clients: int = 8
+    model: str = "builtin"
+    kv_memory: str = "6MiB"
+    """64 pages of the built-in model: far fewer than the clients ask for at once."""
+    timeout_s: float = 30.0
+    """The deadline of each request."""
+    seed: int = 0
+
+    def flags(self) -> list[str]:
+        """Of `baton serve`."""
+        numbers = {
+            "--prefill": self.num_prefill,
+            "--decode": self.num_decode,
+            "--page-size": PAGE,
+            "--max-step-tokens": CHUNK,
+            "--max-model-len": MAX_MODEL_LEN,
+            "--kv-memory": self.kv_memory,
+            "--transport": self.transport,
+        }
+        # Every prompt through a handoff; in float32, where no two tokens are as likely as each other.
+        fixed = ["--model", self.model, "--policy", "cost_always_hand_over", "--dtype", "float32", "--device", "cpu"]
+        return fixed + [str(word) for pair in numbers.items() for word in pair]
+
+
+def campaign(config: CampaignConfig, say: Callable[[str], None] = lambda line: None) -> Report:
+    """One campaign from the start of the service to its end. Raises Unavailable when it does not start."""
+    start_s = time.monotonic()
+    say("starting the service")
+    with serve(*config.flags()) as service:
+        say(f"it is ready after {time.monotonic() - start_s:.0f} s")
+        report = asyncio.run(_Campaign(config, service, say).run())
+    report.seconds = time.monotonic() - start_s
+    return report
+
+
+class _Campaign:
+    def __init__(self, config: CampaignConfig, service: Service, say: Callable[[str], None]) -> None:
+        self._config = config
+        self._service = service
+        self._say = say
+        self._report = Report()
+
+    async def run(self) -> Report:
+        async with AsyncExitStack() as stack:
+            session = await stack.enter_async_context(aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(None)))
+            client = await stack.enter_async_context(AsyncClient(self._service.grpc))
+            (model,) = await client.models()
+            doors: list[Door] = [GrpcDoor(client), HttpDoor(session, self._service.url, model.name)]
+            cases = make_cases(model.vocab_size, self._config.seed)
+            right = await self._right_answers(cases, doors)
+            load = Load(cases, doors, right, self._config.timeout_s)
+            chaos = Chaos(self._service, session, load, self._config.seed, self._say)
+            before = await self._counts(session)
+            start_s = time.monotonic()
+            await self._shake(load, chaos, start_s)
+            self._report.count(load.outcomes)
+            self._report.add_faults(chaos.faults, start_s)
+            await self._after(session, chaos, before)
+        return self._report
+
+    async def _right_answers(self, cases: list[Case], doors: list[Door]) -> Right:
+        """Asked while nothing is broken; greedy ones must be those of transformers."""
+        self._say(f"asking for the right answers to {len(cases)} requests")
+        right: dict[tuple[str, str], list[Seen]] = {}
+        places = asyncio.Semaphore(REFERENCES_AT_ONCE)
+
+        async def ask(door: Door, case: Case) -> None:
+            answers = right[door.name, case.name] = [Seen() for _ in range(case.n)]
+            async with places:
+                async for _ in door.ask(case, answers, REFERENCE_TIMEOUT_S):
+                    pass
+
+        await asyncio.gather(*(ask(door, case) for door in doors for case in cases))
+        plain = [case for case in cases if case.is_plain_greedy]
+        expected = await asyncio.to_thread(greedy_tokens, self._config.model, plain)
+        for case, tokens in zip(plain, expected, strict=True):
+            if right["grpc", case.name][0].tokens != tokens:
+                self._report.wrong_tokens += 1
+                self._report.complain(f"{case.name}: not the tokens of transformers, without any fault")
+        self._report.verified_with_transformers = len(plain)
+        return right
+
+    async def _shake(self, load: Load, chaos: Chaos, start_s: float) -> None:
+        rngs = [random.Random(f"{self._config.seed}/{i}") for i in range(self._config.num_clients)]
+        clients = [asyncio.create_task(load.client(rng)) for rng in rngs]
+        self._say(f"{len(clients)} clients ask for {self._config.seconds:g} s")
+        try:
+            await chaos.run(start_s + self._config.seconds)
+        except BatonError as error:
+            self._report.complain(error.message)
+        load.over = True
+        # Clients end by themselves: each request has a deadline.
+        await asyncio.wait(clients, timeout=self._config.timeout_s + 2 * GRACE_S)
+        for client in clients:
+            client.cancel()
+        for result in await asyncio.gather(*clients, return_exceptions=True):
+            if isinstance(result, BaseException):
+                self._report.complain(f"a client broke: {result!r}")
+
+    async def _after(self, session: aiohttp.ClientSession, chaos: Chaos, before: dict[str, float]) -> None:
+        """What is left in the service, and what it counted."""
+        end_s = time.monotonic() + IDLE_WITHIN_S
+        while any((left := left_of(status := await chaos.status())).values()) and time.monotonic() < end_s:
+            await asyncio.sleep(POLL_S)
+        report = self._report
+        report.hung += left["requests"]
+        report.leaked_pages = left["pages"]
+        if any(left.values()):
+            report.complain(f"left behind: {status}")
+        report.preempted = sum(worker["load"]["num_preempted"] for worker in status["workers"])
+        report.transport = ", ".join(sorted({p["transport"] for worker in status["workers"] for p in worker["peers"]}))
+        counts = {name: int(value - before.get(name, 0.0)) for name, value in (await self._counts(session)).items()}
+        report.handoffs = counts["baton_router_handoffs_total"]
+        report.handoff_failures = counts["baton_router_handoff_failures_total"]
+        report.resumed = counts["baton_router_resumed_total"]
+        prefix = "baton_router_retries_total/"
+        report.retries = {name.removeprefix(prefix): n for name, n in counts.items() if name.startswith(prefix)}
+        report.retried = sum(report.retries.values())
+
+    async def _counts(self, session: aiohttp.ClientSession) -> dict[str, float]:
+        """The router's counters, by name and label."""
+        async with session.get(f"{self._service.url}/metrics") as response:
+            text = await response.text()
+        counts: dict[str, float] = {}
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                name = "/".join((sample.name, *sample.labels.values()))
+                counts[name] = sample.value
+        return counts
