@@ -41,11 +41,11 @@ def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     Normalized in float32 and rounded to the input's dtype before the weight multiplies it, as transformers does.
     """
     wide_TD = x_TD.float()
-    wide_TD = wide_TD * (wide_TD.square().mean(-1, keepdim=True) + eps).rsqrt()
-    return weight_D * wide_TD.to(x_TD.dtype)
+    scaled_TD = wide_TD * (wide_TD.square().mean(-1, keepdim=True) + eps).rsqrt()
+    return scaled_TD.to(x_TD.dtype).mul_(weight_D)
 
 
 def silu_mul(gate_up_T2M: Tensor) -> Tensor:
     """SiLU(gate) * up, out_TM; the input holds [gate | up] along its last dimension."""
     gate_TM, up_TM = gate_up_T2M.chunk(2, dim=-1)
-    return functional.silu(gate_TM) * up_TM
+    return functional.silu(gate_TM).mul_(up_TM)
