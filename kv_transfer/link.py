@@ -18,8 +18,8 @@ class LinkLimits:
     """Posted at once; the rest waits its turn and can still be withdrawn."""
     floor_bytes_per_s: float
     stall_grace_s: float
-    """If no read ends for this long plus the time that `floor_bytes_per_s` needs for all that is posted, the peer is
-    hung."""
+    """If this worker watched for this long plus the time that `floor_bytes_per_s` needs for all that is posted, and no
+    read ended, the peer is hung."""
 
     @property
     def max_read_bytes(self) -> int:
@@ -35,7 +35,8 @@ class Link:
         self._waiting: deque[tuple[Read, int]] = deque()
         self._posted: dict[int, int] = {}
         self._posted_bytes = 0
-        self._progress_s = 0.0
+        self._watched_s = 0.0
+        """Since a read ended, or the first one was posted."""
 
     @property
     def busy(self) -> bool:
@@ -43,12 +44,14 @@ class Link:
         return bool(self._posted)
 
     @property
-    def stalls_s(self) -> float:
-        """When the peer will count as hung unless a read ends before."""
-        if not self._posted:
-            return float("inf")
+    def stalled(self) -> bool:
+        """Too few bytes arrived for too long: the peer counts as hung."""
         limits = self.limits
-        return self._progress_s + limits.stall_grace_s + self._posted_bytes / limits.floor_bytes_per_s
+        return self.busy and self._watched_s >= limits.stall_grace_s + self._posted_bytes / limits.floor_bytes_per_s
+
+    def watched(self, seconds: float) -> None:
+        """This worker was awake for so long, and has taken in what ended meanwhile."""
+        self._watched_s += seconds
 
     def push(self, read: Read, num_bytes: int) -> None:
         """Queue a read; `take` says when to post it."""
@@ -57,7 +60,7 @@ class Link:
         else:
             self._waiting.append((read, num_bytes))
 
-    def take(self, now: float) -> list[Read]:
+    def take(self) -> list[Read]:
         """The reads to post now; they count as posted from here on."""
         taken: list[Read] = []
         while self._waiting:
@@ -65,23 +68,19 @@ class Link:
             if self._posted and self._posted_bytes + num_bytes > self.limits.max_posted_bytes:
                 break
             if not self._posted:
-                self._progress_s = now
+                self._watched_s = 0.0
             self._waiting.popleft()
             self._posted[read.op] = num_bytes
             self._posted_bytes += num_bytes
             taken.append(read)
         return taken
 
-    def ended(self, op: int, now: float) -> None:
+    def ended(self, op: int) -> None:
         """A read ended, well or not: the peer, or its transport, is alive. Reads of an earlier link don't count."""
         num_bytes = self._posted.pop(op, None)
         if num_bytes is not None:
             self._posted_bytes -= num_bytes
-            self._progress_s = now
-
-    def excuse(self, seconds: float, now: float) -> None:
-        """This worker itself stood still for so long and could not see what ended: nobody else's fault."""
-        self._progress_s = min(self._progress_s + seconds, now)
+            self._watched_s = 0.0
 
     def withdraw(self, ops: Collection[int]) -> list[int]:
         """Take back those of `ops` that were not posted yet, and name them."""

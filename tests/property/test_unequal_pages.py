@@ -105,7 +105,7 @@ def _scattered(count: int, pool: int) -> list[int]:
     return [index * 7 % pool for index in range(count)]
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=60)
 @given(cases())
 def test_every_missing_token_arrives_and_local_pages_are_left_alone(case: Case) -> None:
     world = Unequal(case)
@@ -129,7 +129,7 @@ def _read_pages(case: Case) -> range:
     return range(case.num_local * case.mine // case.theirs, num_pages_for(case.num_tokens, case.theirs))
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=40)
 @given(cases(), st.data())
 def test_a_source_page_that_was_read_and_reused_is_noticed_and_no_other(case: Case, data: st.DataObject) -> None:
     world = Unequal(case)
@@ -145,7 +145,7 @@ def test_a_source_page_that_was_read_and_reused_is_noticed_and_no_other(case: Ca
         assert [type(outcome) for outcome in outcomes] == [Proven]
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=20)
 @given(cases())
 def test_a_ticket_about_another_prompt_is_refused_before_any_byte_moves(case: Case) -> None:
     world = Unequal(case)

@@ -194,6 +194,38 @@ def test_a_reader_that_stood_still_blames_nobody(world: World) -> None:
     assert isinstance(world.d.outcomes[-1], Proven)
 
 
+def starve(world: World, seconds: float, pause_s: float = 0.15) -> None:
+    """The whole reader gets the processor only now and then, and so does what receives its bytes."""
+    end_s = world.now + seconds
+    while world.now < end_s:
+        world.network.advance(world.now + pause_s)
+        world.d.core.poll(world.now)
+        world.d.core.tick(world.now)
+        world.d.outcomes += world.d.core.take_outcomes()
+
+
+@pytest.mark.parametrize("starved", [True, False])
+def test_bytes_that_come_late_to_a_starved_reader_are_nobodys_fault(world: World, starved: bool) -> None:
+    world.delay_s = 3.0
+    world.hand_over()
+    world.delay_s = 0.004
+    if starved:
+        starve(world, 4.0)
+        assert [type(outcome) for outcome in world.d.outcomes] == [Proven]
+    else:
+        world.run(4.0)
+        assert causes(world.d) == [Cause.PEER], "a reader that is awake all the time sees a peer that is hung"
+
+
+def test_a_starved_reader_still_finds_a_stopped_source(world: World) -> None:
+    world.network.stop(world.p.key)
+    world.hand_over()
+    starve(world, 2.0)
+    assert causes(world.d) == [], "it watched for a fifth of a second only"
+    starve(world, 8.0)
+    assert causes(world.d) == [Cause.PEER]
+
+
 def test_bytes_that_land_after_an_error_reach_quarantined_pages_only(world: World) -> None:
     world.hand_over()
     world.run(0.001)
