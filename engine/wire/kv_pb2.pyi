@@ -7,12 +7,16 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class SignedRequest(_message.Message):
-    __slots__ = ("body", "mac")
+    __slots__ = ("body", "mac", "reader", "number")
     BODY_FIELD_NUMBER: _ClassVar[int]
     MAC_FIELD_NUMBER: _ClassVar[int]
+    READER_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
     body: bytes
     mac: bytes
-    def __init__(self, body: _Optional[bytes] = ..., mac: _Optional[bytes] = ...) -> None: ...
+    reader: bytes
+    number: int
+    def __init__(self, body: _Optional[bytes] = ..., mac: _Optional[bytes] = ..., reader: _Optional[bytes] = ..., number: _Optional[int] = ...) -> None: ...
 
 class PullRequest(_message.Message):
     __slots__ = ("pages", "layer_begin", "layer_end", "part")

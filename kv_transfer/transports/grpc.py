@@ -5,7 +5,6 @@ methods only hand work to that thread and take completions from it.
 """
 
 import asyncio
-import hmac
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from dataclasses import asdict
@@ -30,6 +29,7 @@ from kv_transfer.transports.base import (
     peer_key,
     store,
 )
+from kv_transfer.transports.signed import Judge, Signer
 
 CHUNK_BYTES = 512 << 10
 """Far below gRPC's limit of 4 MiB a message; larger ones are not faster."""
@@ -49,17 +49,6 @@ _CLIENT_OPTIONS = [
 
 Result = TypeVar("Result")
 PullCall = Callable[[kv_pb2_grpc.PageTransferStub], Coroutine[None, None, Completion]]
-SignedMessage = kv_pb2.PullRequest | kv_pb2.GenerationsRequest
-
-
-def sign(method: str, source: str, message: SignedMessage, key: bytes) -> kv_pb2.SignedRequest:
-    """The request that the worker named `source` (peer_key) will believe."""
-    body = message.SerializeToString()
-    return kv_pb2.SignedRequest(body=body, mac=_mac(method, source, body, key))
-
-
-def _mac(method: str, source: str, body: bytes, key: bytes) -> bytes:
-    return hmac.digest(key, f"baton {method}\0{source}\0".encode() + body, "sha256")
 
 
 def page_chunks(pool: PagePool, read: PageRead) -> Iterator[bytes]:
@@ -91,8 +80,9 @@ class PageService(kv_pb2_grpc.PageTransferServicer):
     """Serves one pool to whoever has the cluster key."""
 
     def __init__(self, pool: PagePool, name: str, key: bytes) -> None:
-        """`name` is this worker's own peer_key: requests that were signed for another incarnation are refused."""
-        self._pool, self._name, self._key = pool, name, key
+        """`name` is this worker's own peer_key."""
+        self._pool = pool
+        self._judge = Judge(name, key)
 
     async def Pull(  # noqa: N802 - gRPC's name
         self, request: kv_pb2.SignedRequest, context: "grpc.aio.ServicerContext"
@@ -106,7 +96,7 @@ class PageService(kv_pb2_grpc.PageTransferServicer):
         cut = _cut_of(pull)
         if cut is not None and not cut.src.fits(self._pool.layout):
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "no such part of a page")
-        read = PageRead(0, self._name, pull.pages, (), pull.layer_begin, pull.layer_end, cut)
+        read = PageRead(0, "", pull.pages, (), pull.layer_begin, pull.layer_end, cut)
         for data in page_chunks(self._pool, read):
             yield kv_pb2.PageChunk(data=data)
 
@@ -123,11 +113,9 @@ class PageService(kv_pb2_grpc.PageTransferServicer):
     async def _authenticate(
         self, method: str, request: kv_pb2.SignedRequest, context: "grpc.aio.ServicerContext"
     ) -> None:
-        if not hmac.compare_digest(request.mac, _mac(method, self._name, request.body, self._key)):
-            await context.abort(
-                grpc.StatusCode.UNAUTHENTICATED,
-                "not signed for this incarnation with this cluster's key: the worker restarted, or the keys differ",
-            )
+        refusal = self._judge.refusal(method, request)
+        if refusal is not None:
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, refusal)
 
     async def _check_pages(self, pages: Sequence[int], context: "grpc.aio.ServicerContext") -> None:
         if not pages or max(pages) >= self._pool.num_pages + NUM_SPARE_PAGES:
@@ -162,7 +150,8 @@ class GrpcTransport:
         Raises:
             TransferFailed: the address cannot be listened on.
         """
-        self._pool, self._key = pool, key
+        self._pool = pool
+        self._signer = Signer(key)
         self._service = PageService(pool, name, key)
         self._completions: SimpleQueue[Completion] = SimpleQueue()
         self._sources: dict[str, _Source] = {}
@@ -279,7 +268,7 @@ class GrpcTransport:
             pull.part.CopyFrom(kv_pb2.PagePart(**asdict(read.cut.src)))
         part = bytearray(read.num_bytes(self._pool.layout) // len(read.src))
         filled = num_pages = 0
-        async for chunk in stub.Pull(sign("Pull", read.peer, pull, self._key)):
+        async for chunk in stub.Pull(self._signer.sign("Pull", read.peer, pull)):
             data = memoryview(chunk.data)
             while len(data) and num_pages < len(read.dst):
                 taken = data[: len(part) - filled]
@@ -296,7 +285,7 @@ class GrpcTransport:
     async def _generations(
         self, stub: kv_pb2_grpc.PageTransferStub, op: int, peer: str, pages: Sequence[int]
     ) -> Completion:
-        request = sign("Generations", peer, kv_pb2.GenerationsRequest(pages=pages), self._key)
+        request = self._signer.sign("Generations", peer, kv_pb2.GenerationsRequest(pages=pages))
         reply = await stub.Generations(request)
         return Completion(op, OpStatus.DONE, 8 * len(pages), tuple(reply.generations))
 

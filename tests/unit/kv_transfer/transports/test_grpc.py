@@ -11,10 +11,15 @@ from engine.wire import kv_pb2, kv_pb2_grpc
 from kv_transfer.host_pool import HostPool
 from kv_transfer.transports import grpc as transport_module
 from kv_transfer.transports.base import OpStatus, PageRead, peer_key
-from kv_transfer.transports.grpc import GrpcTransport, page_chunks, sign
+from kv_transfer.transports.grpc import GrpcTransport, page_chunks
+from kv_transfer.transports.signed import Signer
 from tests.contract.transport_rigs import KEY, LAYOUT, NUM_PAGES, Rig, grpc_rig, info_of, page_bytes, stamp
 
 PULL = kv_pb2.PullRequest(pages=[1, 2], layer_begin=0, layer_end=4)
+
+
+def sign(method: str, source: str, message: kv_pb2.PullRequest | kv_pb2.GenerationsRequest, key: bytes):  # noqa: ANN201
+    return Signer(key).sign(method, source, message)
 
 
 @pytest.fixture
@@ -62,7 +67,16 @@ def test_nobody_else_reads_memory(rig: Rig, stub: kv_pb2_grpc.PageTransferStub, 
 def test_a_signature_covers_every_byte(rig: Rig, stub: kv_pb2_grpc.PageTransferStub) -> None:
     signed = sign("Pull", rig.peer, PULL, KEY)
     more = kv_pb2.PullRequest(pages=[1, 2, 3], layer_begin=0, layer_end=4).SerializeToString()
-    assert refusal(stub.Pull(kv_pb2.SignedRequest(body=more, mac=signed.mac))) is grpc.StatusCode.UNAUTHENTICATED
+    for change in ({"body": more}, {"number": signed.number + 1}, {"reader": bytes(16)}, {"reader": signed.reader[1:]}):
+        fields = {"body": signed.body, "mac": signed.mac, "reader": signed.reader, "number": signed.number} | change
+        assert refusal(stub.Pull(kv_pb2.SignedRequest(**fields))) is grpc.StatusCode.UNAUTHENTICATED
+
+
+def test_a_recorded_request_is_not_served_again(rig: Rig, stub: kv_pb2_grpc.PageTransferStub) -> None:
+    signed = sign("Pull", rig.peer, PULL, KEY)
+    assert len(list(stub.Pull(signed))) == 1
+    with pytest.raises(grpc.RpcError, match="served before"):
+        list(stub.Pull(signed))
 
 
 @pytest.mark.parametrize(
