@@ -21,9 +21,9 @@ def chaos(
     if virtual == real:
         raise InvalidRequest("say either --virtual or --real")
     if real:
-        from deploy.chaos import run  # type: ignore[attr-defined]  # Ray and torch: not for --help
+        from deploy.chaos import run  # Ray and torch: not for --help
 
         raise typer.Exit(run(first_seed=first_seed, as_json=as_json))
-    from baton.virtual import run_virtual  # type: ignore[import-not-found]
+    from baton.virtual import run_virtual
 
     raise typer.Exit(run_virtual(range(first_seed, first_seed + seeds), jobs, as_json))

@@ -1,0 +1,155 @@
+"""One seed of the virtual-time campaign, from its draws to its verdict."""
+
+from collections import Counter
+from dataclasses import dataclass, field, fields
+
+from engine.core.errors import BatonError
+from router.chance import RandomSource
+from router.config import AdmissionConfig, RouterConfig
+from simulator.chance import Chance
+from simulator.faults import Faults, draw_rates
+from simulator.worker import WorkerSpec
+from simulator.workload import Workload, WorkloadRates, draw_prefixes
+from simulator.world import TICK_S, World
+
+LATE_S = TICK_S + 0.01
+"""A deadline is noticed with the router's next tick."""
+LIMIT_S = 30.0
+"""Everything is healed long before; a call without an outcome by now hangs."""
+TROUBLE_S = 1.0
+"""Nothing begins to go wrong after this."""
+QUIET_S = 4.0
+"""After the last outcome: longer than any read is on its way."""
+
+
+@dataclass(slots=True)
+class Report:
+    """What one seed, or many, showed. Mutable: reports add up."""
+
+    requests: int = 0
+    outcomes: Counter[str] = field(default_factory=Counter)
+    """finished, cancelled, expired (by their own short deadline) or failed."""
+    handoffs: int = 0
+    retried: int = 0
+    resumed: int = 0
+    preempted: int = 0
+    wrong_tokens: int = 0
+    hung: int = 0
+    """Without an outcome in time."""
+    failed: int = 0
+    """Ended with an error although they had time."""
+    leaked_pages: int = 0
+    leaked_requests: int = 0
+    """Requests, handoffs and calls that somebody still keeps in the end."""
+    broken: int = 0
+    """Seeds in which an invariant of some part broke."""
+    refusals: Counter[str] = field(default_factory=Counter)
+    """Handoffs that failed, by cause."""
+    faults: Counter[str] = field(default_factory=Counter)
+
+    VERDICTS = ("wrong_tokens", "hung", "failed", "leaked_pages", "leaked_requests", "broken")
+    """Each must be zero."""
+
+    @property
+    def wrong(self) -> int:
+        """Zero when all is well."""
+        return sum(getattr(self, name) for name in self.VERDICTS)
+
+    def add(self, other: "Report") -> None:
+        """Count what `other` showed, too."""
+        for name in (each.name for each in fields(self)):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One seed's report, with the trace by which a replay is known to be one, and what broke, in words."""
+
+    seed: int
+    report: Report
+    trace: int
+    message: str = ""
+
+
+def run_seed(seed: int, source: RandomSource) -> Verdict:
+    """Play one seed. `source` must be new and seeded with it: nothing else decides what happens."""
+    chance, report, message = Chance(source), Report(), ""
+    world = build_world(chance)
+    prefixes = draw_prefixes(chance)
+    faults = Faults(world, draw_rates(chance, TROUBLE_S), prefixes)
+    Workload(world, draw_workload(chance), prefixes)
+    try:
+        play(world)
+        count_leaks(world, report)
+    except (AssertionError, BatonError, LookupError, TypeError, ValueError) as error:
+        report.broken = 1
+        message = f"{type(error).__name__}: {error}"
+    count_outcomes(world, report)
+    report.faults = faults.counts
+    return Verdict(seed, report, world.clock.trace, message)
+
+
+def build_world(chance: Chance) -> World:
+    """Workers of small pools and a router, most of whose policies hand over whenever they can."""
+    policy = chance.pick(("cost_always_hand_over", "cost_always_hand_over", "cost", "round_robin", "random"))
+    admission = AdmissionConfig(max_running=chance.pick((4, 1000, 1000)))
+    world = World(chance, policy, RouterConfig(admission=admission))
+    roles = ["prefill"] * chance.whole(1, 2) + ["decode"] * chance.whole(1, 2)
+    both = chance.happens(0.1)
+    kinds: list[tuple[str, ...]] = [("prefill", "decode") if both else (role,) for role in roles]
+    num_pages = chance.pick((12, 16, 24, 48))
+    for index, kind in enumerate(kinds):
+        world.start(
+            WorkerSpec(
+                id=f"w{index}",
+                roles=kind,
+                page_size=4,
+                num_pages=num_pages,
+                max_step_tokens=chance.pick((8, 16, 32)),
+                max_rows=chance.pick((2, 4, 8)),
+                clock_offset_s=chance.between(0.0, 1000.0),
+            )
+        )
+    return world
+
+
+def draw_workload(chance: Chance) -> WorkloadRates:
+    """What the clients are like."""
+    return WorkloadRates(
+        num_bursts=chance.whole(4, 14),
+        over_s=chance.pick((0.2, 0.7)),
+        short=chance.pick((0.0, 0.1, 0.3)),
+        leave=chance.pick((0.0, 0.1, 0.3)),
+    )
+
+
+def play(world: World) -> None:
+    """Until every client has its outcome and everything has healed and become quiet."""
+    clock = world.clock
+    clock.run(LIMIT_S, lambda: clock.now > TROUBLE_S and not world.num_waiting)
+    clock.run(clock.now + QUIET_S)
+
+
+def count_leaks(world: World, report: Report) -> None:
+    """In the end nobody keeps anything of a call."""
+    router = world.router
+    for worker in world.workers.values():
+        report.leaked_pages += worker.num_held_pages
+        report.leaked_requests += worker.num_open
+    report.leaked_requests += len(router.calls.flows) + len(router.calls.by_attempt)
+    report.leaked_requests += sum(len(worker.legs) for worker in router.view)
+
+
+def count_outcomes(world: World, report: Report) -> None:
+    """What the clients got, and what it took."""
+    clients, stats = world.clients.values(), world.router.stats
+    report.requests = len(clients)
+    report.outcomes = Counter(client.outcome for client in clients)
+    report.failed = report.outcomes["failed"]
+    report.wrong_tokens = sum(client.num_wrong for client in clients)
+    report.hung = sum(client.waits or client.was_late(LATE_S) for client in clients)
+    report.handoffs = stats.handoffs
+    report.retried = sum(stats.retries.values())
+    report.resumed = stats.resumed
+    report.preempted = sum(worker.engine.core.load(0.0).num_preempted for worker in world.workers.values())
+    report.refusals = world.handoff_failures

@@ -1,0 +1,130 @@
+"""What goes wrong in one seed: when, to whom, and at which moment of a handoff."""
+
+from array import array
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from engine.core.messages import Adopt, Adopted, Started, TicketIssued
+from engine.core.types import token_buffer
+from engine.server.role import RequestWord
+from simulator.chance import Chance
+from simulator.worker import SimWorker, WorkerSpec
+from simulator.world import World
+
+
+@dataclass(frozen=True, slots=True)
+class FaultRates:
+    """How bad a seed is."""
+
+    num_random: int
+    """Faults at times that have nothing to do with what happens."""
+    strike: float
+    """How often a word about a handoff draws a fault upon the worker that said it, or another."""
+    damage: float
+    """How often an Adopt arrives with another client's prompt."""
+    until_s: float
+    """Nothing begins to go wrong after this."""
+
+
+def draw_rates(chance: Chance, until_s: float) -> FaultRates:
+    """A seed is calm, or some things go wrong, or everything does."""
+    return FaultRates(
+        num_random=chance.pick((0, 1, 3, 6)),
+        strike=chance.pick((0.0, 0.01, 0.04)),
+        damage=chance.pick((0.0, 0.0, 0.1)),
+        until_s=until_s,
+    )
+
+
+class Faults:
+    """Breaks a world. Whatever it breaks heals by itself: killed workers start again under a new incarnation."""
+
+    def __init__(self, world: World, rates: FaultRates, prefixes: "list[array[int]]") -> None:
+        """`prefixes` are shared by prompts, so that one exchanged for another may well be in a cache."""
+        self.counts: Counter[str] = Counter()
+        """By kind, and by kind and the state that a call on that worker was in."""
+        self._world, self._rates, self._prefixes = world, rates, prefixes
+        self._kinds: tuple[tuple[str, Callable[[SimWorker], None]], ...] = (
+            ("kill", self._kill),
+            ("stop", self._stop),
+            ("stop", self._stop),
+            ("lose", self._lose),
+            ("stick", self._stick),
+            ("part", self._part),
+        )
+        for _ in range(rates.num_random):
+            world.clock.at(world.chance.between(0.02, rates.until_s), self._strike_any)
+        world.hooks.said = self._said
+        world.hooks.adopt = self._damaged
+
+    # ------------------------------------------------------------ when
+
+    def _said(self, worker: SimWorker, word: RequestWord) -> None:
+        chance = self._world.chance
+        if not isinstance(word, Started | TicketIssued | Adopted) or not chance.happens(self._rates.strike):
+            return
+        if chance.happens(0.3):
+            worker = chance.pick(list(self._world.workers.values()))
+        self._world.clock.after(chance.between(0.0, 0.004), lambda: self._strike(worker))
+
+    def _strike_any(self) -> None:
+        workers = list(self._world.workers.values())
+        if workers:
+            self._strike(self._world.chance.pick(workers))
+
+    def _strike(self, worker: SimWorker) -> None:
+        if self._world.clock.now > self._rates.until_s or not worker.alive:
+            return
+        kind, action = self._kinds[0] if worker.stopped else self._world.chance.pick(self._kinds)
+        self.counts[kind] += 1
+        known = self._world.router.view.workers.get(worker.key)
+        calls = self._world.router.calls.by_attempt
+        for id in known.legs if known else ():
+            self.counts[f"{kind} while {calls[id].state}"] += 1
+        action(worker)
+
+    # ------------------------------------------------------------ what
+
+    def _kill(self, worker: SimWorker) -> None:
+        chance = self._world.chance
+        spec: WorkerSpec = worker.spec
+        self._world.kill(worker, router_hears_in_s=chance.pick((0.001, 0.05, 0.3)))
+        self._world.clock.after(chance.pick((0.01, 0.2, 0.6)), lambda: self._restart(spec))
+
+    def _restart(self, spec: WorkerSpec) -> None:
+        self._world.start(spec)
+
+    def _stop(self, worker: SimWorker) -> None:
+        chance = self._world.chance
+        worker.stop()
+        self._world.clock.after(chance.pick((0.01, 0.2, 0.7, 1.5)), worker.resume)
+        if chance.happens(0.2):
+            self._world.clock.after(chance.between(0.0, 0.5), lambda: self._lose(worker))
+
+    def _lose(self, worker: SimWorker) -> None:
+        chance = self._world.chance
+        self._world.lose_session(worker, chance.pick((0.0, 0.01, 0.3)), chance.pick((0.0, 0.01, 0.6)))
+
+    def _stick(self, worker: SimWorker) -> None:
+        session = self._world.sessions.get(worker.key)
+        if session is not None:
+            session.stick(self._world.chance.pick((0.05, 0.4, 0.9)))
+
+    def _part(self, worker: SimWorker) -> None:
+        """No byte between this worker and another, both ways."""
+        world = self._world
+        other = world.chance.pick(list(world.workers.values()))
+        until_s = world.clock.now + world.chance.pick((0.05, 0.5, 1.2))
+        world.blocked[worker.key, other.key] = world.blocked[other.key, worker.key] = until_s
+
+    def _damaged(self, command: Adopt) -> Adopt:
+        """The Adopt that arrives. It may name a prompt that starts like another client's."""
+        chance = self._world.chance
+        tokens = command.request.tokens
+        others = [p for p in self._prefixes if len(p) <= len(tokens) and p != tokens[: len(p)]]
+        if not others or not chance.happens(self._rates.damage):
+            return command
+        prefix = chance.pick(others)
+        self.counts["damage"] += 1
+        return Adopt(replace(command.request, tokens=token_buffer([*prefix, *tokens[len(prefix) :]])))

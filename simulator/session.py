@@ -1,0 +1,80 @@
+"""The stream between the router and one incarnation of a worker: ordered, delayed, sometimes stuck, lost as a whole."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from engine.core.messages import Adopt, Cancel, Command, DeliverTicket, Frame, Generate, Prefill, Release
+from engine.server.inbox import Received, SessionClosed, SessionOpened
+from simulator.chance import Chance
+from simulator.clock import Clock
+from simulator.worker import SimWorker
+
+REPEATABLE = (Cancel, Release, DeliverTicket)
+"""Commands that may come twice."""
+
+
+class SimSession:
+    """One session from its opening to its loss. Each side hears of the loss on its own, sooner or later."""
+
+    def __init__(self, key: int, worker: SimWorker, clock: Clock, chance: Chance) -> None:
+        self.key, self.worker = key, worker
+        self.open = True
+        self.repeat = 0.0
+        """How often a repeatable command comes twice."""
+        self._clock, self._chance = clock, chance
+        self._down_s = self._up_s = 0.0
+        """When what was sent last arrives: nothing overtakes it."""
+        self._stuck_until_s = 0.0
+        worker.engine.post(SessionOpened(key))
+
+    def stick(self, for_s: float) -> None:
+        """Nothing arrives on either side for a while; nothing is lost either."""
+        self._stuck_until_s = max(self._stuck_until_s, self._clock.now + for_s)
+
+    def lose(self, worker_hears_in_s: float) -> None:
+        """The stream is gone, with all that was on its way."""
+        self.open = False
+        worker = self.worker
+        worker.later(self._clock.now + worker_hears_in_s, lambda: worker.engine.post(SessionClosed(self.key)))
+
+    def send(self, command: Command) -> None:
+        """From the router. A deadline crosses as the time that is left."""
+        sent_s = self._clock.now
+        self._down_s = max(self._down_s, sent_s + self._delay_s())
+        count = 2 if isinstance(command, REPEATABLE) and self._chance.happens(self.repeat) else 1
+        for _ in range(count):
+            self._arrive(self._down_s, lambda: self._post(command, sent_s))
+
+    def deliver(self, frame: Frame, hear: Callable[[Frame], None]) -> None:
+        """From the worker."""
+        self._up_s = max(self._up_s, self._clock.now + self._delay_s())
+        self._arrive(self._up_s, lambda: hear(frame))
+
+    # ------------------------------------------------------------ inside
+
+    def _delay_s(self) -> float:
+        return self._chance.delay_s(0.0003, 0.02, 0.02)
+
+    def _arrive(self, when_s: float, action: Callable[[], None]) -> None:
+        def run() -> None:
+            if not self.open:
+                return
+            if self._clock.now < self._stuck_until_s:
+                self._clock.at(self._stuck_until_s, run)
+            else:
+                action()
+
+        self._clock.at(max(when_s, self._stuck_until_s), run)
+
+    def _post(self, command: Command, sent_s: float) -> None:
+        if not self.worker.alive:
+            return
+        match command:
+            case Generate(request) | Prefill(request) | Adopt(request):
+                # Read when the process gets to it, so a stopped worker's requests do not live longer for it.
+                left_s = request.deadline_s - sent_s
+                now = self.worker.time()
+                own = replace(request, arrival_s=now, deadline_s=now + left_s)
+                self.worker.engine.post(Received(self.key, type(command)(own)))
+            case _:
+                self.worker.engine.post(Received(self.key, command))

@@ -1,0 +1,75 @@
+"""The calls of one seed: bursts, shared prefixes, equal prompts, tenants, short deadlines, clients that leave."""
+
+from array import array
+from dataclasses import dataclass
+
+from engine.core.types import Sampling, token_buffer
+from router.api import GenerateCall
+from simulator.chance import Chance
+from simulator.executor import VOCAB_SIZE
+from simulator.world import World
+
+PATIENT_S = 120.0
+"""Longer than any seed runs: such a call may not fail, and a lease that waits for its end is a leak."""
+MAX_PROMPT, MAX_NEW = 32, 10
+
+
+@dataclass(frozen=True, slots=True)
+class WorkloadRates:
+    """What the clients of a seed are like."""
+
+    num_bursts: int
+    over_s: float
+    short: float
+    """Share of calls with a deadline that they may miss."""
+    leave: float
+    """Share of calls whose client goes away."""
+
+
+def draw_prefixes(chance: Chance) -> "list[array[int]]":
+    """What prompts begin with."""
+    lengths = (chance.whole(4, 9), chance.whole(8, 20), chance.whole(8, 20))
+    return [token_buffer([chance.whole(0, VOCAB_SIZE - 1) for _ in range(length)]) for length in lengths]
+
+
+class Workload:
+    """Sends the calls and cancels some."""
+
+    def __init__(self, world: World, rates: WorkloadRates, prefixes: "list[array[int]]") -> None:
+        self._world, self._rates, self._prefixes = world, rates, prefixes
+        self._next_key = 1
+        for _ in range(rates.num_bursts):
+            world.clock.at(world.chance.between(0.02, rates.over_s), self._burst)
+
+    def _burst(self) -> None:
+        chance = self._world.chance
+        tokens = self._prompt()
+        for _ in range(chance.pick((1, 1, 2, 4))):
+            if chance.happens(0.6):
+                tokens = self._prompt()  # else the same prompt again, with another seed: n > 1
+            self._send(tokens)
+
+    def _prompt(self) -> "array[int]":
+        chance = self._world.chance
+        prefix = chance.pick(self._prefixes) if chance.happens(0.7) else token_buffer()
+        rest = chance.whole(1, MAX_PROMPT - len(prefix))
+        return token_buffer([*prefix, *(chance.whole(0, VOCAB_SIZE - 1) for _ in range(rest))])
+
+    def _send(self, tokens: "array[int]") -> None:
+        chance, key = self._world.chance, self._next_key
+        self._next_key += 1
+        sampling = Sampling(
+            max_tokens=chance.pick((1, 2, 4, MAX_NEW, MAX_NEW)),
+            min_tokens=chance.pick((0, 0, 3)),
+            seed=chance.whole(0, 1 << 30),
+            stop_token_ids=chance.pick(((), (7,), (3, 7, 11, 19))),
+            num_logprobs=chance.pick((None, None, 0)),
+            num_prompt_logprobs=0 if chance.happens(0.05) else None,
+        )
+        short = chance.happens(self._rates.short)
+        timeout_s = chance.pick((0.02, 0.1, 0.4)) if short else PATIENT_S
+        tenant = chance.pick(("a", "a", "b"))
+        call = GenerateCall(f"call-{key}", tokens[:], sampling, timeout_s, tenant, chance.pick((0, 0, 0, 1)))
+        self._world.call(key, call)
+        if chance.happens(self._rates.leave):
+            self._world.clock.after(chance.delay_s(0.01, 0.5, 0.3), lambda: self._world.cancel(key))
