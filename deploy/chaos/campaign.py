@@ -3,21 +3,26 @@
 import asyncio
 import random
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import aiohttp
-from prometheus_client.parser import text_string_to_metric_families
 
 from baton.client import AsyncClient
 from deploy.chaos.cases import CHUNK, MAX_MODEL_LEN, PAGE, Case, Seen, make_cases
 from deploy.chaos.doors import Door, GrpcDoor, HttpDoor
 from deploy.chaos.faults import Chaos
+from deploy.chaos.link import Link
 from deploy.chaos.load import GRACE_S, Load, Right
 from deploy.chaos.oracle import greedy_tokens
+from deploy.chaos.plain import LINK_HOST, WORKER_HOST, PlainService, serve_plain
 from deploy.chaos.report import Report
-from deploy.spawned import Service, left_of, serve
+from deploy.chaos.stalls import Stalls
+from deploy.chaos.status import Fault, StatusPage, transports
+from deploy.spawned import left_of, serve
 from engine.core.errors import BatonError
 
 REFERENCE_TIMEOUT_S = 60.0
@@ -32,6 +37,8 @@ class CampaignConfig:
 
     seconds: float = 60.0
     """Of load and faults, without the start and the right answers."""
+    stall_s: float = 20.0
+    """Of load over a link that stands still now and then, between processes without Ray; 0 leaves it out."""
     transport: str = "auto"
     num_prefill: int = 2
     num_decode: int = 2
@@ -65,34 +72,73 @@ def campaign(config: CampaignConfig, say: Callable[[str], None] = lambda line: N
     say("starting the service")
     with serve(*config.flags()) as service:
         say(f"it is ready after {time.monotonic() - start_s:.0f} s")
-        report = asyncio.run(_Campaign(config, service, say).run())
+
+        def break_workers(page: StatusPage, load: Load) -> Breaker:
+            return Chaos(service, page, load, config.seed, say)
+
+        report = asyncio.run(_Campaign(config, service, say).run(break_workers))
+    if config.stall_s:
+        say("starting processes with a link between them")
+        with serve_plain(config.flags()) as plain:
+            report.add(asyncio.run(_stalls(replace(config, seconds=config.stall_s), plain, say)))
     report.seconds = time.monotonic() - start_s
     return report
 
 
+async def _stalls(config: CampaignConfig, plain: PlainService, say: Callable[[str], None]) -> Report:
+    async with Link(LINK_HOST, WORKER_HOST, plain.ports) as link:
+
+        def break_link(page: StatusPage, load: Load) -> Breaker:
+            return Stalls(link, page, load, config.seed, say)
+
+        return await _Campaign(config, plain, say).run(break_link)
+
+
+class Site(Protocol):
+    """Where clients connect."""
+
+    @property
+    def url(self) -> str:
+        """Of HTTP."""
+
+    @property
+    def grpc(self) -> str:
+        """host:port."""
+
+
+class Breaker(Protocol):
+    """Who breaks things."""
+
+    faults: list[Fault]
+
+    async def run(self, until_s: float) -> None:
+        """Fault after fault. Raises BatonError when one does not heal."""
+
+
 class _Campaign:
-    def __init__(self, config: CampaignConfig, service: Service, say: Callable[[str], None]) -> None:
+    def __init__(self, config: CampaignConfig, site: Site, say: Callable[[str], None]) -> None:
         self._config = config
-        self._service = service
+        self._site = site
         self._say = say
         self._report = Report()
 
-    async def run(self) -> Report:
+    async def run(self, breaker_of: Callable[[StatusPage, Load], Breaker]) -> Report:
         async with AsyncExitStack() as stack:
             session = await stack.enter_async_context(aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(None)))
-            client = await stack.enter_async_context(AsyncClient(self._service.grpc))
+            client = await stack.enter_async_context(AsyncClient(self._site.grpc))
             (model,) = await client.models()
-            doors: list[Door] = [GrpcDoor(client), HttpDoor(session, self._service.url, model.name)]
+            doors: list[Door] = [GrpcDoor(client), HttpDoor(session, self._site.url, model.name)]
             cases = make_cases(model.vocab_size, self._config.seed)
             right = await self._right_answers(cases, doors)
             load = Load(cases, doors, right, self._config.timeout_s)
-            chaos = Chaos(self._service, session, load, self._config.seed, self._say)
-            before = await self._counts(session)
+            page = StatusPage(session, self._site.url)
+            breaker = breaker_of(page, load)
+            before = await page.counts()
             start_s = time.monotonic()
-            await self._shake(load, chaos, start_s)
+            await self._shake(load, breaker, start_s)
             self._report.count(load.outcomes)
-            self._report.add_faults(chaos.faults, start_s)
-            await self._after(session, chaos, before)
+            self._report.add_faults(breaker.faults, start_s)
+            await self._after(page, before)
         return self._report
 
     async def _right_answers(self, cases: list[Case], doors: list[Door]) -> Right:
@@ -112,17 +158,17 @@ class _Campaign:
         expected = await asyncio.to_thread(greedy_tokens, self._config.model, plain)
         for case, tokens in zip(plain, expected, strict=True):
             if right["grpc", case.name][0].tokens != tokens:
-                self._report.wrong_tokens += 1
+                self._report.counts["wrong_tokens"] += 1
                 self._report.complain(f"{case.name}: not the tokens of transformers, without any fault")
-        self._report.verified_with_transformers = len(plain)
+        self._report.counts["verified_with_transformers"] = len(plain)
         return right
 
-    async def _shake(self, load: Load, chaos: Chaos, start_s: float) -> None:
+    async def _shake(self, load: Load, breaker: Breaker, start_s: float) -> None:
         rngs = [random.Random(f"{self._config.seed}/{i}") for i in range(self._config.num_clients)]
         clients = [asyncio.create_task(load.client(rng)) for rng in rngs]
         self._say(f"{len(clients)} clients ask for {self._config.seconds:g} s")
         try:
-            await chaos.run(start_s + self._config.seconds)
+            await breaker.run(start_s + self._config.seconds)
         except BatonError as error:
             self._report.complain(error.message)
         load.over = True
@@ -134,33 +180,23 @@ class _Campaign:
             if isinstance(result, BaseException):
                 self._report.complain(f"a client broke: {result!r}")
 
-    async def _after(self, session: aiohttp.ClientSession, chaos: Chaos, before: dict[str, float]) -> None:
+    async def _after(self, page: StatusPage, before: dict[str, float]) -> None:
         """What is left in the service, and what it counted."""
         end_s = time.monotonic() + IDLE_WITHIN_S
-        while any((left := left_of(status := await chaos.status())).values()) and time.monotonic() < end_s:
+        while any((left := left_of(status := await page.read())).values()) and time.monotonic() < end_s:
             await asyncio.sleep(POLL_S)
         report = self._report
-        report.hung += left["requests"]
-        report.leaked_pages = left["pages"]
+        report.counts["hung"] += left["requests"]
+        report.counts["leaked_pages"] += left["pages"]
         if any(left.values()):
             report.complain(f"left behind: {status}")
-        report.preempted = sum(worker["load"]["num_preempted"] for worker in status["workers"])
-        report.transport = ", ".join(sorted({p["transport"] for worker in status["workers"] for p in worker["peers"]}))
-        counts = {name: int(value - before.get(name, 0.0)) for name, value in (await self._counts(session)).items()}
-        report.handoffs = counts["baton_router_handoffs_total"]
-        report.handoff_failures = counts["baton_router_handoff_failures_total"]
-        report.resumed = counts["baton_router_resumed_total"]
+        report.counts["preempted"] = sum(worker["load"]["num_preempted"] for worker in status["workers"])
+        report.transport = transports(status)
+        counts = {name: int(value - before.get(name, 0.0)) for name, value in (await page.counts()).items()}
+        for name in ("handoffs", "handoff_failures", "resumed"):
+            report.counts[name] = counts[f"baton_router_{name}_total"]
         prefix = "baton_router_retries_total/"
-        report.retries = {name.removeprefix(prefix): n for name, n in counts.items() if name.startswith(prefix)}
-        report.retried = sum(report.retries.values())
-
-    async def _counts(self, session: aiohttp.ClientSession) -> dict[str, float]:
-        """The router's counters, by name and label."""
-        async with session.get(f"{self._service.url}/metrics") as response:
-            text = await response.text()
-        counts: dict[str, float] = {}
-        for family in text_string_to_metric_families(text):
-            for sample in family.samples:
-                name = "/".join((sample.name, *sample.labels.values()))
-                counts[name] = sample.value
-        return counts
+        report.retries = Counter(
+            {name.removeprefix(prefix): n for name, n in counts.items() if name.startswith(prefix)}
+        )
+        report.counts["retried"] = report.retries.total()

@@ -57,14 +57,14 @@ def make_cases(vocab_size: int, seed: int) -> list[Case]:
 
     greedy: dict[str, Any] = {"temperature": 0.0, "ignore_eos": True}
     cases = [
-        Case(f"greedy-{length}", tokens(length), greedy | {"max_tokens": 24} | ({"logprobs": 2} if odd % 2 else {}))
+        Case(f"greedy-{length}", tokens(length), greedy | {"max_tokens": 16} | ({"logprobs": 2} if odd % 2 else {}))
         for odd, length in enumerate(LENGTHS)
     ]
     shared = tokens(6 * PAGE)
-    cases += [Case(f"shared-{i}", shared + tokens(3 + 7 * i), greedy | {"max_tokens": 32}) for i in range(4)]
-    cases += [Case(f"long-{i}", tokens(40 + 50 * i), greedy | {"max_tokens": 120}) for i in range(3)]
+    cases += [Case(f"shared-{i}", shared + tokens(3 + 7 * i), greedy | {"max_tokens": 16}) for i in range(4)]
+    cases += [Case(f"long-{i}", tokens(40 + 50 * i), greedy | {"max_tokens": 80}) for i in range(3)]
     for i in range(4):
-        drawn = _DRAWN | {"seed": 100 + i, "max_tokens": 48, "min_tokens": 4, "ignore_eos": i % 2 == 0}
+        drawn = _DRAWN | {"seed": 100 + i, "max_tokens": 32, "min_tokens": 4, "ignore_eos": i % 2 == 0}
         cases.append(Case(f"drawn-{i}", tokens(30 + 45 * i), drawn | ({"logprobs": 1} if i > 1 else {})))
     cases.append(
         Case("two", tokens(70), _DRAWN | {"seed": 7, "max_tokens": 40, "ignore_eos": True, "logprobs": 0}, n=2)

@@ -1,4 +1,4 @@
-"""What is done to the worker processes, when, and how long it took until somebody noticed and all was well again."""
+"""What is done to the worker processes, and when."""
 
 import asyncio
 import itertools
@@ -6,19 +6,16 @@ import random
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
-from typing import Any
 
-import aiohttp
 import psutil
 
 from deploy.chaos.load import STAGES, Load
+from deploy.chaos.status import Fault, StatusPage, ready, whole
 from deploy.spawned import Service
-from engine.core.errors import BatonError, NotFound
+from engine.core.errors import NotFound
 
 STOP_S = 2.0
 """How long a stopped process stays so: several times what the router needs to notice."""
-POLL_S = 0.02
 NOTICED_WITHIN_S = 10.0
 HEALED_WITHIN_S = 90.0
 QUIET_S = 1.0
@@ -28,39 +25,13 @@ KINDS = ("stop", "kill")
 ROLES = ("decode", "prefill")
 
 
-@dataclass(slots=True)
-class Fault:
-    """One that was done. Filled while it is watched."""
-
-    kind: str
-    worker: str
-    stage: str
-    """What it waited for: some request had just entered it."""
-    struck_s: float = 0.0
-    running: dict[str, int] = field(default_factory=dict)
-    """Requests that ran when it struck, by stage."""
-    pages: dict[str, int] = field(default_factory=dict)
-    """Pages of that worker by state, as it last reported."""
-    noticed_s: float | None = None
-    """After the stroke, until the router's status said so."""
-    healed_s: float | None = None
-    """After the stroke, until every worker was ready and every pair proven again."""
-
-    def as_json(self, start_s: float) -> dict[str, Any]:
-        """Times in seconds, that of the stroke since `start_s`."""
-        values = asdict(self) | {"struck_s": self.struck_s - start_s}
-        return {name: round(value, 3) if isinstance(value, float) else value for name, value in values.items()}
-
-
 class Chaos:
     """Strikes one worker at a time: the next fault waits until the service is whole again."""
 
-    def __init__(
-        self, service: Service, session: aiohttp.ClientSession, load: Load, seed: int, say: Callable[[str], None]
-    ) -> None:
+    def __init__(self, service: Service, page: StatusPage, load: Load, seed: int, say: Callable[[str], None]) -> None:
         self._say = say
         self._service = service
-        self._session = session
+        self._page = page
         self._load = load
         self._rng = random.Random(seed)
         self.faults: list[Fault] = []
@@ -85,60 +56,30 @@ class Chaos:
                 stage = next(stages)
 
     async def _strike(self, kind: str, role: str, stage: str) -> None:
-        workers = (await self.status())["workers"]
+        workers = (await self._page.read())["workers"]
         names = {worker["id"] for worker in workers}
-        worker = self._rng.choice([worker for worker in workers if role in worker["roles"]])
+        worker = self._rng.choice([worker for worker in workers if worker["id"].startswith(role)])
         process = process_at(self._service, worker["address"])
         fault = Fault(kind, worker["id"], stage, pages=worker["load"]["pages_by_state"])
-        await self._load.reached(stage, STAGE_WITHIN_S)
-        process.send_signal(signal.SIGKILL if kind == "kill" else signal.SIGSTOP)
-        fault.struck_s = time.monotonic()
-        fault.running = dict(self._load.strike(len(self.faults)))
-        self.faults.append(fault)
+
+        def strike() -> None:
+            process.send_signal(signal.SIGKILL if kind == "kill" else signal.SIGSTOP)
+            fault.struck_s = time.monotonic()
+            fault.running = dict(self._load.strike(len(self.faults)))
+            self.faults.append(fault)
+
+        await self._load.when(stage, STAGE_WITHIN_S, strike)
         self._say(f"{kind} {worker['id']} while {fault.running} run")
         try:
-            fault.noticed_s = await self._until(lambda status: not ready(status, worker), NOTICED_WITHIN_S, fault)
+            fault.noticed_s = await self._page.until(lambda status: not ready(status, worker), NOTICED_WITHIN_S, fault)
             if kind == "stop":
                 await asyncio.sleep(max(0.0, fault.struck_s + STOP_S - time.monotonic()))
         finally:
             if kind == "stop":
                 process.send_signal(signal.SIGCONT)
-        fault.healed_s = await self._until(lambda status: names <= whole(status), HEALED_WITHIN_S, fault)
+        fault.healed_s = await self._page.until(lambda status: names <= whole(status), HEALED_WITHIN_S, fault)
         self._load.whole = True
         self._say(f"noticed after {fault.noticed_s:.2f} s, healed after {fault.healed_s:.1f} s")
-
-    async def _until(self, holds: Callable[[dict[str, Any]], bool], timeout_s: float, fault: Fault) -> float:
-        while not holds(status := await self.status()):
-            if time.monotonic() > fault.struck_s + timeout_s:
-                states = {worker["id"]: (worker["state"], worker["detail"]) for worker in status["workers"]}
-                raise BatonError(f"{fault.kind} of {fault.worker}: after {timeout_s:g} s the workers are {states}")
-            await asyncio.sleep(POLL_S)
-        return time.monotonic() - fault.struck_s
-
-    async def status(self) -> dict[str, Any]:
-        """The service's /status."""
-        async with self._session.get(f"{self._service.url}/status") as response:
-            body: dict[str, Any] = await response.json()
-            return body
-
-
-def ready(status: dict[str, Any], worker: dict[str, Any]) -> bool:
-    """Whether that incarnation of `worker` gets work."""
-    identity = (worker["id"], worker["incarnation"], "ready")
-    return identity in {(each["id"], each["incarnation"], each["state"]) for each in status["workers"]}
-
-
-def whole(status: dict[str, Any]) -> set[str]:
-    """Ids of workers, if all are ready and every decode worker can pull from every prefill worker; else none."""
-    workers = status["workers"]
-    sources = {(worker["id"], worker["incarnation"]) for worker in workers if "prefill" in worker["roles"]}
-    for worker in workers:
-        peers = {(peer["id"], peer["incarnation"]) for peer in worker["peers"] if peer["ready"]}
-        if worker["state"] != "ready" or worker["load"] is None:
-            return set()
-        if "decode" in worker["roles"] and not sources <= peers:
-            return set()
-    return {worker["id"] for worker in workers}
 
 
 def process_at(service: Service, address: str) -> psutil.Process:

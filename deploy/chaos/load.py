@@ -4,7 +4,7 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
@@ -65,7 +65,7 @@ class Load:
     """No fault is being healed."""
     over: bool = False
     """Nobody asks again."""
-    _waiters: dict[str, list["asyncio.Future[None]"]] = field(default_factory=dict)
+    _waiters: dict[str, list[Callable[[], None]]] = field(default_factory=dict)
 
     async def client(self, rng: random.Random) -> None:
         """One request after the other until `over`."""
@@ -83,12 +83,21 @@ class Load:
             self.outcomes[index].fault, self.outcomes[index].shaken = number, True
         return Counter(self.outcomes[index].stage for index in self.running)
 
-    async def reached(self, stage: str, timeout_s: float) -> None:
-        """Until some request enters `stage`, or the time is over."""
-        waiter = asyncio.get_running_loop().create_future()
-        self._waiters.setdefault(stage, []).append(waiter)
-        await asyncio.wait([waiter], timeout=timeout_s)
-        waiter.cancel()
+    async def when(self, stage: str, timeout_s: float, act: Callable[[], None]) -> None:
+        """Call `act` in the moment in which a request enters `stage`, or after `timeout_s` without one."""
+        acted = asyncio.Event()
+
+        def once() -> None:
+            if not acted.is_set():
+                acted.set()
+                act()
+
+        self._waiters.setdefault(stage, []).append(once)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await acted.wait()
+        except TimeoutError:
+            once()
 
     # ------------------------------------------------------------ inside
 
@@ -140,6 +149,5 @@ class Load:
             self._entered(outcome.stage)
 
     def _entered(self, stage: str) -> None:
-        for waiter in self._waiters.pop(stage, []):
-            if not waiter.done():
-                waiter.set_result(None)
+        for act in self._waiters.pop(stage, []):
+            act()

@@ -6,49 +6,48 @@ from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any
 
-from deploy.chaos.faults import Fault
 from deploy.chaos.load import Outcome
+from deploy.chaos.status import Fault
 
 MAX_DETAILS = 20
+COUNTS = {
+    "requests": "Sent while workers broke.",
+    "wrong_tokens": "Requests with a token, text, end or log probability that is not the known one.",
+    "failed": "Requests that ended with another error than a clear refusal.",
+    "hung": "No outcome a second after the deadline, or still at the router in the end.",
+    "leaked_pages": "Neither free nor cached when all requests were over.",
+    "refused": "Told to come back later: a clear answer to overload.",
+    "left": "Clients that went away in the middle.",
+    "retried": "Attempts that lost a leg and were made again, by the router's count.",
+    "resumed": "Of those, requests that went on after tokens their client had already.",
+    "handoffs": "Prompts that moved.",
+    "handoff_failures": "Handoffs that did not end with proven pages while both workers were thought well.",
+    "preempted": "Rows that gave their pages to others: the pools are too small for the load.",
+    "restarts": "Worker processes that were killed and came back.",
+    "verified_with_transformers": "Right answers that transformers' greedy search gives, too.",
+}
+CLIENT_ENDS = ("failed", "hung", "refused", "left")
+BAD = ("wrong_tokens", "failed", "hung", "leaked_pages")
 
 
 @dataclass(slots=True)
 class Report:
     """One campaign. `ok` is the verdict."""
 
+    counts: Counter[str] = field(default_factory=Counter)
+    """By the names of COUNTS."""
     transport: str = ""
     """What the pairs of workers moved pages by."""
-    requests: int = 0
-    wrong_tokens: int = 0
-    """Requests with a token, text, end or log probability that is not the known one."""
-    failed: int = 0
-    hung: int = 0
-    """No outcome a second after the deadline, or still at the router in the end."""
-    leaked_pages: int = 0
-    """Neither free nor cached when all requests were over."""
-    refused: int = 0
-    """Told to come back later: a clear answer to overload."""
-    left: int = 0
-    """Clients that went away in the middle."""
-    retried: int = 0
-    """Attempts that lost a leg and were made again, by the router's count."""
-    retries: dict[str, int] = field(default_factory=dict)
+    retries: Counter[str] = field(default_factory=Counter)
     """By cause."""
-    resumed: int = 0
-    """Of those, calls that went on after tokens their client had already."""
-    handoffs: int = 0
-    handoff_failures: int = 0
-    preempted: int = 0
-    """Rows that gave up their pages to others: the pools were too small for the load."""
-    restarts: int = 0
-    verified_with_transformers: int = 0
-    """Of the right answers, those that transformers' greedy search gives, too."""
     affected: dict[str, float] = field(default_factory=dict)
     """Requests that ran when a fault struck: how much longer they took than the median of the same ones in peace."""
     detection_s: dict[str, float] = field(default_factory=dict)
     struck: dict[str, int] = field(default_factory=dict)
     """Requests that ran when a fault struck, by stage."""
     faults: list[dict[str, Any]] = field(default_factory=list)
+    stalled_link: dict[str, Any] = field(default_factory=dict)
+    """Of the part without Ray, where the link between the workers stood still."""
     errors: list[str] = field(default_factory=list)
     """The first few things that went wrong, in words."""
     seconds: float = 0.0
@@ -56,22 +55,32 @@ class Report:
     @property
     def ok(self) -> bool:
         """Nothing went wrong, and something was tried."""
-        bad = self.wrong_tokens + self.failed + self.hung + self.leaked_pages + len(self.errors)
-        return not bad and self.requests > 0 and bool(self.faults)
+        bad = len(self.errors) + sum(self.counts[name] for name in BAD)
+        return not bad and self.counts["requests"] > 0 and bool(self.faults)
 
     def as_json(self) -> dict[str, Any]:
-        """Ready for json.dumps."""
-        return asdict(self) | {"ok": self.ok, "seconds": round(self.seconds, 1)}
+        """Ready for json.dumps: the counts, then the rest."""
+        rest = asdict(self)
+        del rest["counts"]
+        return {name: self.counts[name] for name in COUNTS} | rest | {"seconds": round(self.seconds, 1), "ok": self.ok}
+
+    def add(self, other: "Report") -> None:
+        """The part over a stalling link: its counts are added, what cannot be added is under `stalled_link`."""
+        verified = max(report.counts.pop("verified_with_transformers", 0) for report in (self, other))
+        self.stalled_link = other.as_json()
+        self.counts += other.counts
+        self.counts["verified_with_transformers"] = verified
+        self.retries += other.retries
+        for message in other.errors:
+            self.complain(f"stalled link: {message}")
 
     def count(self, outcomes: Sequence[Outcome]) -> None:
         """Add what clients saw."""
+        self.counts["requests"] += len(outcomes)
         results = Counter(outcome.result for outcome in outcomes)
-        self.requests += len(outcomes)
-        self.wrong_tokens += results["wrong"]
-        self.failed += results["failed"]
-        self.hung += results["hung"]
-        self.refused += results["refused"]
-        self.left += results["left"]
+        self.counts["wrong_tokens"] += results["wrong"]
+        for result in CLIENT_ENDS:
+            self.counts[result] += results[result]
         for outcome in outcomes:
             if outcome.result in ("wrong", "failed", "hung"):
                 self.complain(f"{outcome.case.name} over {outcome.door} {outcome.result}: {outcome.detail}")
@@ -80,7 +89,7 @@ class Report:
     def add_faults(self, faults: Sequence[Fault], start_s: float) -> None:
         """Add what was done."""
         self.faults = [fault.as_json(start_s) for fault in faults]
-        self.restarts = sum(fault.kind == "kill" for fault in faults)
+        self.counts["restarts"] += sum(fault.kind == "kill" for fault in faults)
         self.struck = dict(sum((Counter(fault.running) for fault in faults), Counter()))
         noticed = [fault.noticed_s for fault in faults if fault.noticed_s is not None]
         if noticed:
@@ -93,14 +102,14 @@ class Report:
 
 
 def added_latency(outcomes: Sequence[Outcome]) -> dict[str, float]:
-    """Seconds that struck requests took beyond the median of the same request through the same door in peace."""
-    peace: dict[tuple[str, str], list[float]] = {}
+    """Seconds that struck requests took beyond the median of the same request in peace."""
+    peace: dict[str, list[float]] = {}
     for outcome in outcomes:
         if not outcome.shaken:
-            peace.setdefault((outcome.door, outcome.case.name), []).append(outcome.ended_s - outcome.started_s)
+            peace.setdefault(outcome.case.name, []).append(outcome.ended_s - outcome.started_s)
     added, waits = [], []
     for outcome in outcomes:
-        alike = peace.get((outcome.door, outcome.case.name))
+        alike = peace.get(outcome.case.name)
         if outcome.fault is not None and alike:
             added.append(outcome.ended_s - outcome.started_s - median(alike))
             waits.append(outcome.longest_wait_s)
