@@ -120,6 +120,8 @@ class Service:
         self._supervisor = Supervisor(say)
         self._workers_up: dict[str, WorkerInfo] = {}
         """By address."""
+        self._ports: dict[str, int] = {}
+        """Where each worker listened last, for the next start."""
         self._router: RayProcess | None = None
         self._endpoints = Endpoints(config.host, config.port, config.grpc_port)
         self._max_model_len: int | None = config.engine.max_model_len
@@ -182,13 +184,16 @@ class Service:
         )
 
         def launch() -> RayProcess:
-            return RayProcess(actor, config, self._place, num_gpus=self._num_gpus)
+            # Once more where its predecessor listened, so that an address stays one worker's; if that fails, anywhere.
+            again = replace(config, port=self._ports.pop(worker_id, 0))
+            return RayProcess(actor, again, self._place, num_gpus=self._num_gpus)
 
         return Member(worker_id, launch, self._worker_up, self._worker_down)
 
     async def _worker_up(self, info: WorkerInfo) -> None:
         self._say(f"{info.id} is up at {info.address} with {info.num_pages} pages of {info.layout.page_size} tokens")
         self._workers_up[info.address] = info
+        self._ports[info.id] = int(info.address.rpartition(":")[2])
         await self._tell_router("add_worker", info.address)
 
     async def _worker_down(self, info: WorkerInfo) -> None:
