@@ -136,6 +136,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.rag", description=__doc__)
     parser.add_argument("--model", default="builtin", help="checkpoint folder, hub id, or the built-in model")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32", help="in 16 bits answers may differ by rounding alone")
     parser.add_argument("--document-tokens", type=int, default=3000)
     parser.add_argument("--answer-tokens", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
@@ -146,12 +147,12 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Prints the result. Returns 0."""
     args = arguments(argv)
-    engine = build_engine(EngineConfig(model=args.model, device=args.device))
+    engine = build_engine(EngineConfig(model=args.model, device=args.device, dtype=args.dtype))
     try:
         report = measure(engine, args.document_tokens, args.answer_tokens, args.seed)
     finally:
         engine.close()
-    report |= {"model": args.model, "engine": dataclasses.asdict(engine.scheduler)}
+    report |= {"model": args.model, "dtype": args.dtype, "engine": dataclasses.asdict(engine.scheduler)}
     if args.json:
         print(json.dumps(report))
     else:
