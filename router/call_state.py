@@ -30,6 +30,8 @@ class Trigger(StrEnum):
     ADOPTED = "adopted"
     LEG_FAILED = "leg_failed"
     """The attempt is over, the call is not."""
+    MOVED = "moved"
+    """The attempt was ended for another one that goes on elsewhere with the same pages."""
     FINISH = "finish"
     FAIL = "fail"
     CANCEL = "cancel"
@@ -43,6 +45,7 @@ TABLE: dict[tuple[CallState, Trigger], CallState] = {
     (CallState.PREFILLING, Trigger.FINISH): CallState.FINISHED,
     (CallState.HANDOFF, Trigger.FINISH): CallState.FINISHED,
     (CallState.DECODING, Trigger.FINISH): CallState.FINISHED,
+    (CallState.DECODING, Trigger.MOVED): CallState.QUEUED,
     **{
         (state, Trigger.LEG_FAILED): CallState.QUEUED
         for state in (CallState.PREFILLING, CallState.HANDOFF, CallState.DECODING)

@@ -79,6 +79,7 @@ class RouterCore:
             case WorkerDraining(worker):
                 if state := self.view.workers.get(worker):
                     state.draining = True
+                    self._supervisor.move_from(state, now)
         effects = self._effects[:]
         self._effects.clear()
         return effects
@@ -109,10 +110,15 @@ class RouterCore:
         worker = self.view.join(info, now)
         for other in self.view:
             if other is not worker:
-                self._effects.append(Send(other.key, PeerJoined(info)))
-                self._effects.append(Send(worker.key, PeerJoined(other.info)))
+                self._introduce(worker, to=other)
+                self._introduce(other, to=worker)
         self._ask_for_prefixes(worker, now)
         self._supervisor.retry_now(now)
+
+    def _introduce(self, worker: WorkerState, to: WorkerState) -> None:
+        """Any worker can be the source of pages; who is not there to decode takes over none."""
+        if to.has_role("decode"):
+            self._effects.append(Send(to.key, PeerJoined(worker.info)))
 
     def _on_gone(self, key: str, message: str, now: float, dead: bool = False) -> None:
         worker = self.view.workers.get(key)
@@ -157,6 +163,8 @@ class RouterCore:
             self._fail_legs(worker, Cause.WORKER_HUNG, f"{worker.info.id} has been silent", now)
         for worker in self.view:
             self._ask_for_prefixes(worker, now)
+            if worker.draining:
+                self._supervisor.move_from(worker, now)
         for key in [key for key, (_, until_s) in self._departed.items() if until_s <= now]:
             self._forget_peer(key)
         self._supervisor.on_time(now)

@@ -44,7 +44,10 @@ class WorkerGone:
 
 @dataclass(frozen=True, slots=True)
 class WorkerDraining:
-    """No new work for worker `worker`; what runs there goes on. Unknown ones are fine."""
+    """No new work for worker `worker`; what decodes there moves to others. Unknown ones are fine.
+
+    As if its load reports said so, for who wants it gone without asking it.
+    """
 
     worker: str
 

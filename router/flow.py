@@ -165,6 +165,11 @@ class Flow:
         if not self.out.begun:
             self.out.drop_prompt()
 
+    def moved(self) -> None:
+        """The attempt was ended because its worker drains; the next one takes its pages elsewhere."""
+        self.state = next_state(self.state, Trigger.MOVED)
+        self.attempt = None
+
     def end(self, trigger: Trigger) -> None:
         """The one outcome of the call."""
         self.state = next_state(self.state, trigger)

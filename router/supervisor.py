@@ -102,11 +102,14 @@ class Supervisor:
             self._wait_for_worker(flow, now)
             return
         flow.trouble.unroutable_since_s = None
+        self._begin(flow, pages, decision, now)
+        self._stats.routes["pair" if decision.prefill else "whole"] += 1
+
+    def _begin(self, flow: Flow, pages: PromptPages, decision: RouteDecision, now: float) -> None:
         attempt = Attempt(self._new_id(), decision, self._chooser.view.workers)
         self._expect(attempt, flow, pages)
         flow.sent(attempt, now)
         self._table.by_attempt[attempt.id] = flow
-        self._stats.routes["pair" if attempt.prefill else "whole"] += 1
         request = flow.request(attempt.id, now)
         if attempt.prefill:
             self._chooser.view.pair_breaker(attempt.prefill.worker.key, attempt.decode.worker.key).on_use(now)
@@ -120,7 +123,7 @@ class Supervisor:
         worker = next(iter(self._chooser.view), None)
         return flow.prompt_pages(worker.info.layout.model_hash) if worker else None
 
-    def _choose(self, flow: Flow, pages: PromptPages, now: float) -> RouteDecision | None:
+    def _choose(self, flow: Flow, pages: PromptPages, now: float, source: str | None = None) -> RouteDecision | None:
         view = self._chooser.view
         cached: dict[str, int] = {}
         if flow.sampling().num_prompt_logprobs is None:
@@ -136,6 +139,7 @@ class Supervisor:
             cached=cached,
             avoid=frozenset(flow.trouble.avoid),
             avoid_pairs=frozenset(flow.trouble.avoid_pairs),
+            source=source,
         )
         return self._chooser.policy.choose(view, request, now)
 
@@ -167,6 +171,38 @@ class Supervisor:
         """Exponential, between half and all of it by chance, so that calls that failed together come back apart."""
         full_s = min(self._retry.base_s * 2.0 ** min(failures_in_row - 1, 30), self._retry.max_s)
         return full_s * (0.5 + 0.5 * self._chooser.rng.random())
+
+    # ------------------------------------------------------------------------------------------------- drain
+
+    def move_from(self, worker: WorkerState, now: float) -> None:
+        """That worker drains: what decodes there goes on elsewhere, where somebody can take its pages.
+
+        A call whose prompt is under way to or from there is left to finish that part. Where nobody can take over,
+        calls end where they are.
+        """
+        if not self._chooser.view.can_take_over(worker, now):
+            return
+        for id in list(worker.legs):
+            flow = self._table.by_attempt[id]
+            if flow.state is CallState.DECODING and flow.attempt and flow.attempt.decode.worker is worker:
+                self._move(flow, now)
+
+    def _move(self, flow: Flow, now: float) -> None:
+        """End the attempt, which leaves its pages in the worker's cache, and begin one that computes there what little
+        is missing and decodes elsewhere: to the workers a resumed call like any other.
+        """
+        attempt, pages = flow.attempt, self._pages(flow)
+        assert attempt and pages, "it decodes somewhere"
+        if flow.max_new <= 1 or flow.own_end():
+            return  # it is about to end
+        decision = self._choose(flow, pages, now, source=attempt.decode.worker.key)
+        if decision is None:
+            return
+        self.emit(flow)
+        self._settle(attempt)
+        flow.moved()
+        self._begin(flow, pages, decision, now)
+        self._stats.routes["move"] += 1
 
     # ------------------------------------------------------------------------------------------------- failures
 

@@ -93,13 +93,23 @@ class ClusterView:
 
     # ------------------------------------------------------------------------------------------------- choice
 
-    def candidates(self, avoid: frozenset[str], now: float) -> Candidates:
-        """Workers for one call, without those in `avoid` (where it failed before) while there are others."""
+    def candidates(self, avoid: frozenset[str], now: float, source: str | None = None) -> Candidates:
+        """Workers for one call, without those in `avoid` (where it failed before) while there are others.
+
+        With a `source` its pages must come from there, whether or not it may get other work.
+        """
         able = [worker for worker in self if worker.routable(now)]
         able = [worker for worker in able if worker.key not in avoid] or able
         prefill = [worker for worker in able if worker.has_role("prefill") and not worker.has_role("decode")]
         decode = [worker for worker in able if worker.has_role("decode")]
+        if source is not None:
+            return Candidates([self.workers[source]], [worker for worker in decode if worker.key != source], [])
         return Candidates(prefill, decode, decode or able)
+
+    def can_take_over(self, source: WorkerState, now: float) -> bool:
+        """Is there a worker that may go on with what decodes on `source`?"""
+        decode = self.candidates(frozenset(), now, source.key).decode
+        return any(self.can_hand_over(source, target, now) for target in decode)
 
     def on_peer_status(self, target: WorkerState, status: PeerStatus) -> tuple[str, str] | None:
         """`target` says whether it can pull from a peer (that this router may not have met yet). Returns the pair when

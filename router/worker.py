@@ -93,6 +93,7 @@ class WorkerState:
         if self.load is not None and load.seq == self.load.seq:
             return
         self.load, self.load_s = load, now
+        self.draining = self.draining or load.draining
         lag_s = max(_REPORT_LAG_S, 2 * load.step_s)
         while self._sent and self._sent[0][0] <= now - lag_s:
             self._sent_tokens -= self._sent.popleft()[1]

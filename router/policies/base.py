@@ -20,6 +20,8 @@ class RouteRequest:
     """Workers where this call failed before."""
     avoid_pairs: frozenset[tuple[str, str]] = frozenset()
     """(prefill, decode) whose handoff of this call failed before."""
+    source: str | None = None
+    """The worker that the pages must come from, though it gets no other work: only a pair with it will do."""
 
 
 @dataclass(frozen=True, slots=True)

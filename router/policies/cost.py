@@ -50,7 +50,7 @@ class CostPolicy:
 
     def choose(self, view: ClusterView, request: RouteRequest, now: float) -> RouteDecision | None:
         """The cheapest route; equal ones by chance."""
-        candidates = view.candidates(request.avoid, now)
+        candidates = view.candidates(request.avoid, now, request.source)
         pairs: list[tuple[float, _Side | None, _Side]] = []
         if request.max_new > 1:
             sources = _best([self._prefill_side(worker, request) for worker in candidates.prefill])

@@ -19,6 +19,7 @@ from engine.core.messages import (
     Cancel,
     Command,
     DeliverTicket,
+    Drain,
     Finished,
     Frame,
     Generate,
@@ -28,7 +29,6 @@ from engine.core.messages import (
     PagesRemoved,
     PagesStored,
     PeerJoined,
-    PeerLeft,
     PeerStatus,
     Prefill,
     Release,
@@ -173,6 +173,8 @@ class FakeWorker:
         self.leases: set[int] = set()
         self.commands: list[Command] = []
         self.cache = FakeCache(info, rng)
+        self.draining = False
+        """What its load reports say."""
         self._rng = rng
         self._peers = peers
         self._chunk = chunk
@@ -215,10 +217,10 @@ class FakeWorker:
             case PeerJoined(info):
                 ready = self._peers(peer_key(info.id, info.incarnation)) is not None
                 self._frame.peers.append(PeerStatus(info.id, info.incarnation, ready, "fake", 1e9))
-            case PeerLeft():
-                pass
             case SendPrefixes():
                 self.cache.say_all()
+            case Drain():
+                self.draining = True
 
     def _refused(self, id: int) -> bool:
         assert id not in self.rows and id not in self.adoptions, "an attempt's id came twice"
@@ -270,6 +272,7 @@ class FakeWorker:
             num_pages=self.info.num_pages,
             step_s=0.01,
             prefill_tokens_per_s=0.0,
+            draining=self.draining,
         )
 
     def _adopt(self, id: int, adoption: _Adoption, now: float) -> None:

@@ -38,13 +38,18 @@ def build(seed: int, policy: str) -> RouterWorld:
 
 
 def disturb(world: RouterWorld, rng: Random) -> None:
-    """Now and then something happens to a worker."""
+    """Now and then something happens to a worker; one that drains leaves when it is empty, and another one comes."""
+    for key, session in list(world.sessions.items()):
+        if session.worker.draining and session.worker.idle:
+            world.lose_session(key, rng.random(), dead=True)
     if not world.sessions or rng.random() > 0.01:
         return
     key = rng.choice(sorted(world.sessions))
-    kind = rng.choice(("hang", "drop", "die", "die for good"))
+    kind = rng.choice(("hang", "drop", "drain", "die", "die for good"))
     if kind == "hang":
         world.hang(key, rng.choice((0.2, 0.9, 2.0)))
+    elif kind == "drain":
+        world.sessions[key].worker.draining = True
     elif kind != "die for good" or len(world.sessions) > 2:
         back_in_s = None if kind == "die for good" else rng.random()
         world.lose_session(key, back_in_s, dead=kind != "drop")

@@ -190,7 +190,7 @@ async def test_more_calls_than_places_are_refused_with_a_hint(service: RouterSer
         assert isinstance(outcome, Cancelled)
 
 
-async def test_a_removed_worker_finishes_what_it_has(cluster: FakeCluster, service: RouterService) -> None:
+async def test_what_a_removed_worker_has_moves_or_ends_there(cluster: FakeCluster, service: RouterService) -> None:
     old = await cluster.start(worker_info("old"))
     service.add_worker(old.info.address)
     await until(lambda: service.status().ready)
@@ -201,8 +201,10 @@ async def test_a_removed_worker_finishes_what_it_has(cluster: FakeCluster, servi
     service.add_worker(new.info.address)
     await until(lambda: num_ready(service) == 2)
     await service.remove_worker(old.info.address, drain_s=WAIT_S)
-    timing = (await running)[-1].timing
-    assert timing and timing.decode_worker == "old"
+    deltas = await running
+    assert [token for delta in deltas for token in delta.tokens] == answer(call.tokens, call.sampling)
+    timing = deltas[-1].timing
+    assert timing and timing.prefill_worker == "old"
     last = (await collect(service, call))[-1]
     assert last.timing and last.timing.decode_worker == "new"
     assert [worker.info.id for worker in service.status().workers] == ["new"]
