@@ -6,7 +6,7 @@ methods only hand work to that thread and take completions from it.
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import asdict
 from queue import Empty, SimpleQueue
 from typing import TypeVar
@@ -16,7 +16,7 @@ import grpc.aio
 
 from engine.core.errors import TransferFailed
 from engine.core.types import WorkerInfo
-from engine.wire import kv_pb2, kv_pb2_grpc
+from engine.wire import kv_pb2
 from kv_transfer.reslice import Cut, Part
 from kv_transfer.transports.base import (
     NUM_SPARE_PAGES,
@@ -25,14 +25,12 @@ from kv_transfer.transports.base import (
     PagePool,
     PageRead,
     descriptor_of,
-    fetch,
     peer_key,
-    store,
 )
+from kv_transfer.transports.page_stream import PageSink, page_messages
 from kv_transfer.transports.signed import Judge, Signer
 
-CHUNK_BYTES = 512 << 10
-"""Far below gRPC's limit of 4 MiB a message; larger ones are not faster."""
+_SERVICE = "baton.v1.PageTransfer"
 LOOP_S = 30.0
 """Far more than starting or stopping takes; a loop that is stuck for longer is a bug, and says so."""
 CANCEL_S = 5.0
@@ -48,24 +46,7 @@ _CLIENT_OPTIONS = [
 ]
 
 Result = TypeVar("Result")
-PullCall = Callable[[kv_pb2_grpc.PageTransferStub], Coroutine[None, None, Completion]]
-
-
-def page_chunks(pool: PagePool, read: PageRead) -> Iterator[bytes]:
-    """What `read` asks of its pages, one after the other, in chunks of CHUNK_BYTES and a smaller last one."""
-    parts: list[memoryview] = []
-    room = CHUNK_BYTES
-    for index in range(len(read.src)):
-        view = memoryview(fetch(pool, index, read))
-        while len(view):
-            part, view = view[:room], view[room:]
-            parts.append(part)
-            room -= len(part)
-            if not room:
-                yield b"".join(parts)
-                parts, room = [], CHUNK_BYTES
-    if parts:
-        yield b"".join(parts)
+ReadCall = Callable[["_Source"], Coroutine[None, None, Completion]]
 
 
 def _cut_of(pull: kv_pb2.PullRequest) -> Cut | None:
@@ -76,18 +57,32 @@ def _cut_of(pull: kv_pb2.PullRequest) -> Cut | None:
     return Cut(part, part)
 
 
-class PageService(kv_pb2_grpc.PageTransferServicer):
-    """Serves one pool to whoever has the cluster key."""
+class PageService:
+    """Serves one pool to whoever has the cluster key: baton.v1.PageTransfer, except that Pull's messages are bytes."""
 
     def __init__(self, pool: PagePool, name: str, key: bytes) -> None:
         """`name` is this worker's own peer_key."""
         self._pool = pool
         self._judge = Judge(name, key)
 
+    @property
+    def handler(self) -> grpc.GenericRpcHandler:
+        """To be added to a server."""
+        read = kv_pb2.SignedRequest.FromString
+        return grpc.method_handlers_generic_handler(
+            _SERVICE,
+            {
+                "Pull": grpc.unary_stream_rpc_method_handler(self.Pull, read),
+                "Generations": grpc.unary_unary_rpc_method_handler(
+                    self.Generations, read, kv_pb2.GenerationsReply.SerializeToString
+                ),
+            },
+        )
+
     async def Pull(  # noqa: N802 - gRPC's name
         self, request: kv_pb2.SignedRequest, context: "grpc.aio.ServicerContext"
-    ) -> AsyncIterator[kv_pb2.PageChunk]:
-        """Stream pages; gRPC's flow control holds the stream back when the reader is slow."""
+    ) -> AsyncIterator[bytes]:
+        """Stream pages, as encoded PageChunks; gRPC's flow control holds the stream back when the reader is slow."""
         await self._authenticate("Pull", request, context)
         pull = kv_pb2.PullRequest.FromString(request.body)
         await self._check_pages(pull.pages, context)
@@ -97,8 +92,8 @@ class PageService(kv_pb2_grpc.PageTransferServicer):
         if cut is not None and not cut.src.fits(self._pool.layout):
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "no such part of a page")
         read = PageRead(0, "", pull.pages, (), pull.layer_begin, pull.layer_end, cut)
-        for data in page_chunks(self._pool, read):
-            yield kv_pb2.PageChunk(data=data)
+        for message in page_messages(self._pool, read):
+            yield message
 
     async def Generations(  # noqa: N802 - gRPC's name
         self, request: kv_pb2.SignedRequest, context: "grpc.aio.ServicerContext"
@@ -127,7 +122,9 @@ class _Source:
 
     def __init__(self, channel: "grpc.aio.Channel") -> None:
         self.channel = channel
-        self.stub = kv_pb2_grpc.PageTransferStub(channel)
+        write = kv_pb2.SignedRequest.SerializeToString
+        self.pull = channel.unary_stream(f"/{_SERVICE}/Pull", write)
+        self.generations = channel.unary_unary(f"/{_SERVICE}/Generations", write, kv_pb2.GenerationsReply.FromString)
         self.tasks: set[asyncio.Task[Completion]] = set()
 
 
@@ -183,11 +180,11 @@ class GrpcTransport:
 
     def read_pages(self, read: PageRead) -> None:
         """Post one read."""
-        self._post(read.op, read.peer, lambda stub: self._pull(stub, read))
+        self._post(read.op, read.peer, lambda source: self._pull(source, read))
 
     def read_generations(self, op: int, peer: str, pages: Sequence[int]) -> None:
         """Post a read of generations."""
-        self._post(op, peer, lambda stub: self._generations(stub, op, peer, pages))
+        self._post(op, peer, lambda source: self._generations(source, op, peer, pages))
 
     def poll(self) -> list[Completion]:
         """What ended since the last call."""
@@ -214,14 +211,14 @@ class GrpcTransport:
         """Let the loop's thread run something short, and wait for it."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(LOOP_S)
 
-    def _post(self, op: int, peer: str, read: PullCall) -> None:
+    def _post(self, op: int, peer: str, read: ReadCall) -> None:
         self._loop.call_soon_threadsafe(self._start, op, peer, read)
 
     # ------------------------------------------------------------ on the loop's thread
 
     async def _serve(self, bind: str) -> int:
         self._server = grpc.aio.server(options=_SERVER_OPTIONS)
-        kv_pb2_grpc.add_PageTransferServicer_to_server(self._service, self._server)
+        self._server.add_generic_rpc_handlers((self._service.handler,))
         port = self._server.add_insecure_port(bind)
         await self._server.start()
         return int(port)
@@ -237,12 +234,12 @@ class GrpcTransport:
                 task.cancel()
             self._loop.create_task(source.channel.close())
 
-    def _start(self, op: int, peer: str, read: PullCall) -> None:
+    def _start(self, op: int, peer: str, read: ReadCall) -> None:
         source = self._sources.get(peer)
         if source is None:
             self._completions.put(Completion(op, OpStatus.FAILED, peer_lost=True, message="not connected"))
             return
-        task = self._loop.create_task(read(source.stub))
+        task = self._loop.create_task(read(source))
         source.tasks.add(task)
         task.add_done_callback(lambda task: self._end(op, source, task))
 
@@ -262,31 +259,21 @@ class GrpcTransport:
         else:
             self._completions.put(Completion(op, OpStatus.FAILED, message=repr(error)))
 
-    async def _pull(self, stub: kv_pb2_grpc.PageTransferStub, read: PageRead) -> Completion:
+    async def _pull(self, source: _Source, read: PageRead) -> Completion:
         pull = kv_pb2.PullRequest(pages=read.src, layer_begin=read.layer_begin, layer_end=read.layer_end)
         if read.cut is not None:
             pull.part.CopyFrom(kv_pb2.PagePart(**asdict(read.cut.src)))
-        part = bytearray(read.num_bytes(self._pool.layout) // len(read.src))
-        filled = num_pages = 0
-        async for chunk in stub.Pull(self._signer.sign("Pull", read.peer, pull)):
-            data = memoryview(chunk.data)
-            while len(data) and num_pages < len(read.dst):
-                taken = data[: len(part) - filled]
-                part[filled : filled + len(taken)] = taken
-                filled, data = filled + len(taken), data[len(taken) :]
-                if filled == len(part):
-                    store(self._pool, num_pages, read, part)
-                    filled, num_pages = 0, num_pages + 1
-        if num_pages < len(read.dst):
-            message = f"the stream ended after {num_pages} of {len(read.dst)} pages"
+        sink = PageSink(self._pool, read)
+        async for message in source.pull(self._signer.sign("Pull", read.peer, pull)):
+            sink.take(message)
+        if sink.num_pages < len(read.dst):
+            message = f"the stream ended after {sink.num_pages} of {len(read.dst)} pages"
             return Completion(read.op, OpStatus.FAILED, message=message)
-        return Completion(read.op, OpStatus.DONE, num_pages * len(part))
+        return Completion(read.op, OpStatus.DONE, read.num_bytes(self._pool.layout))
 
-    async def _generations(
-        self, stub: kv_pb2_grpc.PageTransferStub, op: int, peer: str, pages: Sequence[int]
-    ) -> Completion:
+    async def _generations(self, source: _Source, op: int, peer: str, pages: Sequence[int]) -> Completion:
         request = self._signer.sign("Generations", peer, kv_pb2.GenerationsRequest(pages=pages))
-        reply = await stub.Generations(request)
+        reply = await source.generations(request)
         return Completion(op, OpStatus.DONE, 8 * len(pages), tuple(reply.generations))
 
     async def _shut_down(self) -> None:

@@ -9,9 +9,9 @@ from engine.core.errors import TransferFailed
 from engine.core.types import KVLayout
 from engine.wire import kv_pb2, kv_pb2_grpc
 from kv_transfer.host_pool import HostPool
-from kv_transfer.transports import grpc as transport_module
 from kv_transfer.transports.base import OpStatus, PageRead, peer_key
-from kv_transfer.transports.grpc import GrpcTransport, page_chunks
+from kv_transfer.transports.grpc import GrpcTransport
+from kv_transfer.transports.page_stream import CHUNK_BYTES
 from kv_transfer.transports.signed import Signer
 from tests.contract.transport_rigs import KEY, LAYOUT, NUM_PAGES, Rig, grpc_rig, info_of, page_bytes, stamp
 
@@ -128,8 +128,8 @@ def test_two_workers_cannot_share_a_port(rig: Rig) -> None:
 
 
 def test_pages_larger_than_a_chunk_cross_in_parts() -> None:
-    layout = KVLayout("m", num_layers=2, num_kv_heads=2, head_dim=128, page_size=384, dtype="float32")
-    assert layout.page_bytes > 2 * transport_module.CHUNK_BYTES
+    layout = KVLayout("m", num_layers=2, num_kv_heads=2, head_dim=128, page_size=1536, dtype="float32")
+    assert layout.page_bytes > 2 * CHUNK_BYTES
     rig = grpc_rig(layout)
     rig.reader.read_pages(PageRead(1, rig.peer, (3, 9), (5, 6), 0, 2))
     rig.reader.read_pages(PageRead(2, rig.peer, (4,), (7,), 1, 2))
@@ -138,16 +138,6 @@ def test_pages_larger_than_a_chunk_cross_in_parts() -> None:
     assert page_bytes(rig.reader_pool, 6) == page_bytes(rig.source_pool, 9)
     assert bytes(rig.reader_pool.read(7, 1, 2)) == bytes(rig.source_pool.read(4, 1, 2))
     rig.close()
-
-
-def test_chunks_have_one_size_but_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport_module, "CHUNK_BYTES", 1000)
-    pool = HostPool(LAYOUT, 4)
-    for page in range(4):
-        stamp(pool, page, page)
-    chunks = list(page_chunks(pool, PageRead(1, "a@1", (2, 0), (), 1, 4)))
-    assert [len(chunk) for chunk in chunks[:-1]] == [1000] * (len(chunks) - 1)
-    assert b"".join(chunks) == bytes(pool.read(2, 1, 4)) + bytes(pool.read(0, 1, 4))
 
 
 def test_closing_twice_is_fine_and_the_advertised_host_is_told() -> None:
