@@ -1,6 +1,6 @@
 """The destination of a handoff: pages that others computed are pulled here, proven, and gone on from. Pure.
 
-Adopt -> reserve pages -> pull what is missing, ticket by ticket -> proven -> decode
+Adopt -> first ticket -> reserve pages -> pull what is missing, ticket by ticket -> proven -> decode
 """
 
 from collections import OrderedDict
@@ -9,10 +9,10 @@ from enum import StrEnum
 
 from engine.core.digest import root_digest
 from engine.core.engine import EngineCore
-from engine.core.errors import IllegalEvent
+from engine.core.errors import IllegalEvent, InvalidRequest, Overloaded
 from engine.core.messages import Adopted, Finished, HandoffFailed
 from engine.core.result import Reserved, StepResult
-from engine.core.types import KVLayout, Request
+from engine.core.types import FinishReason, KVLayout, Request
 from engine.server.role import Word
 from kv_transfer.api import (
     Broken,
@@ -34,6 +34,9 @@ Effects = list[Word | TransferCommand]
 class LegState(StrEnum):
     """Where a handoff stands on this side."""
 
+    EXPECTED = "expected"
+    """No ticket yet: nothing is asked for. Whoever holds destination pages has a source that holds its own, so no two
+    workers can wait for each other's pages."""
     WAITING = "waiting"
     """For destination pages."""
     FILLING = "filling"
@@ -47,6 +50,7 @@ class LegState(StrEnum):
 class LegEvent(StrEnum):
     """What can happen to a decode leg."""
 
+    TICKET = "first ticket"
     RESERVED = "reserved"
     PROVEN = "proven"
     BROKEN = "broken"
@@ -57,6 +61,7 @@ class LegEvent(StrEnum):
 _S, _E = LegState, LegEvent
 
 LEG_TABLE: dict[LegState, dict[LegEvent, LegState]] = {
+    _S.EXPECTED: {_E.TICKET: _S.WAITING, _E.FINISHED: _S.ENDED},
     _S.WAITING: {_E.RESERVED: _S.FILLING, _E.FINISHED: _S.ENDED},
     _S.FILLING: {_E.PROVEN: _S.DECODING, _E.BROKEN: _S.QUARANTINED, _E.FINISHED: _S.QUARANTINED},
     _S.DECODING: {_E.FINISHED: _S.ENDED},
@@ -73,7 +78,7 @@ class Leg:
     request: Request
     tickets: list[bytes] = field(default_factory=list)
     """That came before the pages were reserved."""
-    state: LegState = LegState.WAITING
+    state: LegState = LegState.EXPECTED
 
     def go(self, event: LegEvent) -> LegState:
         """Change the state by the table. Raises IllegalEvent, and changes nothing, for an event it does not list."""
@@ -103,28 +108,46 @@ class AdoptingLegs:
 
     # ------------------------------------------------------------ commands
 
-    def adopt(self, request: Request) -> None:
+    def adopt(self, request: Request) -> Effects:
         """Begin a leg. Raises as EngineCore.reserve."""
-        tickets = self._early.pop(request.id, [])
-        self._core.reserve(request)
-        self._legs[request.id] = Leg(request, tickets)
+        self._core.check(request)
+        leg = self._legs[request.id] = Leg(request)
+        effects: Effects = []
+        for ticket in self._early.pop(request.id, []):
+            effects += self._take_ticket(leg, ticket)
+        return effects
 
     def deliver(self, id: int, ticket: bytes) -> Effects:
         """A ticket of leg `id`, which may not have begun yet."""
         leg = self._legs.get(id)
-        if leg is None:
-            self._early.setdefault(id, []).append(ticket)
-            if len(self._early) > MAX_EARLY_REQUESTS:
-                self._early.popitem(last=False)
-        elif leg.state is LegState.FILLING:
-            return [OfferTicket(id, ticket)]
-        elif leg.state is LegState.WAITING:
-            leg.tickets.append(ticket)
+        if leg is not None:
+            return self._take_ticket(leg, ticket)
+        self._early.setdefault(id, []).append(ticket)
+        if len(self._early) > MAX_EARLY_REQUESTS:
+            self._early.popitem(last=False)
         return []
 
-    def forget(self, id: int) -> None:
-        """Drop the tickets of a leg that has not begun."""
+    def cancel(self, id: int) -> Effects:
+        """The router has no use for `id` any more. What the core knows ends with the Finished that it reports."""
         self._early.pop(id, None)
+        leg = self._legs.get(id)
+        if leg is None or leg.state is not LegState.EXPECTED:
+            return []
+        return self._finished(Finished(id, FinishReason.CANCELLED))
+
+    def _take_ticket(self, leg: Leg, ticket: bytes) -> Effects:
+        id = leg.request.id
+        if leg.state is LegState.FILLING:
+            return [OfferTicket(id, ticket)]
+        if leg.state is LegState.EXPECTED:
+            try:
+                self._core.reserve(leg.request)
+            except (InvalidRequest, Overloaded) as error:
+                return self._finished(Finished(id, FinishReason.ERROR, error.message))
+            leg.go(LegEvent.TICKET)
+        if leg.state is LegState.WAITING:
+            leg.tickets.append(ticket)
+        return []
 
     # ------------------------------------------------------------ events
 

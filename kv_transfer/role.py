@@ -54,18 +54,16 @@ class WorkerRole:
         match command:
             case Generate(request) | Prefill(request) | Adopt(request):
                 try:
-                    self._begin(command)
+                    return self._begin(command)
                 except (InvalidRequest, Overloaded) as error:
                     return [Finished(request.id, FinishReason.ERROR, error.message)]
-                return []
             case DeliverTicket(id, ticket):
                 return self._adopting.deliver(id, ticket)
             case Cancel(id):
                 if id in self._holding:
                     return [*self._holding.let_go(id, "cancelled")]
-                self._adopting.forget(id)
                 self._core.abort(id)  # the rest follows from the Finished that the core reports
-                return []
+                return self._adopting.cancel(id)
             case Release(id):
                 return [*self._holding.let_go(id, "released")] if id in self._holding else []
             case PeerJoined(info):
@@ -94,11 +92,12 @@ class WorkerRole:
             case _:
                 return self._adopting.on_outcome(outcome)
 
-    def _begin(self, command: Generate | Prefill | Adopt) -> None:
+    def _begin(self, command: Generate | Prefill | Adopt) -> Effects:
         match command:
             case Generate(request):
                 self._core.submit(request)
             case Prefill(request):
                 self._holding.prefill(request)
             case Adopt(request):
-                self._adopting.adopt(request)
+                return self._adopting.adopt(request)
+        return []

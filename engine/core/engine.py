@@ -60,6 +60,23 @@ class EngineCore:
 
     # ------------------------------------------------------------ requests
 
+    def check(self, request: Request) -> None:
+        """Whether `request` could be taken now; changes nothing. Raises as submit."""
+        num_tokens = len(request.tokens)
+        if request.id in self._states or request.id in self._filling:
+            raise InvalidRequest(f"request {request.id} is here already")
+        if not 0 < request.num_prompt <= num_tokens:
+            raise InvalidRequest("the prompt is empty", param="prompt")
+        if num_tokens > self.max_model_len:
+            raise InvalidRequest(
+                f"{num_tokens} tokens; this worker takes at most {self.max_model_len} of prompt and output together "
+                f"(model limit {self.config.max_model_len}, "
+                f"{self.config.num_pages} pages of {self.config.page_size} tokens)",
+                param="prompt",
+            )
+        if self._scheduler.num_queued >= self.config.max_queued:
+            raise Overloaded(f"{self.config.max_queued} requests wait already")
+
     def submit(self, request: Request, *, hold: bool = False) -> None:
         """Queue a request. `hold`: draw one token, announce FinalPages as they come, then keep the pages leased.
 
@@ -253,20 +270,8 @@ class EngineCore:
     # ------------------------------------------------------------ arrivals and ends
 
     def _accept(self, request: Request, leg: Leg) -> None:
+        self.check(request)
         num_tokens, max_tokens = len(request.tokens), request.sampling.max_tokens
-        if request.id in self._states or request.id in self._filling:
-            raise InvalidRequest(f"request {request.id} is here already")
-        if not 0 < request.num_prompt <= num_tokens:
-            raise InvalidRequest("the prompt is empty", param="prompt")
-        if num_tokens > self.max_model_len:
-            raise InvalidRequest(
-                f"{num_tokens} tokens; this worker takes at most {self.max_model_len} of prompt and output together "
-                f"(model limit {self.config.max_model_len}, "
-                f"{self.config.num_pages} pages of {self.config.page_size} tokens)",
-                param="prompt",
-            )
-        if self._scheduler.num_queued >= self.config.max_queued:
-            raise Overloaded(f"{self.config.max_queued} requests wait already")
         max_len = max(num_tokens, min(request.num_prompt + max_tokens, self.max_model_len))
         self._idle = False
         if max_len == num_tokens and (leg is Leg.LAST or request.sampling.num_prompt_logprobs is None):

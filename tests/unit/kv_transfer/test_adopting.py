@@ -284,7 +284,7 @@ def test_illegal_events_change_nothing() -> None:
     for event in (LegEvent.PROVEN, LegEvent.BROKEN, LegEvent.SETTLED):
         with pytest.raises(IllegalEvent, match="decode leg 1"):
             leg.go(event)
-    assert leg.state is LegState.WAITING
+    assert leg.state is LegState.EXPECTED
 
 
 def test_prefill_tickets_are_in_order_and_the_last_closes() -> None:
@@ -293,3 +293,30 @@ def test_prefill_tickets_are_in_order_and_the_last_closes() -> None:
     pair.run(0.1)
     issued = pair.prefill.said.of(TicketIssued, 1)
     assert [ticket.last for ticket in issued] == [False] * (len(issued) - 1) + [True]
+
+
+def test_pages_are_asked_for_once_the_source_has_its_own_so_two_full_workers_never_wait_for_each_other() -> None:
+    pair = VirtualPair(num_pages=12)
+    first, second = make_request(1, range(28), max_tokens=3), make_request(2, range(100, 124), max_tokens=3)
+    pair.prefill.inbox += [Prefill(first), Prefill(second)]
+    pair.decode.inbox += [Adopt(second), Adopt(first)]  # in the other order: each worker has room for one of them
+    passed = {1: 0, 2: 0}
+    for _ in range(300):
+        pair.run(0.001)
+        for id in passed:
+            passed[id] = pair.pass_tickets(id, passed[id])
+            if pair.adopted(id):
+                pair.prefill.inbox.append(Release(id))
+    for request in (first, second):
+        assert tokens_of(pair, request.id) == right_tokens(request)
+    assert_all_back(pair)
+
+
+def test_a_leg_that_is_cancelled_before_its_first_ticket_ends_and_leaves_nothing() -> None:
+    pair = VirtualPair()
+    pair.decode.inbox += [Adopt(make_request(1, range(9))), Cancel(1)]
+    pair.run(0.01)
+    assert [end.reason for end in pair.decode.said.ends(1)] == [FinishReason.CANCELLED]
+    pair.decode.inbox.append(Adopt(make_request(1, range(9))))
+    pair.run(0.01)
+    assert len(pair.decode.said.ends(1)) == 1
