@@ -1,7 +1,8 @@
 """The stream between the router and one incarnation of a worker: ordered, delayed, sometimes stuck, lost as a whole."""
 
+from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from engine.core.messages import Adopt, Cancel, Command, DeliverTicket, Frame, Generate, Prefill, Release
 from engine.server.inbox import Received, SessionClosed, SessionOpened
@@ -13,6 +14,15 @@ REPEATABLE = (Cancel, Release, DeliverTicket)
 """Commands that may come twice."""
 
 
+@dataclass(slots=True)
+class _Way:
+    """One direction of a stream. Mutable."""
+
+    waiting: deque[Callable[[], None]] = field(default_factory=deque)
+    arrives_s: float = 0.0
+    """When what was sent last arrives."""
+
+
 class SimSession:
     """One session from its opening to its loss. Each side hears of the loss on its own, sooner or later."""
 
@@ -22,8 +32,7 @@ class SimSession:
         self.repeat = 0.0
         """How often a repeatable command comes twice."""
         self._clock, self._chance = clock, chance
-        self._down_s = self._up_s = 0.0
-        """When what was sent last arrives: nothing overtakes it."""
+        self._down, self._up = _Way(), _Way()
         self._stuck_until_s = 0.0
         worker.engine.post(SessionOpened(key))
 
@@ -40,31 +49,29 @@ class SimSession:
     def send(self, command: Command) -> None:
         """From the router. A deadline crosses as the time that is left."""
         sent_s = self._clock.now
-        self._down_s = max(self._down_s, sent_s + self._delay_s())
         count = 2 if isinstance(command, REPEATABLE) and self._chance.happens(self.repeat) else 1
         for _ in range(count):
-            self._arrive(self._down_s, lambda: self._post(command, sent_s))
+            self._go(self._down, lambda: self._post(command, sent_s))
 
     def deliver(self, frame: Frame, hear: Callable[[Frame], None]) -> None:
         """From the worker."""
-        self._up_s = max(self._up_s, self._clock.now + self._delay_s())
-        self._arrive(self._up_s, lambda: hear(frame))
+        self._go(self._up, lambda: hear(frame))
 
     # ------------------------------------------------------------ inside
 
-    def _delay_s(self) -> float:
-        return self._chance.delay_s(0.0003, 0.02, 0.02)
+    def _go(self, way: "_Way", action: Callable[[], None]) -> None:
+        """Each arrival takes what was sent first."""
+        way.arrives_s = max(way.arrives_s, self._clock.now + self._chance.delay_s(0.0003, 0.02, 0.02))
+        way.waiting.append(action)
+        self._clock.at(way.arrives_s, lambda: self._arrive(way))
 
-    def _arrive(self, when_s: float, action: Callable[[], None]) -> None:
-        def run() -> None:
-            if not self.open:
-                return
-            if self._clock.now < self._stuck_until_s:
-                self._clock.at(self._stuck_until_s, run)
-            else:
-                action()
-
-        self._clock.at(max(when_s, self._stuck_until_s), run)
+    def _arrive(self, way: "_Way") -> None:
+        if not self.open:
+            return
+        if self._clock.now < self._stuck_until_s:
+            self._clock.at(self._stuck_until_s, lambda: self._arrive(way))
+        else:
+            way.waiting.popleft()()
 
     def _post(self, command: Command, sent_s: float) -> None:
         if not self.worker.alive:
