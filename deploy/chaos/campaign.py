@@ -18,15 +18,19 @@ from deploy.chaos.faults import Chaos
 from deploy.chaos.link import Link
 from deploy.chaos.load import GRACE_S, Load, Right
 from deploy.chaos.oracle import greedy_tokens
-from deploy.chaos.plain import LINK_HOST, WORKER_HOST, PlainService, serve_plain
 from deploy.chaos.report import Report
 from deploy.chaos.stalls import Stalls
 from deploy.chaos.status import Fault, StatusPage, transports
+from deploy.plain import HOST, PlainService, listening_ports, serve_plain
 from deploy.spawned import left_of, serve
 from engine.core.errors import BatonError
 
 REFERENCE_TIMEOUT_S = 60.0
 REFERENCES_AT_ONCE = 4
+HAND_OVER = ("--policy", "cost_always_hand_over")
+"""Every prompt is to move."""
+LINK_HOST = "127.0.0.2"
+"""All of 127.0.0.0/8 is this machine."""
 IDLE_WITHIN_S = 10.0
 POLL_S = 0.05
 
@@ -50,20 +54,27 @@ class CampaignConfig:
     """The deadline of each request."""
     seed: int = 0
 
-    def flags(self) -> list[str]:
-        """Of `baton serve`."""
+    def engine_flags(self) -> list[str]:
+        """Of every worker. In float32, where no two tokens are as likely as each other."""
         numbers = {
-            "--prefill": self.num_prefill,
-            "--decode": self.num_decode,
             "--page-size": PAGE,
             "--max-step-tokens": CHUNK,
             "--max-model-len": MAX_MODEL_LEN,
             "--kv-memory": self.kv_memory,
-            "--transport": self.transport,
         }
-        # Every prompt through a handoff; in float32, where no two tokens are as likely as each other.
-        fixed = ["--model", self.model, "--policy", "cost_always_hand_over", "--dtype", "float32", "--device", "cpu"]
+        fixed = ["--model", self.model, "--dtype", "float32", "--device", "cpu"]
         return fixed + [str(word) for pair in numbers.items() for word in pair]
+
+    def flags(self) -> list[str]:
+        """Of `baton serve`."""
+        workers = ["--prefill", str(self.num_prefill), "--decode", str(self.num_decode)]
+        return [*self.engine_flags(), *workers, "--transport", self.transport, *HAND_OVER]
+
+    def plain_flags(self) -> tuple[list[list[str]], list[str]]:
+        """Of serve_plain: peers reach the prefill worker at LINK_HOST, where a link can be put."""
+        engine = [*self.engine_flags(), "--transport", "grpc"]
+        workers = [["prefill_worker", *engine, "--advertise", LINK_HOST], ["decode_worker", *engine]]
+        return workers, ["--model", self.model, "--max-model-len", str(MAX_MODEL_LEN), *HAND_OVER]
 
 
 def campaign(config: CampaignConfig, say: Callable[[str], None] = lambda line: None) -> Report:
@@ -79,14 +90,14 @@ def campaign(config: CampaignConfig, say: Callable[[str], None] = lambda line: N
         report = asyncio.run(_Campaign(config, service, say).run(break_workers))
     if config.stall_s:
         say("starting processes with a link between them")
-        with serve_plain(config.flags()) as plain:
+        with serve_plain(*config.plain_flags()) as plain:
             report.add(asyncio.run(_stalls(replace(config, seconds=config.stall_s), plain, say)))
     report.seconds = time.monotonic() - start_s
     return report
 
 
 async def _stalls(config: CampaignConfig, plain: PlainService, say: Callable[[str], None]) -> Report:
-    async with Link(LINK_HOST, WORKER_HOST, plain.ports) as link:
+    async with Link(LINK_HOST, HOST, listening_ports(plain.worker_pids[0])) as link:
 
         def break_link(page: StatusPage, load: Load) -> Breaker:
             return Stalls(link, page, load, config.seed, say)

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from statistics import median
 from typing import Any
 
@@ -60,8 +60,7 @@ class Report:
 
     def as_json(self) -> dict[str, Any]:
         """Ready for json.dumps: the counts, then the rest."""
-        rest = asdict(self)
-        del rest["counts"]
+        rest = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "counts"}
         return {name: self.counts[name] for name in COUNTS} | rest | {"seconds": round(self.seconds, 1), "ok": self.ok}
 
     def add(self, other: "Report") -> None:
