@@ -8,6 +8,7 @@ import typer
 from baton.chaos import chaos
 from baton.chat import chat
 from baton.client import DEFAULT_TARGET, Client
+from baton.drain import drain
 from baton.results import sampling_options
 from baton.serve import serve
 from baton.status import status
@@ -19,6 +20,7 @@ app = typer.Typer(name="baton", no_args_is_help=True, add_completion=False, pret
 app.command()(serve)
 app.command()(chat)
 app.command()(status)
+app.command()(drain)
 app.command()(chaos)
 
 

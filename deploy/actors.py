@@ -7,11 +7,13 @@ service that starts them all for neither.
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from deploy.supervisor import End
 from engine.core.errors import Unavailable
 from engine.core.types import WorkerInfo
 from engine.models.hub import resolve_model
@@ -43,6 +45,7 @@ class Endpoints:
     host: str
     http_port: int
     grpc_port: int
+    admin_port: int
 
 
 class _Actor:
@@ -55,12 +58,12 @@ class _Actor:
         os.environ.setdefault("NIXL_LOG_LEVEL", "WARN")
         logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
 
-    def ended(self) -> str:
-        """Wait until it has ended; the reason."""
+    def ended(self) -> End:
+        """Wait until it has ended."""
         if self.running is None:
             raise Unavailable("it was not started")
         self.running.wait()
-        return "it broke, its log says why" if self.running.died else "it was stopped"
+        return End("it broke, its log says why" if self.running.died else "it was stopped")
 
     def stop(self) -> None:
         """End it. Idempotent."""
@@ -69,12 +72,32 @@ class _Actor:
 
 
 class _WorkerActor(_Actor):
+    """SIGTERM drains it: routers move what runs there, then it ends."""
+
+    _worker: Worker | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._drain_grace_s = 0.0
+        signal.signal(signal.SIGTERM, self._on_sigterm)  # Ray makes actors in the main thread of their process
+
+    def ended(self) -> End:
+        """Wait until it has ended; it was wanted to when it was drained."""
+        end = super().ended()
+        return End("it was drained", wanted=True) if self._worker is not None and self._worker.drained else end
+
+    def _on_sigterm(self, _signal: int, _frame: object) -> None:
+        if self._worker is None:
+            sys.exit(1)  # still loading: nothing to drain
+        self._worker.drain(self._drain_grace_s)
+
     def _start(self, start_worker: Callable[[WorkerConfig], Worker], config: WorkerConfig, place: Place) -> WorkerInfo:
         import torch
 
         torch.set_num_threads(place.num_threads)
         host = "127.0.0.1" if place.is_only_node else _node_address()
-        worker = self.running = start_worker(replace(config, host=host))
+        self._drain_grace_s = config.drain_grace_s
+        worker = self.running = self._worker = start_worker(replace(config, host=host))
         return worker.info
 
 
@@ -106,7 +129,8 @@ class Router(_Actor):
         from router.server import RunningRouter
 
         self._router = self.running = RunningRouter(replace(config, model=resolve_model(model)))
-        return Endpoints(config.host, self._router.port, self._router.grpc_port)
+        assert self._router.admin_port is not None, "the service asks for one"
+        return Endpoints(config.host, self._router.port, self._router.grpc_port, self._router.admin_port)
 
     def add_worker(self, address: str) -> None:
         """See RouterService."""

@@ -27,6 +27,8 @@ class ServiceConfig:
     port: int = 8000
     """Of HTTP; 0 takes any free one."""
     grpc_port: int = 8001
+    admin_port: int = 0
+    """Of the router's admin door, on loopback; 0 takes any free one."""
     transport: str = "auto"
     policy: str = "cost"
     ray_address: str = EMBEDDED
@@ -35,7 +37,7 @@ class ServiceConfig:
         for name, count in (("prefill", self.num_prefill), ("decode", self.num_decode)):
             if count < 1:
                 raise InvalidRequest(f"must be at least 1, not {count}", param=name)
-        for name, port in (("port", self.port), ("grpc-port", self.grpc_port)):
+        for name, port in (("port", self.port), ("grpc-port", self.grpc_port), ("admin-port", self.admin_port)):
             if not 0 <= port <= 65535:
                 raise InvalidRequest(f"must be 0 to 65535, not {port}", param=name)
         if self.port == self.grpc_port != 0:
@@ -73,6 +75,7 @@ FLAGS = (
     Flag("host", str, "127.0.0.1", "Address to listen on; 0.0.0.0 for all interfaces."),
     Flag("port", int, 8000, "HTTP port; 0 takes a free one."),
     Flag("grpc_port", int, 8001, "gRPC port; 0 takes a free one."),
+    Flag("admin_port", int, 0, "Port for `baton drain` and the like, on loopback; 0 takes a free one."),
     Flag("device", str, "auto", "cpu, cuda, or auto: CUDA where there is a GPU for each worker."),
     Flag("dtype", str, "auto", "float32, bfloat16, float16; auto is the checkpoint's own."),
     Flag("page_size", int | None, None, "Tokens in a KV page; 16 on CPU and 128 on CUDA when left out."),
@@ -106,6 +109,7 @@ def service_config(values: dict[str, Any], *, ray_address: str) -> ServiceConfig
         host=values["host"],
         port=values["port"],
         grpc_port=values["grpc_port"],
+        admin_port=values["admin_port"],
         transport=values["transport"],
         policy=values["policy"],
         ray_address=ray_address,

@@ -3,6 +3,7 @@
 import asyncio
 from typing import Any
 
+from deploy.supervisor import End
 from engine.core.errors import BatonError, Unavailable
 
 STOP_TIMEOUT_S = 1.5
@@ -31,12 +32,13 @@ class RayProcess:
         self._actor = ray.remote(self._actor_class).options(max_restarts=0, max_concurrency=8, **options).remote()
         return await self.call("start", *self._start_args)
 
-    async def ended(self) -> str:
+    async def ended(self) -> End:
         """See Process."""
         try:
-            return str(await self.call("ended"))
+            end: End = await self.call("ended")
         except BatonError as error:
-            return error.message
+            return End(error.message)
+        return end
 
     async def stop(self) -> None:
         """See Process."""

@@ -1,6 +1,7 @@
 """A whole service: Ray underneath, workers and a router in processes of their own, kept alive until told to stop."""
 
 import asyncio
+import os
 import secrets
 import signal
 import socket
@@ -15,6 +16,7 @@ from typing import Any
 from deploy.actors import DecodeWorker, Endpoints, Place, PrefillWorker, Router
 from deploy.cluster import EMBEDDED, Cluster
 from deploy.config import ServiceConfig, service_config
+from deploy.door import AdminDoor, publish, withdraw
 from deploy.launcher import RayProcess
 from deploy.supervisor import Member, Supervisor
 from engine.core.errors import BatonError, InvalidRequest, NotFound, Unavailable
@@ -22,7 +24,7 @@ from engine.core.types import WorkerInfo
 from engine.models.checkpoint import stored_tensors
 from engine.models.hub import resolve_model
 from engine.models.registry import load_config
-from engine.server.config import WorkerConfig
+from engine.server.config import CLUSTER_KEY_VARIABLE, WorkerConfig
 from router.api import ServiceStatus
 from router.config import RouterConfig
 from router.server_config import RouterServerConfig
@@ -116,14 +118,14 @@ class Service:
         self._device, self._num_gpus = place(config, cluster.num_gpus())
         self._config = config
         self._place = Place(max(1, cluster.num_cpus() // config.num_workers), is_only_node=cluster.embedded)
-        self._cluster_key = secrets.token_bytes(32)
+        self._cluster_key = os.environ.get(CLUSTER_KEY_VARIABLE, "") or secrets.token_hex(32)
         self._supervisor = Supervisor(say)
         self._workers_up: dict[str, WorkerInfo] = {}
         """By address."""
         self._ports: dict[str, int] = {}
         """Where each worker listened last, for the next start."""
         self._router: RayProcess | None = None
-        self._endpoints = Endpoints(config.host, config.port, config.grpc_port)
+        self._endpoints = Endpoints(config.host, config.port, config.grpc_port, config.admin_port)
         self._max_model_len: int | None = config.engine.max_model_len
         """From when the workers are up: what all of them can hold."""
 
@@ -138,6 +140,7 @@ class Service:
             print(self._ready_line(), flush=True)
             await self._supervisor.watch()
         finally:
+            withdraw(self._endpoints.http_port)
             await self._supervisor.stop()
 
     def _end_with(self, task: "asyncio.Task[Any] | None") -> None:
@@ -178,7 +181,7 @@ class Service:
         config = WorkerConfig(
             engine=replace(self._config.engine, device=self._device),
             worker_id=worker_id,
-            cluster_key=self._cluster_key,
+            cluster_key=self._cluster_key.encode(),
             model_name=self._config.model_name,
             transport=self._config.transport,
         )
@@ -216,13 +219,14 @@ class Service:
             router_config = RouterServerConfig(
                 model=Path(),
                 model_name=config.model_name,
-                cluster_key=self._cluster_key,
+                cluster_key=self._cluster_key.encode(),
                 max_model_len=self._max_model_len,
                 host=endpoints.host,
                 port=endpoints.http_port,
                 grpc_port=endpoints.grpc_port,
+                admin_port=endpoints.admin_port,
                 policy=config.policy,
-                limits=RouterConfig(salt_key=self._cluster_key),
+                limits=RouterConfig(salt_key=self._cluster_key.encode()),
             )
             self._launched = RayProcess(Router, config.engine.model, router_config)
             return self._launched
@@ -232,6 +236,8 @@ class Service:
     async def _router_up(self, endpoints: Endpoints) -> None:
         """From the second start on it takes the ports that the first one found."""
         self._endpoints, self._router = endpoints, self._launched
+        if self._place.is_only_node:
+            publish(endpoints.http_port, AdminDoor(f"http://127.0.0.1:{endpoints.admin_port}", self._cluster_key))
         for address in list(self._workers_up):
             await self._tell_router("add_worker", address)
 
@@ -267,16 +273,15 @@ class Service:
 
 
 def all_joined(status: ServiceStatus, workers: Iterable[WorkerInfo]) -> bool:
-    """Whether every worker is ready, and every decode worker has said of every prefill worker whether it can pull."""
+    """Whether every worker is ready, and every decode worker has said of every other worker whether it can pull."""
     expected = {(info.id, info.incarnation) for info in workers}
     joined = {(worker.info.id, worker.info.incarnation) for worker in status.workers if worker.state == "ready"}
-    sources = {(worker.info.id, worker.info.incarnation) for worker in status.workers if "prefill" in worker.info.roles}
     answered = [
-        {(peer.worker_id, peer.incarnation) for peer in worker.peers}
+        {(worker.info.id, worker.info.incarnation), *((peer.worker_id, peer.incarnation) for peer in worker.peers)}
         for worker in status.workers
         if "decode" in worker.info.roles
     ]
-    return expected <= joined and all(sources <= peers for peers in answered)
+    return expected <= joined and all(expected <= peers for peers in answered)
 
 
 def place(config: ServiceConfig, num_gpus: int) -> tuple[str, int]:

@@ -11,14 +11,24 @@ T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
 
+@dataclass(frozen=True, slots=True)
+class End:
+    """How a process ended."""
+
+    reason: str
+    """In plain words."""
+    wanted: bool = False
+    """It was asked to leave, and its place stays empty."""
+
+
 class Process(Protocol[T_co]):
     """One process of the service. Each object is started once; a restart is a new object."""
 
     async def start(self) -> T_co:
         """Start it and wait until it works. Returns what it says of itself. Raises BatonError when it cannot."""
 
-    async def ended(self) -> str:
-        """Wait for its end and say in plain words why it came. Returns at once for one that ended earlier."""
+    async def ended(self) -> End:
+        """Wait for its end. Returns at once for one that ended earlier."""
 
     async def stop(self) -> None:
         """End it within about a second and a half, whatever state it is in. Idempotent."""
@@ -33,7 +43,7 @@ class Member(Generic[T]):
     on_up: Callable[[T], Awaitable[None]]
     """Awaited after each start, with what the process says of itself."""
     on_down: Callable[[T], Awaitable[None]]
-    """Awaited after an end that nobody asked for, with the same."""
+    """Awaited after its end, unless the supervisor itself stopped it, with the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +93,7 @@ class Supervisor:
             raise
 
     async def watch(self) -> None:
-        """Restart whatever ends. Returns only by cancellation."""
+        """Restart whatever ends unasked. Returns when all have left as they were asked to, or by cancellation."""
         async with asyncio.TaskGroup() as group:
             for name in list(self._running):
                 group.create_task(self._keep(name))
@@ -112,10 +122,13 @@ class Supervisor:
         while True:
             up_since_s = clock()
             running = self._running[name]
-            reason = await running.process.ended()
-            self._say(f"{name} ended ({reason}); starting it again")
+            end = await running.process.ended()
+            self._say(f"{name} ended ({end.reason})" + ("" if end.wanted else "; starting it again"))
             await running.member.on_down(running.info)
             await running.process.stop()
+            if end.wanted:
+                self._running.pop(name, None)
+                return
             if clock() - up_since_s >= self._config.healthy_after_s:
                 wait_s = self._config.first_s
             wait_s = await self._restart(running, wait_s)

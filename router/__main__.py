@@ -14,11 +14,11 @@ from collections.abc import Mapping, Sequence
 
 from engine.core.errors import BatonError, InvalidRequest
 from engine.models.hub import resolve_model
+from engine.server.config import CLUSTER_KEY_VARIABLE
 from router.policies.registry import POLICY_NAMES
 from router.server import RunningRouter
 from router.server_config import RouterServerConfig
 
-CLUSTER_KEY_VARIABLE = "BATON_CLUSTER_KEY"
 SIGNAL_POLL_S = 0.25
 
 

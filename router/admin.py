@@ -17,14 +17,16 @@ from engine.core.errors import NotFound
 from router.service import RouterService
 
 _MAX_BODY_BYTES = 4096
+_MAX_DRAIN_S = 86_400.0
 
 
 def create_admin_app(service: RouterService, cluster_key: bytes) -> Starlette:
     """The ASGI application.
 
-    GET    /admin/workers                      {"workers": [{"address", "state", "detail"}]}
+    GET    /admin/workers                      {"workers": [{"id", "address", "state", "detail", "requests"}]}
     POST   /admin/workers {"address"}          202; the session opens in its own time
-    DELETE /admin/workers?address=&drain_s=    200 when it is gone; its calls had drain_s to end there
+    DELETE /admin/workers?address=&drain_s=    200 when it is gone; its calls had drain_s to move or to end there
+    POST   /admin/drain {"worker", "timeout_s"}  202; the worker ends when it is empty, or at its time
     """
 
     def check_key(request: Request) -> None:
@@ -35,7 +37,13 @@ def create_admin_app(service: RouterService, cluster_key: bytes) -> Starlette:
     async def show(request: Request) -> JSONResponse:
         check_key(request)
         workers = [
-            {"address": worker.info.address, "state": worker.state, "detail": worker.detail}
+            {
+                "id": worker.info.id,
+                "address": worker.info.address,
+                "state": worker.state,
+                "detail": worker.detail,
+                "requests": worker.num_requests,
+            }
             for worker in service.status().workers
         ]
         return JSONResponse({"workers": workers})
@@ -56,11 +64,21 @@ def create_admin_app(service: RouterService, cluster_key: bytes) -> Starlette:
             raise HTTPException(404, error.message) from None
         return JSONResponse({})
 
+    async def drain(request: Request) -> JSONResponse:
+        check_key(request)
+        worker, timeout_s = _drain(await _body(request))
+        try:
+            service.drain_worker(worker, timeout_s)
+        except NotFound as error:
+            raise HTTPException(404, error.message) from None
+        return JSONResponse({}, status_code=202)
+
     return Starlette(
         routes=[
             Route("/admin/workers", show, methods=["GET"]),
             Route("/admin/workers", add, methods=["POST"]),
             Route("/admin/workers", remove, methods=["DELETE"]),
+            Route("/admin/drain", drain, methods=["POST"]),
         ]
     )
 
@@ -83,3 +101,10 @@ def _address(body: object) -> str:
     if not (isinstance(address, str) and host and port.isdigit()):
         raise HTTPException(400, 'the body must be {"address": "host:port"}')
     return address
+
+
+def _drain(body: object) -> tuple[str, float]:
+    worker, timeout_s = (body.get("worker"), body.get("timeout_s")) if isinstance(body, dict) else (None, None)
+    if not isinstance(worker, str) or not isinstance(timeout_s, int | float) or not 0 <= timeout_s < _MAX_DRAIN_S:
+        raise HTTPException(400, 'the body must be {"worker": "id", "timeout_s": seconds}')
+    return worker, float(timeout_s)

@@ -69,6 +69,8 @@ class WorkerStatus:
     load_age_s: float = 0.0
     peers: tuple[PeerStatus, ...] = ()
     """What it says of pulling pages from others."""
+    num_requests: int = 0
+    """Of this router, with a part there."""
 
 
 @dataclass(frozen=True, slots=True)

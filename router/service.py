@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
 
 from engine.core.errors import Cancelled, Incompatible, NotFound
+from engine.core.messages import Drain
 from engine.core.types import WorkerInfo
 from engine.wire.worker_client import WorkerClient
 from kv_transfer.transports.base import peer_key
@@ -112,6 +113,17 @@ class RouterService:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
             del self._links[address]
+
+    def drain_worker(self, worker_id: str, grace_s: float) -> None:
+        """Ask a worker to leave within `grace_s`: it says so to every router, each moves what it has there, it ends.
+
+        Raises NotFound when no such worker is connected.
+        """
+        links = [link for link in self._joined.values() if link.info is not None and link.info.id == worker_id]
+        if not links:
+            raise NotFound(f"no worker {worker_id!r} is connected")
+        for link in links:
+            link.send(Drain(grace_s))
 
     def _on_link(self, link: WorkerLink, event: LinkEvent) -> None:
         """What happens at one link; which link leads to which incarnation is known before effects are performed."""

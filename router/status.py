@@ -4,6 +4,7 @@ from engine.core.types import WorkerLoad
 from router.api import ServiceStatus, WorkerStatus
 from router.core import RouterCore
 from router.link import WorkerLink
+from router.worker import WorkerState
 
 
 def service_status(core: RouterCore, links: list[WorkerLink], now: float) -> ServiceStatus:
@@ -30,13 +31,20 @@ def _worker_status(core: RouterCore, link: WorkerLink, now: float) -> WorkerStat
     if worker is not None:
         load, age_s = worker.load, now - worker.load_s
         if worker.draining:
-            state, detail = "draining", "it gets no new work"
+            state, detail = "draining", _draining(core, worker, now)
         elif worker.health != "ready":
             state, detail = "hung", f"silent for {now - worker.heard_s:.1f} s"
         elif not worker.breaker.allows(now):
             state, detail = "resting", "its last requests failed"
     peers = tuple(status for pair, status in core.view.links.items() if pair[1] == link.key)
-    return WorkerStatus(link.info, state, detail, load, age_s, peers)
+    num_requests = len(worker.legs) if worker is not None else 0
+    return WorkerStatus(link.info, state, detail, load, age_s, peers, num_requests)
+
+
+def _draining(core: RouterCore, worker: WorkerState, now: float) -> str:
+    if worker.num_decodes and not core.view.can_take_over(worker, now):
+        return "it gets no new work; no other worker can take over what decodes there, so that ends there"
+    return "it gets no new work"
 
 
 def _why_not(links: list[WorkerLink]) -> str:

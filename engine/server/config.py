@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from engine.core.errors import InvalidRequest
 from engine.runtime.config import EngineConfig
 
+CLUSTER_KEY_VARIABLE = "BATON_CLUSTER_KEY"
+"""The environment variable with the secret that all processes of a cluster share."""
 TRANSPORTS = ("auto", "nixl", "grpc", "local")
 
 

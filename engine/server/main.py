@@ -17,12 +17,11 @@ from typing import Any, TextIO
 
 from engine.core.errors import BatonError, InvalidRequest
 from engine.runtime.config import EngineConfig, parse_kv_memory
-from engine.server.config import TRANSPORTS, WorkerConfig
+from engine.server.config import CLUSTER_KEY_VARIABLE, TRANSPORTS, WorkerConfig
 from engine.server.worker import STOP_TIMEOUT_S, RunningWorker
 
 logger = logging.getLogger(__name__)
 
-CLUSTER_KEY_VARIABLE = "BATON_CLUSTER_KEY"
 SIGNAL_POLL_S = 0.25
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
 

@@ -28,9 +28,21 @@ def _worker(worker: WorkerStatus) -> Json:
         "model": info.model,
         "state": worker.state,
         "detail": worker.detail,
+        "version": info.version,
+        "transports": [name for name, _ in info.transports],
+        "layout": {
+            "model_hash": info.layout.model_hash,
+            "num_layers": info.layout.num_layers,
+            "num_kv_heads": info.layout.num_kv_heads,
+            "head_dim": info.layout.head_dim,
+            "page_size": info.layout.page_size,
+            "dtype": info.layout.dtype,
+            "tp_size": info.layout.tp_size,
+            "version": info.layout.version,
+        },
+        "requests": worker.num_requests,
         "topology": dict(info.topology),
         "num_pages": info.num_pages,
-        "page_size": info.layout.page_size,
         "load": None,
         "peers": [
             {

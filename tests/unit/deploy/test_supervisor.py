@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from deploy.supervisor import Member, Process, RestartConfig, Supervisor
+from deploy.supervisor import End, Member, Process, RestartConfig, Supervisor
 from engine.core.errors import CheckpointError, Unavailable
 
 FAST = RestartConfig(first_s=0.0, max_s=0.0)
@@ -16,7 +16,7 @@ class FakeProcess:
         self.error = error
         self.started = asyncio.Event()
         self.stopped = asyncio.Event()
-        self.death: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.death: asyncio.Future[End] = asyncio.get_running_loop().create_future()
 
     async def start(self) -> str:
         self.started.set()
@@ -24,7 +24,7 @@ class FakeProcess:
             raise self.error
         return self.address
 
-    async def ended(self) -> str:
+    async def ended(self) -> End:
         return await asyncio.shield(self.death)
 
     async def stop(self) -> None:
@@ -88,7 +88,7 @@ async def test_a_dead_process_is_replaced_and_both_moves_are_told() -> None:
     supervisor = Supervisor(lines.append, FAST)
     await supervisor.start([launcher.member])
     watching = asyncio.ensure_future(supervisor.watch())
-    old.death.set_result("killed by signal 9")
+    old.death.set_result(End("killed by signal 9"))
     await launcher.wait_for("up a:2")
     assert launcher.log == ["up a:1", "down a:1", "up a:2"]
     assert any("killed by signal 9" in line for line in lines)
@@ -105,7 +105,7 @@ async def test_restart_is_tried_until_it_works() -> None:
     supervisor = Supervisor(lambda _line: None, FAST)
     await supervisor.start([launcher.member])
     watching = asyncio.ensure_future(supervisor.watch())
-    old.death.set_result("died")
+    old.death.set_result(End("died"))
     await launcher.wait_for("up a:3")
     assert all(process.stopped.is_set() for process in refused)
     watching.cancel()
@@ -118,10 +118,26 @@ async def test_stop_while_a_restart_waits_leaves_nothing() -> None:
     supervisor = Supervisor(lambda _line: None, RestartConfig(first_s=3600))
     await supervisor.start([launcher.member])
     watching = asyncio.ensure_future(supervisor.watch())
-    old.death.set_result("died")
+    old.death.set_result(End("died"))
     await launcher.wait_for("down a:1")
     watching.cancel()
     await asyncio.gather(watching, return_exceptions=True)
     await supervisor.stop()
     assert launcher.processes == []
     assert old.stopped.is_set()
+
+
+async def test_one_that_was_asked_to_leave_is_not_replaced() -> None:
+    leaving, staying, spare = FakeProcess("a:1"), FakeProcess("b:1"), FakeProcess("b:2")
+    gone, kept = Launcher("a", leaving), Launcher("b", staying, spare)
+    supervisor = Supervisor(lambda _line: None, FAST)
+    await supervisor.start([gone.member, kept.member])
+    watching = asyncio.ensure_future(supervisor.watch())
+    leaving.death.set_result(End("it was drained", wanted=True))
+    await gone.wait_for("down a:1")
+    staying.death.set_result(End("crashed"))
+    await kept.wait_for("up b:2")
+    assert gone.log == ["up a:1", "down a:1"] and leaving.stopped.is_set()
+    watching.cancel()
+    await supervisor.stop()
+    assert spare.stopped.is_set()

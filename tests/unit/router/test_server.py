@@ -80,7 +80,7 @@ async def test_workers_are_added_and_removed_while_it_serves(
     await until_ready(client)
     assert await complete(client) == await complete(client)
     listed = (await admin.get("/admin/workers")).json()["workers"]
-    assert listed == [{"address": worker.info.address, "state": "ready", "detail": ""}]
+    assert listed == [{"id": "w", "address": worker.info.address, "state": "ready", "detail": "", "requests": 0}]
     assert (
         await admin.delete("/admin/workers", params={"address": worker.info.address, "drain_s": 1})
     ).status_code == 200
@@ -96,6 +96,7 @@ async def test_the_admin_port_needs_the_key(admin: httpx.AsyncClient, key: str |
         await admin.get("/admin/workers"),
         await admin.post("/admin/workers", json={"address": "a:1"}),
         await admin.delete("/admin/workers"),
+        await admin.post("/admin/drain", json={"worker": "w", "timeout_s": 1}),
     ):
         assert answered.status_code == 401
 
@@ -107,6 +108,20 @@ async def test_the_admin_port_needs_the_key(admin: httpx.AsyncClient, key: str |
 async def test_the_admin_port_refuses_nonsense(admin: httpx.AsyncClient, content: bytes, status: int) -> None:
     assert (await admin.post("/admin/workers", content=content)).status_code == status
     assert (await admin.delete("/admin/workers", params={"address": "a:1", "drain_s": "soon"})).status_code == 400
+    for body in ({"worker": "w"}, {"worker": 1, "timeout_s": 1}, {"worker": "w", "timeout_s": -1}, []):
+        assert (await admin.post("/admin/drain", json=body)).status_code == 400
+    assert (await admin.post("/admin/drain", json={"worker": "nobody", "timeout_s": 1})).status_code == 404
+
+
+async def test_a_drain_is_asked_of_the_worker_and_shows(cluster: FakeCluster, admin: httpx.AsyncClient) -> None:
+    worker = await cluster.start(worker_info("w"))
+    await admin.post("/admin/workers", json={"address": worker.info.address})
+    async with asyncio.timeout(WAIT_S):
+        while (await admin.post("/admin/drain", json={"worker": "w", "timeout_s": 9})).status_code != 202:
+            await asyncio.sleep(0.02)
+        while (await admin.get("/admin/workers")).json()["workers"][0]["state"] != "draining":
+            await asyncio.sleep(0.02)
+    assert worker.worker.draining
 
 
 async def test_metrics_tell_what_happened(
