@@ -18,7 +18,7 @@ LIMIT_S = 30.0
 """Everything is healed long before; a call without an outcome by now hangs."""
 TROUBLE_S = 1.0
 """Nothing begins to go wrong after this."""
-QUIET_S = 4.0
+QUIET_S = 3.0
 """After the last outcome: longer than any read is on its way."""
 
 
@@ -34,6 +34,8 @@ class Report:
     resumed: int = 0
     preempted: int = 0
     wrong_tokens: int = 0
+    wrong_reads: int = 0
+    """Tokens drawn from pages that do not hold what the row's tokens say, whoever got them."""
     hung: int = 0
     """Without an outcome in time."""
     failed: int = 0
@@ -47,7 +49,7 @@ class Report:
     """Handoffs that failed, by cause."""
     faults: Counter[str] = field(default_factory=Counter)
 
-    VERDICTS = ("wrong_tokens", "hung", "failed", "leaked_pages", "leaked_requests", "broken")
+    VERDICTS = ("wrong_tokens", "wrong_reads", "hung", "failed", "leaked_pages", "leaked_requests", "broken")
     """Each must be zero."""
 
     @property
@@ -97,7 +99,7 @@ def build_world(chance: Chance) -> World:
     roles = ["prefill"] * chance.whole(1, 2) + ["decode"] * chance.whole(1, 2)
     both = chance.happens(0.1)
     kinds: list[tuple[str, ...]] = [("prefill", "decode") if both else (role,) for role in roles]
-    num_pages = chance.pick((12, 16, 24, 48))
+    num_pages = chance.pick((11, 12, 16, 24))
     for index, kind in enumerate(kinds):
         world.start(
             WorkerSpec(
@@ -117,7 +119,8 @@ def draw_workload(chance: Chance) -> WorkloadRates:
     """What the clients are like."""
     return WorkloadRates(
         num_bursts=chance.whole(4, 14),
-        over_s=chance.pick((0.2, 0.7)),
+        from_s=chance.pick((0.02, 0.15, 0.15)),  # pairs prove themselves before, or while calls come
+        over_s=chance.pick((0.2, 0.3, 0.7)),
         short=chance.pick((0.0, 0.1, 0.3)),
         leave=chance.pick((0.0, 0.1, 0.3)),
     )
@@ -147,6 +150,7 @@ def count_outcomes(world: World, report: Report) -> None:
     report.outcomes = Counter(client.outcome for client in clients)
     report.failed = report.outcomes["failed"]
     report.wrong_tokens = sum(client.num_wrong for client in clients)
+    report.wrong_reads = world.num_wrong_reads
     report.hung = sum(client.waits or client.was_late(LATE_S) for client in clients)
     report.handoffs = stats.handoffs
     report.retried = sum(stats.retries.values())

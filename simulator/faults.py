@@ -32,7 +32,7 @@ def draw_rates(chance: Chance, until_s: float) -> FaultRates:
     return FaultRates(
         num_random=chance.pick((0, 1, 3, 6)),
         strike=chance.pick((0.0, 0.01, 0.04)),
-        damage=chance.pick((0.0, 0.0, 0.1)),
+        damage=chance.pick((0.0, 0.05, 0.2)),
         until_s=until_s,
     )
 

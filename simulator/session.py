@@ -12,6 +12,8 @@ from simulator.worker import SimWorker
 
 REPEATABLE = (Cancel, Release, DeliverTicket)
 """Commands that may come twice."""
+REPEAT = 0.05
+"""How often they do."""
 
 
 @dataclass(slots=True)
@@ -26,12 +28,11 @@ class _Way:
 class SimSession:
     """One session from its opening to its loss. Each side hears of the loss on its own, sooner or later."""
 
-    def __init__(self, key: int, worker: SimWorker, clock: Clock, chance: Chance) -> None:
+    def __init__(self, key: int, worker: SimWorker, clock: Clock, chance: Chance, slow: float) -> None:
+        """`slow` says how often a message takes long."""
         self.key, self.worker = key, worker
         self.open = True
-        self.repeat = 0.0
-        """How often a repeatable command comes twice."""
-        self._clock, self._chance = clock, chance
+        self._clock, self._chance, self._slow = clock, chance, slow
         self._down, self._up = _Way(), _Way()
         self._stuck_until_s = 0.0
         worker.engine.post(SessionOpened(key))
@@ -49,7 +50,7 @@ class SimSession:
     def send(self, command: Command) -> None:
         """From the router. A deadline crosses as the time that is left."""
         sent_s = self._clock.now
-        count = 2 if isinstance(command, REPEATABLE) and self._chance.happens(self.repeat) else 1
+        count = 2 if isinstance(command, REPEATABLE) and self._chance.happens(REPEAT) else 1
         for _ in range(count):
             self._go(self._down, lambda: self._post(command, sent_s))
 
@@ -61,7 +62,7 @@ class SimSession:
 
     def _go(self, way: "_Way", action: Callable[[], None]) -> None:
         """Each arrival takes what was sent first."""
-        way.arrives_s = max(way.arrives_s, self._clock.now + self._chance.delay_s(0.0003, 0.02, 0.02))
+        way.arrives_s = max(way.arrives_s, self._clock.now + self._chance.delay_s(0.0003, 0.03, self._slow))
         way.waiting.append(action)
         self._clock.at(way.arrives_s, lambda: self._arrive(way))
 

@@ -177,6 +177,11 @@ class EngineThread:
         """A turn is scheduled, or the thread waits for the device."""
         self._alarm_s = float("inf")
 
+    @property
+    def num_wrong_reads(self) -> int:
+        """Tokens drawn from wrong pages."""
+        return self._executor.num_wrong
+
     def post(self, event: Event) -> None:
         """Something for the inbox."""
         self._inbox.append(event)

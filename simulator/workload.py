@@ -12,6 +12,7 @@ from simulator.world import World
 PATIENT_S = 120.0
 """Longer than any seed runs: such a call may not fail, and a lease that waits for its end is a leak."""
 MAX_PROMPT, MAX_NEW = 32, 10
+NUM_POPULAR = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +20,7 @@ class WorkloadRates:
     """What the clients of a seed are like."""
 
     num_bursts: int
+    from_s: float
     over_s: float
     short: float
     """Share of calls with a deadline that they may miss."""
@@ -37,9 +39,11 @@ class Workload:
 
     def __init__(self, world: World, rates: WorkloadRates, prefixes: "list[array[int]]") -> None:
         self._world, self._rates, self._prefixes = world, rates, prefixes
+        self._popular: list[array[int]] = []
+        """Prompts that come again and again: a cache that holds wrong pages shows."""
         self._next_key = 1
         for _ in range(rates.num_bursts):
-            world.clock.at(world.chance.between(0.02, rates.over_s), self._burst)
+            world.clock.at(world.chance.between(rates.from_s, rates.over_s), self._burst)
 
     def _burst(self) -> None:
         chance = self._world.chance
@@ -51,9 +55,14 @@ class Workload:
 
     def _prompt(self) -> "array[int]":
         chance = self._world.chance
+        if self._popular and chance.happens(0.4):
+            return chance.pick(self._popular)
         prefix = chance.pick(self._prefixes) if chance.happens(0.7) else token_buffer()
         rest = chance.whole(1, MAX_PROMPT - len(prefix))
-        return token_buffer([*prefix, *(chance.whole(0, VOCAB_SIZE - 1) for _ in range(rest))])
+        prompt = token_buffer([*prefix, *(chance.whole(0, VOCAB_SIZE - 1) for _ in range(rest))])
+        if len(self._popular) < NUM_POPULAR:
+            self._popular.append(prompt)
+        return prompt
 
     def _send(self, tokens: "array[int]") -> None:
         chance, key = self._world.chance, self._next_key

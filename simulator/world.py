@@ -53,6 +53,8 @@ class World:
         self.chance = chance
         self.router = RouterCore(config, chance.source, lambda model, rng: make_policy(policy, model, rng))
         self.network = FakeNetwork(self._read_delay_s, DETECT_S)
+        self.slow = chance.pick((0.02, 0.1, 0.3))
+        """How often a read, or a frame, takes long."""
         self.blocked: dict[tuple[str, str], float] = {}
         """(reader, source) worker keys -> until when no byte gets through between them."""
         self.workers: dict[str, SimWorker] = {}
@@ -65,6 +67,7 @@ class World:
         """By cause."""
         self._incarnations: Counter[str] = Counter()
         self._num_sessions = 0
+        self._dead_wrong_reads = 0
         self._landings_s: set[float] = set()
         """When the clock will look at the network."""
         self._around = Surroundings(self.clock, self.network, chance, self._deliver, self._advance_network, self._said)
@@ -83,6 +86,7 @@ class World:
         """The process is gone."""
         worker.kill()
         del self.workers[worker.spec.id]
+        self._dead_wrong_reads += worker.engine.num_wrong_reads
         self.lose_session(worker, router_hears_in_s, 0.0)
 
     def connect(self, worker: SimWorker) -> None:
@@ -90,8 +94,7 @@ class World:
         if not worker.alive or worker.key in self.sessions:
             return
         self._num_sessions += 1
-        session = self.sessions[worker.key] = SimSession(self._num_sessions, worker, self.clock, self.chance)
-        session.repeat = 0.05
+        self.sessions[worker.key] = SimSession(self._num_sessions, worker, self.clock, self.chance, self.slow)
         self.handle(WorkerJoined(worker.info))
 
     def lose_session(self, worker: SimWorker, router_hears_in_s: float, worker_hears_in_s: float) -> None:
@@ -122,6 +125,11 @@ class World:
         if client is not None and client.waits:
             client.cancelled = True
             self.handle(CallCancelled(key))
+
+    @property
+    def num_wrong_reads(self) -> int:
+        """Tokens drawn from wrong pages, by workers that live and that died."""
+        return self._dead_wrong_reads + sum(worker.engine.num_wrong_reads for worker in self.workers.values())
 
     @property
     def num_waiting(self) -> int:
@@ -169,8 +177,8 @@ class World:
     # ------------------------------------------------------------ the network between workers
 
     def _read_delay_s(self, reader: str, source: str, num_pages: int) -> float:
-        delay_s = self.chance.delay_s(0.0005 + 0.0001 * num_pages, 0.05, 0.1)
-        if self.chance.happens(0.02):
+        delay_s = self.chance.delay_s(0.0005 + 0.0001 * num_pages, 0.1, self.slow)
+        if self.chance.happens(self.slow / 5):
             delay_s = self.chance.between(0.3, 1.5)  # long after whoever waited for it has given up
         return max(self.blocked.get((reader, source), 0.0) - self.clock.now, 0.0) + delay_s
 
