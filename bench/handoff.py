@@ -2,6 +2,7 @@
 
 For each transport that joins processes, with a source process of its own:
   gb_per_s            pages pulled, against copy_gb_per_s: a plain copy of the same pages in one process
+  cut_gb_per_s        the same into pages that hold four times as many tokens: a run for K and one for V of each layer
   proof_us            the extra time of one ticket: reading the generations of all its pages again
   ticket_us           sealing and opening that ticket, and the session's own bookkeeping for it
   handoff_ms          a whole handoff through the manager's thread, ticket to proof
@@ -28,7 +29,8 @@ from engine.core.types import KVLayout, token_buffer
 from engine.runtime.kv_pool import KVPool
 from kv_transfer.api import Broken, FirstToken, JoinPeer, OfferTicket, OpenHandoff, PeerReady, Proven
 from kv_transfer.layout import layout_hash
-from kv_transfer.manager import MIN_POLL_S, TransferManager
+from kv_transfer.manager import MAX_POLL_S, MIN_POLL_S, TransferManager
+from kv_transfer.reslice import Part, gather, pieces
 from kv_transfer.session import GenerationRead, Session, Source
 from kv_transfer.ticket import Ticket, open_ticket, seal_ticket
 from kv_transfer.transports.base import Completion, OpStatus, PageRead, Transport, peer_key
@@ -37,6 +39,7 @@ from kv_transfer.transports.seal import open_descriptors
 ROOT = root_digest(b"", "m")
 NUM_REUSED = 32
 REPEATS = 7
+CUT_RATIO = 4
 
 
 def layout_of(page_bytes: int) -> KVLayout:
@@ -56,39 +59,46 @@ def seconds(work: Callable[[], object], repeats: int = REPEATS) -> float:
 
 
 class Puller:
-    """One end of a transport, polled as the manager's thread does in its first moments."""
+    """One end of a transport, polled as the manager's thread does."""
 
     def __init__(self, transport: Transport, peer: str, layout: KVLayout) -> None:
         self.transport, self.peer, self.layout = transport, peer, layout
         self.ops = count(1)
 
-    def wait(self, op: int) -> Completion:
-        """The completion of the one read in flight. RuntimeError if it failed."""
-        while True:
+    def wait(self, count: int = 1) -> list[Completion]:
+        """Until so many reads have ended. RuntimeError if one failed."""
+        ended: list[Completion] = []
+        pause_s = MIN_POLL_S
+        while len(ended) < count:
             for completion in self.transport.poll():
-                if completion.op != op or completion.status is not OpStatus.DONE:
+                if completion.status is not OpStatus.DONE:
                     raise RuntimeError(f"read failed: {completion}")
-                return completion
-            time.sleep(MIN_POLL_S)
+                ended.append(completion)
+                pause_s = MIN_POLL_S
+            time.sleep(pause_s)
+            pause_s = min(1.5 * pause_s, MAX_POLL_S)
+        return ended
 
     def pull(self, pages: range) -> None:
         """Whole pages, to the same numbers here."""
         op = next(self.ops)
         self.transport.read_pages(PageRead(op, self.peer, pages, pages, 0, self.layout.num_layers))
-        self.wait(op)
+        self.wait()
 
     def generations(self, pages: range) -> tuple[int, ...]:
         """Of remote pages."""
         op = next(self.ops)
         self.transport.read_generations(op, self.peer, pages)
-        return self.wait(op).generations
+        return self.wait()[0].generations
 
 
 @contextmanager
-def joined(spec: SourceSpec, device: str) -> Iterator[tuple[SourceProcess, Puller, KVPool]]:
-    """A source process, and a connected end of the transport in this one."""
+def joined(
+    spec: SourceSpec, device: str, layout: KVLayout | None = None
+) -> Iterator[tuple[SourceProcess, Puller, KVPool]]:
+    """A source process, and a connected end of the transport in this one, whose pages may be laid out otherwise."""
     source = SourceProcess(spec)
-    pool = make_pool(spec, device)
+    pool = make_pool(replace(spec, layout=layout or spec.layout), device)
     transport = make_transport(spec.kind, pool, peer_key("d", 1))
     try:
         opened = open_descriptors(source.info.transports, source.peer, KEY)
@@ -129,9 +139,32 @@ def measure_speed(spec: SourceSpec, device: str) -> dict[str, object]:
         "pages": spec.num_pages,
         "gb_per_s": round(num_bytes / pull_s / 1e9, 3),
         "copy_gb_per_s": round(copy_rate(spec.layout, spec.num_pages, spec.device, device), 3),
+        "cut_gb_per_s": round(measure_cut(spec, device), 3),
         "proof_us": round(proof_s * 1e6, 1),
         "proof_share": round(proof_s / pull_s, 4),
     }
+
+
+def measure_cut(spec: SourceSpec, device: str) -> float:
+    """GB/s from the source's pages into pages of CUT_RATIO times as many tokens."""
+    mine = replace(spec.layout, page_size=CUT_RATIO * spec.layout.page_size)
+    here = range(spec.num_pages // CUT_RATIO)
+    reads = [
+        (range(piece.src_page, len(here) * CUT_RATIO, CUT_RATIO), piece.cut) for piece in pieces(mine, 0, spec.layout)
+    ]
+    with joined(spec, device, mine) as (_, puller, pool):
+
+        def pull() -> None:
+            for src, cut in reads:
+                puller.transport.read_pages(PageRead(next(puller.ops), puller.peer, src, here, 0, mine.num_layers, cut))
+            puller.wait(len(reads))
+
+        pull_s = seconds(pull)
+        part = Part(mine.page_size - spec.layout.page_size, spec.layout.page_size, 0, mine.num_kv_heads)
+        arrived = gather(pool.read(here[-1], 0, mine.num_layers), mine, part, mine.num_layers)
+        if bytes(arrived) != content(len(here) * CUT_RATIO - 1, 2, spec.layout.page_bytes):
+            raise RuntimeError("the last page arrived with other bytes")
+    return len(here) * mine.page_bytes / pull_s / 1e9
 
 
 def measure_reuse(spec: SourceSpec, device: str, rounds: int) -> dict[str, object]:
