@@ -8,6 +8,7 @@ import typer
 from baton.chaos import chaos
 from baton.chat import chat
 from baton.client import DEFAULT_TARGET, Client
+from baton.doctor import doctor
 from baton.drain import drain
 from baton.results import sampling_options
 from baton.serve import serve
@@ -20,6 +21,7 @@ app = typer.Typer(name="baton", no_args_is_help=True, add_completion=False, pret
 app.command()(serve)
 app.command()(chat)
 app.command()(status)
+app.command()(doctor)
 app.command()(drain)
 app.command()(chaos)
 

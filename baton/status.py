@@ -16,12 +16,15 @@ _TIMEOUT_S = 10.0
 
 def status(
     url: Annotated[str, typer.Option(envvar="BATON_URL", help="Of the HTTP door.")] = DEFAULT_URL,
+    pages: Annotated[bool, typer.Option("--pages", help="Where every page is, and for how long.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what the service says, as JSON.")] = False,
 ) -> None:
     """Show the service's workers. Exit code 1 when it is not ready."""
     body = fetch_status(url)
     if as_json:
         print(json.dumps(body, indent=2))
+    elif pages:
+        show_pages(body, Console())
     else:
         show(body, Console())
     if not body["ready"]:
@@ -53,4 +56,23 @@ def show(body: dict[str, Any], console: Console) -> None:
             free = f"{load['free_pages']}/{worker['num_pages']}"
             busy = [str(load["running_rows"]), str(load["queued_requests"]), free, f"{load['step_ms']:.1f}"]
         table.add_row(worker["id"], ", ".join(worker["roles"]), state, *busy, worker["address"])
+    console.print(table)
+
+
+def show_pages(body: dict[str, Any], console: Console) -> None:
+    """A row a worker: pages by state, with the age of the oldest where somebody holds them, and their sum."""
+    table = Table(title="pages by state (age of the oldest)")
+    states: list[str] = []
+    for worker in body["workers"]:
+        states += [state for state in (worker["load"] or {}).get("pages_by_state", {}) if state not in states]
+    for name in ("worker", *states, "sum", "of"):
+        table.add_column(name, justify="left" if name == "worker" else "right", overflow="fold")
+    for worker in body["workers"]:
+        load = worker["load"]
+        if load is None:
+            table.add_row(worker["id"], *["-"] * (len(states) + 1), str(worker["num_pages"]))
+            continue
+        counts, ages = load["pages_by_state"], load["oldest_page_s"]
+        cells = [str(counts.get(state, 0)) + (f" ({ages[state]:.1f} s)" if state in ages else "") for state in states]
+        table.add_row(worker["id"], *cells, str(sum(counts.values())), str(worker["num_pages"]))
     console.print(table)

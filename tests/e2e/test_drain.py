@@ -115,6 +115,13 @@ def rows(service: Service) -> dict[str, int]:
     return {worker["id"]: worker["load"]["running_rows"] for worker in service.workers() if worker["load"]}
 
 
+def metrics_of(service: Service) -> str:
+    """The router's counters of attempts and retries."""
+    with urllib.request.urlopen(service.url + "/metrics", timeout=10) as metrics:
+        lines = metrics.read().decode().splitlines()
+    return "\n".join(line for line in lines if line.startswith(("baton_router_attempts", "baton_router_retries")))
+
+
 def process_of(service: Service, worker: str) -> psutil.Process:
     """The process that listens where `worker` does."""
     (port,) = (int(each["address"].rpartition(":")[2]) for each in service.workers() if each["id"] == worker)
@@ -163,8 +170,7 @@ async def test_drain_command_then_sigterm(three: Service) -> None:
         await asyncio.gather(*(call.task for call in calls.values()))
         check(calls, expected)
         assert unfinished, "the answers ended before the worker was empty: nothing had to move"
-        with urllib.request.urlopen(three.url + "/metrics", timeout=10) as metrics:
-            assert 'baton_router_attempts_total{route="move"}' in metrics.read().decode()
+        assert 'baton_router_attempts_total{route="move"}' in metrics_of(three)
         await until(lambda: len(three.workers()) == 2, three)
         assert f"{leaving} ended (it was drained)" in three.log.read_text()
         three.wait_idle()
@@ -177,7 +183,7 @@ async def test_drain_command_then_sigterm(three: Service) -> None:
         await until(lambda: any(w["state"] == "draining" for w in three.workers()) or call.task.done(), three)
         await call.task
         assert call.streams[0].tokens == expected["greedy"].streams[0].tokens
-        assert call.streams[0].decode_worker == last
+        assert call.streams[0].decode_worker == last, three.log.read_text() + metrics_of(three)
         await until(lambda: len(three.workers()) == 1, three)
         assert f"{last} ended (it was drained)" in three.log.read_text()
 
