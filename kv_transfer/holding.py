@@ -7,7 +7,7 @@ from enum import StrEnum
 from engine.core.digest import root_digest
 from engine.core.engine import EngineCore
 from engine.core.errors import IllegalEvent
-from engine.core.messages import TicketIssued
+from engine.core.messages import HandoffFailed, TicketIssued
 from engine.core.result import FinalPages, StepResult
 from engine.core.types import KVLayout, Request
 from engine.server.role import Ended, Word
@@ -132,6 +132,9 @@ class HoldingLegs:
             if leg is not None:
                 leg.go(LegEvent.FINISHED)
         words: list[Word] = list(self._tickets(result, now)) if result.final_pages else []
+        for id in result.retracted:
+            self._legs.pop(id).go(LegEvent.FINISHED)
+            words.append(HandoffFailed(id, "its pages were needed for more urgent requests"))
         for id in result.expired:
             words += self._end_held(self._legs[id], "expired")
         return words

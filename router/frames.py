@@ -158,9 +158,11 @@ class FrameReader:
         found = self._find(failed.id, worker)
         if found:
             flow, attempt = found
-            if attempt.decode.worker is worker:
-                attempt.decode.ended()
-            self._supervisor.leg_failed(flow, Failure(Cause.HANDOFF, worker, failed.message), now)
+            leg = attempt.leg_on(worker.key)
+            assert leg is not None, "found by its leg"
+            leg.ended()
+            cause = Cause.PREEMPTED if leg is attempt.prefill else Cause.HANDOFF
+            self._supervisor.leg_failed(flow, Failure(cause, worker, failed.message), now)
 
     # ------------------------------------------------------------------------------------------------- outcomes
 

@@ -27,6 +27,8 @@ class Cause(StrEnum):
 
     WORKER_ERROR = "worker_error"
     HANDOFF = "handoff"
+    PREEMPTED = "preempted"
+    """The prefill worker needed the pages for more urgent requests: nobody's fault."""
     WORKER_LOST = "worker_lost"
     WORKER_HUNG = "worker_hung"
     PROTOCOL = "protocol"

@@ -190,6 +190,9 @@ class EngineCore:
             return False
         planned = self._scheduler.plan()
         self._report_admitted(now)
+        for state in self._scheduler.take_retracted():
+            self._drop(state)
+            self._result.retracted.append(state.id)
         if planned is None:
             self._idle = not self._in_flight
             return False

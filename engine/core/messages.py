@@ -135,7 +135,7 @@ class Adopted:
 
 @dataclass(frozen=True, slots=True)
 class HandoffFailed:
-    """Request `id` could not be adopted; the decode leg is over here and everything it held is settled."""
+    """Request `id` could not be adopted, or its source took its pages back; its leg here is over and settled."""
 
     id: int
     message: str

@@ -8,10 +8,7 @@ from engine.core.types import TokenLogprob
 
 @dataclass(slots=True)
 class FinalPages:
-    """Pages of a held request whose KV will not change any more, so a ticket may name them.
-
-    A request that was preempted and computed again announces its pages again from 0: later word replaces earlier.
-    """
+    """Pages of a held request whose KV will not change while it lives, so a ticket may name them."""
 
     id: int
     start: int
@@ -59,6 +56,9 @@ class StepResult:
     reserved: list[Reserved] = field(default_factory=list)
     expired: list[int] = field(default_factory=list)
     """Held requests whose lease ran out before anybody released it."""
+    retracted: list[int] = field(default_factory=list)
+    """Requests that lost pages which had been announced, to more urgent ones. They are over: to compute them again here
+    while whoever reads the pages waits for more would let two workers wait for each other's pages."""
 
     def __bool__(self) -> bool:
         return bool(
@@ -69,4 +69,5 @@ class StepResult:
             or self.final_pages
             or self.reserved
             or self.expired
+            or self.retracted
         )

@@ -42,6 +42,7 @@ class Scheduler:
         self._blocked: RequestState | None = None
         """The first in order of those that got no pages or no row in the last plan."""
         self._admitted: list[RequestState] = []
+        self._retracted: list[RequestState] = []
         self._draft = StepPlan(0)
         self._rows: list[RequestState] = []
         self._committed = NOT_LAUNCHED
@@ -131,6 +132,11 @@ class Scheduler:
         """Requests that got their pages since the last call: RUNNING or RECEIVING, unless they are over already."""
         admitted, self._admitted = self._admitted, []
         return admitted
+
+    def take_retracted(self) -> list[RequestState]:
+        """Requests that were preempted since the last call although others may be reading their announced pages."""
+        retracted, self._retracted = self._retracted, []
+        return retracted
 
     def landed(self, step_id: int) -> None:
         """The device is done with that step: its rows are about to be committed."""
@@ -345,6 +351,8 @@ class Scheduler:
         assert state is self._running[-1], "the victim is the last in order"
         self._running.pop()
         self.num_preempted += 1
+        if state.num_announced:
+            self._retracted.append(state)
         state.apply(Event.PREEMPT)
         self._forget(state)
         if self._is_in_flight(state):

@@ -99,18 +99,19 @@ def test_a_request_that_ends_with_its_first_token_holds_nothing(changes: dict[st
     assert "leased" not in bench.pages()
 
 
-def test_a_preempted_request_announces_its_pages_again() -> None:
-    bench = CoreBench(page_size=2, num_pages=8, max_step_tokens=4, max_in_flight=1)
-    request = make_request(1, range(1, 13), max_tokens=5, priority=3)
-    bench.core.submit(request, hold=True)
-    bench.step()
-    bench.core.submit(make_request(2, range(20, 32), max_tokens=1, priority=0))
+@pytest.mark.parametrize("max_in_flight", [1, 2])
+def test_a_request_preempted_after_it_announced_pages_is_over_and_says_so(max_in_flight: int) -> None:
+    bench = CoreBench(page_size=2, num_pages=8, max_step_tokens=4, max_in_flight=max_in_flight)
+    bench.core.submit(make_request(1, range(1, 13), max_tokens=5, priority=3), hold=True)
+    while not bench.final[1]:
+        bench.step()
+    urgent = make_request(2, range(20, 32), max_tokens=1, priority=0)
+    bench.core.submit(urgent)
     bench.run()
-    starts = [part.start for part in bench.final[1]]
-    assert starts.count(0) == 2 and bench.final[1][-1].last
-    again = bench.final[1][len(starts) - starts[::-1].index(0) - 1 :]
-    slots = [slot for part in again for page in part.pages for slot in bench.executor.memory[page]]
-    assert slots == kv_of(list(request.tokens))
+    assert [id for result in bench.results for id in result.retracted] == [1]
+    assert 1 not in bench.finished and not any(part.last for part in bench.final[1])
+    assert bench.tokens[2] == bench.expected(urgent)
+    assert "leased" not in bench.pages()
 
 
 # ------------------------------------------------------------ adopted pages

@@ -1,6 +1,7 @@
 """What the source of a handoff says, and how long it holds pages."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 
@@ -11,6 +12,7 @@ from engine.core.messages import (
     Cancel,
     DeliverTicket,
     Finished,
+    HandoffFailed,
     PeerLeft,
     Prefill,
     Release,
@@ -148,3 +150,19 @@ def test_illegal_events_change_nothing() -> None:
     with pytest.raises(IllegalEvent, match="prefill leg 1: 'let go' in state 'computing'"):
         leg.go(LegEvent.LET_GO)
     assert leg.state is LegState.COMPUTING
+
+
+def test_pages_that_more_urgent_requests_need_are_taken_back_and_the_router_is_told() -> None:
+    pair = VirtualPair(num_pages=12)
+    prefill = pair.prefill
+    prefill.inbox.append(Prefill(replace(make_request(1, range(32), max_tokens=5), priority=1)))
+    while not prefill.said.of(TicketIssued, 1):
+        pair.run(0.001)
+    prefill.inbox.append(Prefill(make_request(2, range(100, 140), max_tokens=5)))
+    pair.run(0.05)
+    (failed,) = prefill.said.ends(1)
+    assert isinstance(failed, HandoffFailed) and not failed.peer_lost
+    assert tickets(prefill, 2)[-1].first is not None
+    prefill.inbox += [Cancel(1), Release(2)]
+    pair.run(0.05)
+    assert len(prefill.said.ends(1)) == 1 and prefill.num_held_pages == 0

@@ -184,6 +184,17 @@ def test_a_request_for_one_token_is_no_handoff() -> None:
     assert kinds(bench.took()) == [("p", Generate)]
 
 
+def test_a_prefill_worker_that_takes_its_pages_back_is_nobodys_fault_and_the_call_begins_again() -> None:
+    bench = Bench("p", "d")
+    first = bench.call()
+    bench.took()
+    bench.frame("p", handoff_failed=[HandoffFailed(first, "its pages were needed")])
+    cancel, *again = bench.took()
+    assert cancel == ("d", Cancel(first))
+    assert [(worker, type(command)) for worker, command in again] == [("p", Prefill), ("d", Adopt)], "the same pair"
+    assert bench.core.stats.retries == {"preempted": 1} and not bench.core.stats.handoff_failures
+
+
 def test_a_failed_handoff_goes_on_elsewhere_with_what_was_emitted() -> None:
     bench = Bench("p", "d")
     first = bench.call()
