@@ -1,15 +1,25 @@
 """Workers whose pages have other sizes, or hold other heads, over every transport."""
 
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
 
-from engine.core.types import KVLayout
+from engine.core.digest import extend_digest, page_digests, root_digest
+from engine.core.types import KVLayout, WorkerInfo, token_buffer
+from kv_transfer.api import FirstToken, JoinPeer, OfferTicket, OpenHandoff, PeerReady, Proven, TransferOutcome
 from kv_transfer.host_pool import HostPool
+from kv_transfer.layout import layout_hash
+from kv_transfer.manager import TransferManager
 from kv_transfer.reslice import Cut, Part, pieces
-from kv_transfer.transports.base import OpStatus, PageRead, peer_key
-from tests.contract.transport_rigs import NUM_PAGES, RIGS, Rig, info_of, page_bytes
+from kv_transfer.ticket import Ticket, seal_ticket
+from kv_transfer.transports.base import OpStatus, PageRead, Transport, peer_key
+from kv_transfer.transports.grpc import GrpcTransport
+from kv_transfer.transports.local import LocalHub, LocalTransport
+from kv_transfer.transports.nixl import NixlTransport
+from tests.contract.transport_rigs import KEY, NUM_PAGES, RIGS, TIMEOUT_S, Rig, info_of, page_bytes
 from tests.fakes.kv_values import page_holds, write_tokens
 
 BASE = KVLayout("model", num_layers=3, num_kv_heads=4, head_dim=4, page_size=8, dtype="float32")
@@ -22,6 +32,7 @@ PAIRS = {
     "fewer heads and smaller pages there": (replace(BASE, tp_size=2), replace(BASE, page_size=4, tp_size=4)),
 }
 """(here, there)"""
+ROOT = root_digest(b"", "model")
 NUM_TOKENS = 64
 TOKENS = range(1000, 1000 + NUM_TOKENS)
 
@@ -110,3 +121,75 @@ def test_generations_of_a_peer_with_more_pages(kind: str) -> None:
     rig.reader.read_generations(1, rig.peer, (0, NUM_PAGES - 1))
     assert rig.wait(1)[1].generations == (1, 9)
     rig.close()
+
+
+# ---------------------------------------------------------------- whole handoffs
+
+
+HUB = LocalHub()
+MAKE: dict[str, Callable[[HostPool, str], Transport]] = {
+    "local": lambda pool, name: LocalTransport(HUB, name, pool),
+    "grpc": lambda pool, name: GrpcTransport(pool, name, KEY),
+    "nixl": NixlTransport,
+}
+
+
+class Managed:
+    """A worker with its transfer thread."""
+
+    def __init__(self, kind: str, id_: str, layout: KVLayout) -> None:
+        self.id, self.pool, self.woken = id_, HostPool(layout, NUM_PAGES), threading.Event()
+        transport = MAKE[kind](self.pool, peer_key(id_, 1))
+        self.manager = TransferManager(self.pool, [transport], (id_, 1), KEY, notify=self.woken.set)
+
+    @property
+    def info(self) -> WorkerInfo:
+        return WorkerInfo(self.id, 1, (), "", "m", self.pool.layout, NUM_PAGES, 1024, self.manager.descriptors)
+
+    def next(self) -> TransferOutcome:
+        while True:
+            self.woken.clear()
+            outcomes = self.manager.outcomes()
+            if outcomes:
+                (outcome,) = outcomes
+                return outcome
+            assert self.woken.wait(TIMEOUT_S)
+
+
+@pytest.mark.parametrize("kind", sorted(MAKE))
+@pytest.mark.parametrize(("mine", "theirs"), [(16, 4), (4, 16)])
+def test_a_handoff_between_other_page_sizes_is_proven(kind: str, mine: int, theirs: int) -> None:
+    """13 tokens here already at 4 a page, or none at 16; the last page is partial on both sides."""
+    p = Managed(kind, "p", replace(BASE, page_size=theirs))
+    d = Managed(kind, "d", replace(BASE, page_size=mine))
+    tokens = token_buffer(TOKENS[:61])
+    src, dst = list(range(-(-61 // theirs))), tuple(range(20, 20 + -(-61 // mine)))
+    num_local = 13 // mine
+    write_tokens(p.pool, src, tokens)
+    d.manager.submit(JoinPeer(p.info))
+    assert isinstance(d.next(), PeerReady)
+    digest = extend_digest(page_digests(ROOT, tokens, theirs)[-1], tokens[61 // theirs * theirs :])
+    ticket = Ticket(
+        id=1,
+        worker_id="p",
+        incarnation=1,
+        layout_hash=layout_hash(p.pool.layout),
+        token_begin=0,
+        token_end=61,
+        layer_begin=0,
+        layer_end=BASE.num_layers,
+        pages=tuple(src),
+        generations=(0,) * len(src),
+        digest=digest,
+        expires_ms=60_000,
+        first=FirstToken(1, None, 0),
+    )
+    d.manager.submit(OpenHandoff(1, tokens, ROOT, dst, num_local, time.monotonic() + TIMEOUT_S))
+    d.manager.submit(OfferTicket(1, seal_ticket(ticket, KEY)))
+    proven = d.next()
+    assert isinstance(proven, Proven) and proven.local_pages == num_local, proven
+    for index, page in enumerate(dst):
+        held = tokens[index * mine : (index + 1) * mine] if index >= num_local else ()
+        assert page_holds(d.pool, page, held), index
+    d.manager.close()
+    p.manager.close()
