@@ -48,8 +48,8 @@ class CampaignConfig:
     num_decode: int = 2
     num_clients: int = 8
     model: str = "builtin"
-    kv_memory: str = "6MiB"
-    """64 pages of the built-in model: far fewer than the clients ask for at once."""
+    kv_memory: str = "4MiB"
+    """Some 40 pages of the built-in model: far fewer than the clients ask for at once."""
     timeout_s: float = 30.0
     """The deadline of each request."""
     seed: int = 0

@@ -78,6 +78,8 @@ class Chaos:
             if kind == "stop":
                 process.send_signal(signal.SIGCONT)
         fault.healed_s = await self._page.until(lambda status: names <= whole(status), HEALED_WITHIN_S, fault)
+        if kind == "kill":
+            fault.same_address = worker["address"] in [each["address"] for each in (await self._page.read())["workers"]]
         self._load.whole = True
         self._say(f"noticed after {fault.noticed_s:.2f} s, healed after {fault.healed_s:.1f} s")
 

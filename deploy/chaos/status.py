@@ -33,6 +33,8 @@ class Fault:
     """The longest that the router took to say its status meanwhile: so far off `noticed_s` may be."""
     healed_s: float | None = None
     """After the stroke, until every worker was ready and every pair proven again."""
+    same_address: bool | None = None
+    """Of a killed worker: its next incarnation listens where it did."""
 
     def as_json(self, start_s: float) -> dict[str, Any]:
         """Times in seconds, that of the stroke since `start_s`."""
