@@ -173,8 +173,6 @@ class FakeWorker:
         self.leases: set[int] = set()
         self.commands: list[Command] = []
         self.cache = FakeCache(info, rng)
-        self.draining = False
-        """What its load reports say."""
         self._rng = rng
         self._peers = peers
         self._chunk = chunk
@@ -183,6 +181,11 @@ class FakeWorker:
         self._kv_seq = 0
         self._load_seq = 0
         self._frame = Frame()
+
+    @property
+    def draining(self) -> bool:
+        """Whether it was asked to leave; it says so in its load reports."""
+        return any(isinstance(command, Drain) for command in self.commands)
 
     @property
     def idle(self) -> bool:
@@ -219,8 +222,6 @@ class FakeWorker:
                 self._frame.peers.append(PeerStatus(info.id, info.incarnation, ready, "fake", 1e9))
             case SendPrefixes():
                 self.cache.say_all()
-            case Drain():
-                self.draining = True
 
     def _refused(self, id: int) -> bool:
         assert id not in self.rows and id not in self.adoptions, "an attempt's id came twice"

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.core.errors import DeadlineExceeded, Overloaded, Unavailable
+from engine.core.messages import Drain
 from engine.core.types import Request, Sampling
 from router.config import AdmissionConfig, RouterConfig
 from router.policies.registry import POLICY_NAMES
@@ -49,7 +50,7 @@ def disturb(world: RouterWorld, rng: Random) -> None:
     if kind == "hang":
         world.hang(key, rng.choice((0.2, 0.9, 2.0)))
     elif kind == "drain":
-        world.sessions[key].worker.draining = True
+        world.sessions[key].worker.on_command(Drain(60.0))
     elif kind != "die for good" or len(world.sessions) > 2:
         back_in_s = None if kind == "die for good" else rng.random()
         world.lose_session(key, back_in_s, dead=kind != "drop")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.core.messages import Adopt, Cancel, Generate, Prefill
+from engine.core.messages import Adopt, Cancel, Drain, Generate, Prefill
 from engine.core.types import WorkerInfo
 from router.policies.registry import POLICY_NAMES
 from tests.fakes.router_world import RouterWorld
@@ -44,7 +44,7 @@ def test_running_decodes_move_and_go_on_with_the_right_tokens(policy: str) -> No
         world.step()
     source = worker(world, "d1")
     before = len(source.commands)
-    source.draining = True
+    source.on_command(Drain(60.0))
     for _ in range(30):
         world.step()
     assert source.idle, "every call moved long before its end"
@@ -63,7 +63,7 @@ def test_running_decodes_move_and_go_on_with_the_right_tokens(policy: str) -> No
 def test_the_last_decode_worker_keeps_what_it_has() -> None:
     world = world_of("p", "d1")
     keys = decoding(world, 3)
-    worker(world, "d1").draining = True
+    worker(world, "d1").on_command(Drain(60.0))
     world.run(30.0)
     assert all(world.clients[key].error is None for key in keys)
     assert not world.core.stats.retries and "move" not in world.core.stats.routes
@@ -73,7 +73,7 @@ def test_the_last_decode_worker_keeps_what_it_has() -> None:
 def test_a_call_moves_as_soon_as_somebody_can_take_it() -> None:
     world = world_of("p", "d1")
     decoding(world, 2)
-    worker(world, "d1").draining = True
+    worker(world, "d1").on_command(Drain(60.0))
     for _ in range(10):
         world.step()
     assert not worker(world, "d1").idle
@@ -89,7 +89,7 @@ def test_a_draining_worker_that_dies_is_an_ordinary_loss() -> None:
     world = world_of("p", "d1", "d2")
     keys = decoding(world, 6)
     source = worker(world, "d1")
-    source.draining = True
+    source.on_command(Drain(60.0))
     while not world.core.stats.routes["move"]:
         world.step()
     world.lose_session(source.key, back_in_s=None, dead=True)
@@ -105,7 +105,7 @@ def test_a_move_that_fails_becomes_a_retry_elsewhere() -> None:
     world.add_worker(info("d2"))
     for _ in range(5):
         world.step()
-    worker(world, "d1").draining = True
+    worker(world, "d1").on_command(Drain(60.0))
     while world.core.stats.retries["handoff"] < 3:
         world.step()
     world.faults.fail_handoff = 0.0
@@ -119,7 +119,7 @@ def test_prompts_under_way_there_may_finish() -> None:
     world.call(0, list(range(200)), max_tokens=5)
     while not worker(world, "p").rows:
         world.step()
-    worker(world, "p").draining = True
+    worker(world, "p").on_command(Drain(60.0))
     for _ in range(4):
         world.step()
     assert worker(world, "p").rows
