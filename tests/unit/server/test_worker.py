@@ -17,6 +17,7 @@ from engine.core.errors import Unavailable
 from engine.core.messages import (
     Adopt,
     Cancel,
+    Drain,
     Finished,
     Generate,
     PagesCleared,
@@ -26,6 +27,8 @@ from engine.core.messages import (
     SendPrefixes,
 )
 from engine.core.types import FinishReason, StepOutput, StepPlan
+from engine.server.departure import QUIET_S
+from engine.server.dispatch import LOAD_INTERVAL_S
 from kv_transfer.transports.local import LocalHub
 from tests.fakes.router_session import RouterSession, join
 from tests.fakes.thread_worker import Worker, on_clock, start_fake_worker
@@ -240,7 +243,7 @@ async def test_stop_ends_sessions_and_is_idempotent() -> None:
         await router.lost()
     worker.stop()
     assert worker.wait(0) and not worker.died
-    assert not [t.name for t in threading.enumerate() if t.name in ("engine-decode", "transfer", "worker-server")]
+    assert not [t.name for t in threading.enumerate() if t.name in ("engine", "transfer", "worker-server")]
 
 
 def test_a_taken_port_is_one_clear_error() -> None:
@@ -287,3 +290,35 @@ async def test_metrics() -> None:
     pages = {labels[0]: value for (name, labels), value in samples.items() if name == "baton_worker_pages"}
     assert sum(pages.values()) == 64
     assert samples["baton_worker_kv_bytes", ("free",)] == pages["free"] * 32
+
+
+@pytest.mark.parametrize("by_router", [True, False])
+async def test_a_drained_worker_says_so_and_ends_when_it_is_empty(by_router: bool) -> None:
+    with running("decode") as worker:
+        async with connected(worker) as (router,):
+            request = make_request(1, range(20), max_tokens=5, deadline_s=on_clock(60))
+            router.send(Prefill(request))
+            await router.until(lambda: any(ticket.last for ticket in router.all("tickets")))
+            if by_router:
+                router.send(Drain(60.0))
+            else:
+                worker.drain(60.0)
+            await router.until(lambda: router.loads[-1].draining)
+            seen = len(router.loads)
+            await router.until(lambda: len(router.loads) - seen > 2 * QUIET_S / LOAD_INTERVAL_S)
+            assert not worker.wait(0.0), "it holds pages for somebody"
+            router.send(Release(1))
+            await router.lost()
+        assert await asyncio.to_thread(worker.wait, TIMEOUT_S)
+        assert worker.drained and not worker.died
+
+
+async def test_a_drain_ends_at_its_time_with_whatever_is_left() -> None:
+    with running("decode") as worker:
+        async with connected(worker) as (router,):
+            router.send(Prefill(make_request(1, range(20), max_tokens=5, deadline_s=on_clock(60))))
+            await router.until(lambda: any(ticket.last for ticket in router.all("tickets")))
+            router.send(Drain(0.5))
+            await router.lost()
+        assert await asyncio.to_thread(worker.wait, TIMEOUT_S)
+        assert worker.drained and not worker.died
