@@ -150,7 +150,6 @@ class FrameReader:
             self._model.on_transfer(pair, adopted.transfer_bytes, (now - attempt.first_token_s) * 1000)
         self._stats.handoffs += 1
         self._stats.transfer_bytes += adopted.transfer_bytes
-        self._stats.transfer_s += adopted.transfer_s
         self._stats.pages_pulled += adopted.pulled_pages
         self._stats.pages_found += adopted.local_pages
 

@@ -27,7 +27,6 @@ class RouterStats:
     handoffs: int = 0
     handoff_failures: int = 0
     transfer_bytes: int = 0
-    transfer_s: float = 0.0
     pages_pulled: int = 0
     pages_found: int = 0
     """Pages of handoffs that the decode worker had already."""
