@@ -123,6 +123,7 @@ def draw_workload(chance: Chance) -> WorkloadRates:
         over_s=chance.pick((0.2, 0.3, 0.7)),
         short=chance.pick((0.0, 0.1, 0.3)),
         leave=chance.pick((0.0, 0.1, 0.3)),
+        num_foreign=chance.pick((0, 0, 20, 60)),
     )
 
 

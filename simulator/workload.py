@@ -3,7 +3,9 @@
 from array import array
 from dataclasses import dataclass
 
-from engine.core.types import Sampling, token_buffer
+from engine.core.messages import Generate
+from engine.core.types import Request, Sampling, token_buffer
+from engine.server.inbox import Received, SessionOpened
 from router.api import GenerateCall
 from simulator.chance import Chance
 from simulator.executor import VOCAB_SIZE
@@ -13,6 +15,7 @@ PATIENT_S = 120.0
 """Longer than any seed runs: such a call may not fail, and a lease that waits for its end is a leak."""
 MAX_PROMPT, MAX_NEW = 32, 10
 NUM_POPULAR = 4
+FOREIGN_SESSION = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +29,8 @@ class WorkloadRates:
     """Share of calls with a deadline that they may miss."""
     leave: float
     """Share of calls whose client goes away."""
+    num_foreign: int
+    """Requests that workers get from another router meanwhile: pages that are freed have a next owner at once."""
 
 
 def draw_prefixes(chance: Chance) -> "list[array[int]]":
@@ -41,9 +46,13 @@ class Workload:
         self._world, self._rates, self._prefixes = world, rates, prefixes
         self._popular: list[array[int]] = []
         """Prompts that come again and again: a cache that holds wrong pages shows."""
+        self._met: set[str] = set()
+        """Workers that the other router has a session with."""
         self._next_key = 1
         for _ in range(rates.num_bursts):
             world.clock.at(world.chance.between(rates.from_s, rates.over_s), self._burst)
+        for _ in range(rates.num_foreign):
+            world.clock.at(world.chance.between(rates.from_s, 2 * rates.over_s), self._foreign)
 
     def _burst(self) -> None:
         chance = self._world.chance
@@ -82,3 +91,17 @@ class Workload:
         self._world.call(key, call)
         if chance.happens(self._rates.leave):
             self._world.clock.after(chance.delay_s(0.01, 0.5, 0.3), lambda: self._world.cancel(key))
+
+    def _foreign(self) -> None:
+        chance = self._world.chance
+        workers = list(self._world.workers.values())
+        if not workers:
+            return
+        worker = chance.pick(workers)
+        if worker.key not in self._met:
+            self._met.add(worker.key)
+            worker.engine.post(SessionOpened(FOREIGN_SESSION))
+        tokens, now = self._prompt(), worker.time()
+        sampling = Sampling(max_tokens=chance.whole(1, MAX_NEW), seed=self._next_key)
+        request = Request(self._world.chance.whole(1, 1 << 40), tokens, len(tokens), sampling, now, now + PATIENT_S)
+        worker.engine.post(Received(FOREIGN_SESSION, Generate(request)))
