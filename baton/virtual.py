@@ -4,10 +4,11 @@ import json
 import multiprocessing
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import fields
 from random import Random
 from time import monotonic
 from typing import Any
@@ -42,10 +43,11 @@ def run_virtual(seeds: range, num_jobs: int, as_json: bool) -> int:
 
 def summarize(report: Report, seeds: range, failures: Sequence[Failure], seconds: float) -> dict[str, Any]:
     """The object of the last line."""
+    counts = [(each.name, getattr(report, each.name)) for each in fields(report)]
     return {
         "first_seed": seeds.start,
         "seeds": len(seeds),
-        **asdict(report),
+        **{name: dict(sorted(value.items())) if isinstance(value, Counter) else value for name, value in counts},
         "failing_seeds": [seed for seed, _ in sorted(failures)[:MAX_SHOWN]],
         "seconds": round(seconds, 3),
         "handoffs_per_s": round(report.handoffs / seconds, 1),

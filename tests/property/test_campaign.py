@@ -1,17 +1,26 @@
-"""The virtual-time campaign finds nothing wrong; the same seed gives the same run; and it would find planted bugs."""
+"""The virtual-time campaign finds nothing wrong, replays exactly, and would find each protection missing."""
 
+import json
+from collections.abc import Callable
 from random import Random
 
 import pytest
+from typer.testing import CliRunner
 
+from baton.cli import app
 from baton.virtual import play_chunk
+from engine.core.engine import EngineCore
+from kv_transfer import session as session_module
+from kv_transfer.api import Settled
+from kv_transfer.plan import PrefixDigests
+from kv_transfer.session import Session, SessionState
 from simulator.campaign import run_seed
 
 
 def test_a_few_seeds_find_nothing_wrong_and_do_what_they_are_for() -> None:
     report, failures = play_chunk(range(25))
     assert not failures
-    assert report.requests > 250 and report.handoffs > 80
+    assert report.requests > 250 and report.handoffs > 50
     assert report.retried and report.resumed and report.preempted and report.refusals
 
 
@@ -26,3 +35,84 @@ def test_a_seed_replays_exactly() -> None:
     first, again, other = run_seed(3, Random(3)), run_seed(3, Random(3)), run_seed(4, Random(4))
     assert first == again
     assert first.trace != other.trace
+
+
+def chaos(*options: str) -> dict[str, object]:
+    run = CliRunner().invoke(app, ["chaos", "--virtual", "--first-seed", "5", "--seeds", "12", "--json", *options])
+    assert run.exit_code == 0
+    summary: dict[str, object] = json.loads(run.stdout.splitlines()[-1])
+    return summary
+
+
+def test_the_last_line_is_one_object() -> None:
+    summary = chaos("--jobs", "1")
+    zero = {"wrong_tokens", "wrong_reads", "hung", "leaked_pages", "leaked_requests", "failed", "broken"}
+    assert {name for name in zero if summary[name] == 0} == zero
+    assert summary["requests"] and summary["handoffs"] and summary["seconds"]
+    assert (summary["first_seed"], summary["seeds"], summary["failing_seeds"]) == (5, 12, [])
+    assert {"retried", "resumed", "refusals", "faults"} <= summary.keys()
+
+
+@pytest.mark.slow
+def test_several_processes_find_what_one_finds() -> None:
+    alone, shared = chaos("--jobs", "1"), chaos("--jobs", "2")
+    for summary in (alone, shared):
+        del summary["seconds"], summary["handoffs_per_s"]
+    assert alone == shared
+
+
+def test_virtual_or_real_must_be_said() -> None:
+    assert CliRunner().invoke(app, ["chaos"]).exit_code == 1
+
+
+# ---------------------------------------------------------------- planted bugs
+
+
+def without_generation_read(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Session, "_verify", lambda self, generations, now: self._finish(now))
+
+
+def without_quarantine(patch: pytest.MonkeyPatch) -> None:
+    def stop(self: Session) -> list[session_module.Effect]:
+        self.state = SessionState.CANCELLING if self._in_flight else SessionState.FAILED
+        return [Settled(self.handoff.id)]
+
+    patch.setattr(Session, "_stop", stop)
+    patch.setattr(Session, "_drain", lambda self: [])
+
+
+def without_digest(patch: pytest.MonkeyPatch) -> None:
+    class EqualToAll(bytes):
+        __hash__ = bytes.__hash__
+
+        def __eq__(self, other: object) -> bool:
+            return True
+
+        def __ne__(self, other: object) -> bool:
+            return False
+
+    class Anything(PrefixDigests):
+        def at(self, end: int) -> bytes:  # type: ignore[override]
+            return EqualToAll()
+
+    patch.setattr(session_module, "PrefixDigests", Anything)
+
+
+def without_release_on_cancel(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(EngineCore, "abort", lambda self, id: id in self._states)
+
+
+MUTANTS = [
+    pytest.param(without_generation_read, 200, marks=pytest.mark.slow),
+    (without_quarantine, 50),
+    (without_digest, 100),
+    (without_release_on_cancel, 50),
+]
+
+
+@pytest.mark.parametrize(("plant", "num_seeds"), MUTANTS)
+def test_a_missing_protection_is_noticed_within_so_many_seeds(
+    plant: Callable[[pytest.MonkeyPatch], None], num_seeds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(monkeypatch)
+    assert any(run_seed(seed, Random(seed)).report.wrong for seed in range(num_seeds))
