@@ -29,6 +29,8 @@ REFERENCE_TIMEOUT_S = 60.0
 REFERENCES_AT_ONCE = 4
 HAND_OVER = ("--policy", "cost_always_hand_over")
 """Every prompt is to move."""
+STALL_KV_MEMORY = "6MiB"
+"""One decode worker has the load of two: with fewer pages it seldom has any to pull into, and no stall is felt."""
 LINK_HOST = "127.0.0.2"
 """All of 127.0.0.0/8 is this machine."""
 IDLE_WITHIN_S = 10.0
@@ -54,13 +56,13 @@ class CampaignConfig:
     """The deadline of each request."""
     seed: int = 0
 
-    def engine_flags(self) -> list[str]:
+    def engine_flags(self, kv_memory: str) -> list[str]:
         """Of every worker. In float32, where no two tokens are as likely as each other."""
         numbers = {
             "--page-size": PAGE,
             "--max-step-tokens": CHUNK,
             "--max-model-len": MAX_MODEL_LEN,
-            "--kv-memory": self.kv_memory,
+            "--kv-memory": kv_memory,
         }
         fixed = ["--model", self.model, "--dtype", "float32", "--device", "cpu"]
         return fixed + [str(word) for pair in numbers.items() for word in pair]
@@ -68,11 +70,11 @@ class CampaignConfig:
     def flags(self) -> list[str]:
         """Of `baton serve`."""
         workers = ["--prefill", str(self.num_prefill), "--decode", str(self.num_decode)]
-        return [*self.engine_flags(), *workers, "--transport", self.transport, *HAND_OVER]
+        return [*self.engine_flags(self.kv_memory), *workers, "--transport", self.transport, *HAND_OVER]
 
     def plain_flags(self) -> tuple[list[list[str]], list[str]]:
         """Of serve_plain: peers reach the prefill worker at LINK_HOST, where a link can be put."""
-        engine = [*self.engine_flags(), "--transport", "grpc"]
+        engine = [*self.engine_flags(STALL_KV_MEMORY), "--transport", "grpc"]
         workers = [["prefill_worker", *engine, "--advertise", LINK_HOST], ["decode_worker", *engine]]
         return workers, ["--model", self.model, "--max-model-len", str(MAX_MODEL_LEN), *HAND_OVER]
 
