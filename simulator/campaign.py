@@ -157,4 +157,4 @@ def count_outcomes(world: World, report: Report) -> None:
     report.retried = sum(stats.retries.values())
     report.resumed = stats.resumed
     report.preempted = sum(worker.engine.core.load(0.0).num_preempted for worker in world.workers.values())
-    report.refusals = world.handoff_failures
+    report.refusals = world.tally.handoff_failures

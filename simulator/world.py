@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from engine.core.messages import Adopt, Frame, HandoffFailed
 from engine.server.role import RequestWord
@@ -45,6 +45,16 @@ class Hooks:
     said: Callable[[SimWorker, RequestWord], None] = lambda worker, word: None
 
 
+@dataclass(slots=True)
+class Tally:
+    """What is counted on the way. Mutable."""
+
+    handoff_failures: Counter[str] = field(default_factory=Counter)
+    """By cause."""
+    dead_wrong_reads: int = 0
+    """Tokens drawn from wrong pages by workers that are gone."""
+
+
 class World:
     """Events are the clock's; what a seed decides comes from `chance`."""
 
@@ -63,11 +73,9 @@ class World:
         """By worker key, those that the router holds for open."""
         self.clients: dict[int, SimClient] = {}
         self.hooks = Hooks()
-        self.handoff_failures: Counter[str] = Counter()
-        """By cause."""
+        self.tally = Tally()
         self._incarnations: Counter[str] = Counter()
         self._num_sessions = 0
-        self._dead_wrong_reads = 0
         self._landings_s: set[float] = set()
         """When the clock will look at the network."""
         self._around = Surroundings(self.clock, self.network, chance, self._deliver, self._advance_network, self._said)
@@ -86,7 +94,7 @@ class World:
         """The process is gone."""
         worker.kill()
         del self.workers[worker.spec.id]
-        self._dead_wrong_reads += worker.engine.num_wrong_reads
+        self.tally.dead_wrong_reads += worker.engine.num_wrong_reads
         self.lose_session(worker, router_hears_in_s, 0.0)
 
     def connect(self, worker: SimWorker) -> None:
@@ -129,7 +137,7 @@ class World:
     @property
     def num_wrong_reads(self) -> int:
         """Tokens drawn from wrong pages, by workers that live and that died."""
-        return self._dead_wrong_reads + sum(worker.engine.num_wrong_reads for worker in self.workers.values())
+        return self.tally.dead_wrong_reads + sum(worker.engine.num_wrong_reads for worker in self.workers.values())
 
     @property
     def num_waiting(self) -> int:
@@ -171,7 +179,7 @@ class World:
 
     def _said(self, worker: SimWorker, word: RequestWord) -> None:
         if isinstance(word, HandoffFailed):
-            self.handoff_failures[word.message.partition(":")[0]] += 1
+            self.tally.handoff_failures[word.message.partition(":")[0]] += 1
         self.hooks.said(worker, word)
 
     # ------------------------------------------------------------ the network between workers

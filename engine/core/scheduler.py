@@ -6,6 +6,7 @@ requests while the step has room. Everything is served in `RequestState.order`: 
 
 from array import array
 from bisect import bisect_left, insort
+from dataclasses import dataclass, field
 from operator import attrgetter
 
 from engine.core.config import SchedulerConfig
@@ -23,13 +24,22 @@ def _remove(states: list[RequestState], state: RequestState) -> None:
     del states[index]
 
 
+@dataclass(slots=True)
+class Changes:
+    """What planning did to requests, besides rows."""
+
+    admitted: list[RequestState] = field(default_factory=list)
+    """Got their pages: RUNNING or RECEIVING, unless they are over already."""
+    retracted: list[RequestState] = field(default_factory=list)
+    """Were preempted although others may be reading their announced pages."""
+
+
 class Scheduler:
     """Owns the queue, the rows and what becomes of their pages; the engine tells it when a step was committed."""
 
     def __init__(self, config: SchedulerConfig, kv: KVCache) -> None:
         self._config = config
         self._kv = kv
-        self._max_rows = min(config.max_rows, config.max_step_tokens)
         self._queue: list[RequestState] = []
         self._num_remote = 0
         """Requests in the queue whose pages come from elsewhere: they need no row."""
@@ -41,8 +51,7 @@ class Scheduler:
         """Lost their row while a launched step names it; their pages come back when that step is committed."""
         self._blocked: RequestState | None = None
         """The first in order of those that got no pages or no row in the last plan."""
-        self._admitted: list[RequestState] = []
-        self._retracted: list[RequestState] = []
+        self._changes = Changes()
         self._draft = StepPlan(0)
         self._rows: list[RequestState] = []
         self._committed = NOT_LAUNCHED
@@ -50,6 +59,10 @@ class Scheduler:
         """Requests whose pages were taken, since the start."""
 
     # ------------------------------------------------------------ the life of a request
+
+    @property
+    def _max_rows(self) -> int:
+        return min(self._config.max_rows, self._config.max_step_tokens)
 
     @property
     def num_queued(self) -> int:
@@ -128,15 +141,10 @@ class Scheduler:
         self._draft, self._rows = StepPlan(self._draft.step_id + 1), []
         return planned
 
-    def take_admitted(self) -> list[RequestState]:
-        """Requests that got their pages since the last call: RUNNING or RECEIVING, unless they are over already."""
-        admitted, self._admitted = self._admitted, []
-        return admitted
-
-    def take_retracted(self) -> list[RequestState]:
-        """Requests that were preempted since the last call although others may be reading their announced pages."""
-        retracted, self._retracted = self._retracted, []
-        return retracted
+    def take_changes(self) -> Changes:
+        """What planning did to requests since the last call."""
+        changes, self._changes = self._changes, Changes()
+        return changes
 
     def landed(self, step_id: int) -> None:
         """The device is done with that step: its rows are about to be committed."""
@@ -326,7 +334,7 @@ class Scheduler:
         state.lease = lease
         state.num_known = len(state.tokens)
         state.num_computed = state.num_scheduled = lease.num_valid
-        self._admitted.append(state)
+        self._changes.admitted.append(state)
         if state.leg is Leg.LAST:
             state.apply(Event.RESERVE)
         else:
@@ -352,7 +360,7 @@ class Scheduler:
         self._running.pop()
         self.num_preempted += 1
         if state.num_announced:
-            self._retracted.append(state)
+            self._changes.retracted.append(state)
         state.apply(Event.PREEMPT)
         self._forget(state)
         if self._is_in_flight(state):
