@@ -189,8 +189,9 @@ class EngineCore:
         if len(self._in_flight) >= self.config.max_in_flight:
             return False
         planned = self._scheduler.plan()
-        self._report_admitted(now)
-        for state in self._scheduler.take_retracted():
+        changes = self._scheduler.take_changes()
+        self._report_admitted(changes.admitted, now)
+        for state in changes.retracted:
             self._drop(state)
             self._result.retracted.append(state.id)
         if planned is None:
@@ -322,8 +323,8 @@ class EngineCore:
 
     # ------------------------------------------------------------ results
 
-    def _report_admitted(self, now: float) -> None:
-        for state in self._scheduler.take_admitted():
+    def _report_admitted(self, admitted: list[RequestState], now: float) -> None:
+        for state in admitted:
             assert state.lease is not None, "admitted without pages"
             if state.stage is Stage.RECEIVING:
                 num_local, num_tokens = state.lease.num_valid, len(state.tokens)
