@@ -59,9 +59,9 @@ class Llama:
             out_TO = self._attention(index, normed_TD, cos_sin_TE, attention)
             if wanted_S is not None and index == self.config.num_layers - 1:
                 hidden_TD, out_TO = hidden_TD[wanted_S], out_TO[wanted_S]
-            hidden_TD.add_(layer.output(out_TO))
+            hidden_TD = hidden_TD + layer.output(out_TO)
             normed_TD = rms_norm(hidden_TD, layer.mlp_norm_D, eps)
-            hidden_TD.add_(layer.down(silu_mul(layer.gate_up(normed_TD))))
+            hidden_TD = hidden_TD + layer.down(silu_mul(layer.gate_up(normed_TD)))
         return rms_norm(hidden_TD, weights.norm_D, eps)
 
     def logits(self, hidden_SD: Tensor) -> Tensor:

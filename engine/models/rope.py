@@ -26,11 +26,9 @@ def rotate(x_TNE: Tensor, cos_sin_TE: Tensor) -> Tensor:
     """Rotate every head of each token by the angles of its position."""
     cos_TF, sin_TF = cos_sin_TE[:, None].chunk(2, dim=-1)
     low_TNF, high_TNF = x_TNE.chunk(2, dim=-1)
-    out_TNE = torch.empty_like(x_TNE, memory_format=torch.contiguous_format)
-    out_low_TNF, out_high_TNF = out_TNE.chunk(2, dim=-1)
-    torch.mul(low_TNF, cos_TF, out=out_low_TNF).addcmul_(high_TNF, sin_TF, value=-1)
-    torch.mul(high_TNF, cos_TF, out=out_high_TNF).addcmul_(low_TNF, sin_TF)
-    return out_TNE
+    new_low_TNF = (low_TNF * cos_TF).addcmul_(high_TNF, sin_TF, value=-1)
+    new_high_TNF = (high_TNF * cos_TF).addcmul_(low_TNF, sin_TF)
+    return torch.cat((new_low_TNF, new_high_TNF), dim=-1)
 
 
 def _default(rope: RopeConfig, head_dim: int) -> Tensor:

@@ -39,10 +39,7 @@ def build(seed: int, policy: str) -> RouterWorld:
 
 
 def disturb(world: RouterWorld, rng: Random) -> None:
-    """Now and then something happens to a worker; one that drains leaves when it is empty, and another one comes."""
-    for key, session in list(world.sessions.items()):
-        if session.worker.draining and session.worker.idle:
-            world.lose_session(key, rng.random(), dead=True)
+    """Now and then something happens to a worker."""
     if not world.sessions or rng.random() > 0.01:
         return
     key = rng.choice(sorted(world.sessions))
@@ -54,6 +51,13 @@ def disturb(world: RouterWorld, rng: Random) -> None:
     elif kind != "die for good" or len(world.sessions) > 2:
         back_in_s = None if kind == "die for good" else rng.random()
         world.lose_session(key, back_in_s, dead=kind != "drop")
+
+
+def let_drained_leave(world: RouterWorld, rng: Random) -> None:
+    """A worker that drains leaves when it is empty, and another one comes."""
+    for key, session in list(world.sessions.items()):
+        if session.worker.draining and session.worker.idle:
+            world.lose_session(key, rng.random(), dead=True)
 
 
 def send_some(world: RouterWorld, rng: Random, next_key: int) -> int:
@@ -96,8 +100,11 @@ def test_each_call_ends_once_with_right_tokens_and_leaves_nothing(seed: int, pol
     while world.now < 3.0:
         next_key = send_some(world, rng, next_key)
         disturb(world, rng)
+        let_drained_leave(world, rng)
         world.step()
-    world.run(until_s=30.0)
+    while world.now < 30.0 and world.waiting:
+        let_drained_leave(world, rng)
+        world.step()
     assert not world.waiting, "a call without an outcome"
     for client in world.clients.values():
         if client.ended_s is not None:

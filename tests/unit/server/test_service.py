@@ -81,9 +81,10 @@ async def test_commands_arrive_in_order_and_the_session_ends_with_the_client() -
 async def test_frames_go_to_their_session_in_order() -> None:
     async with serving() as worker:
         clients = [WorkerClient(worker.address) for _ in range(2)]
-        for client in clients:
+        for num_open, client in enumerate(clients, 1):
             await client.connect()
-        await worker.until(lambda: len(worker.heard) == 2)
+            # Sessions are numbered as they open.
+            await worker.until(lambda num_open=num_open: len(worker.heard) == num_open)
         for step in range(3):
             worker.service.deliver([(1, Frame(step_id=step, ids=[1], tokens=[1])), (2, Frame(ids=[2], tokens=[step]))])
         first, second = (client.frames() for client in clients)
