@@ -3,8 +3,9 @@
 from collections.abc import Iterable
 
 from engine.core.errors import DeadlineExceeded, IllegalEvent
-from engine.core.messages import Adopted, DeliverTicket, Finished, Frame, HandoffFailed, TicketIssued
+from engine.core.messages import Adopted, DeliverTicket, Finished, Frame, HandoffFailed, PeerStatus, TicketIssued
 from engine.core.types import FinishReason, TokenLogprob
+from kv_transfer.transports.base import peer_key
 from router.attempt import Attempt
 from router.call_state import TERMINAL, CallState
 from router.calls import CallTable
@@ -53,6 +54,9 @@ class FrameReader:
             self._on_handoff_failed(worker, failed, now)
         for finished in frame.finished:
             self._on_finished(worker, finished, now)
+        for status in frame.peers:
+            if not status.ready:
+                self._on_pair_lost(worker, status, now)
         # Last, so that the tokens of a step that ended a call and the end are one delta.
         for flow in touched:
             if flow.state not in TERMINAL:
@@ -162,6 +166,17 @@ class FrameReader:
             leg.ended()
             cause = Cause.PREEMPTED if leg is attempt.prefill else Cause.HANDOFF
             self._supervisor.leg_failed(flow, Failure(cause, worker, failed.message), now)
+
+    def _on_pair_lost(self, worker: WorkerState, status: PeerStatus, now: float) -> None:
+        """Nothing is pulled over that pair: what is computed for it, or waits for pages, need not find out alone."""
+        source = peer_key(status.worker_id, status.incarnation)
+        for id in list(worker.legs):
+            flow = self._table.by_attempt[id]
+            attempt = flow.attempt
+            if attempt is None or attempt.prefill is None or flow.state is CallState.DECODING:
+                continue
+            if attempt.prefill.worker.key == source and attempt.decode.worker is worker:
+                self._supervisor.leg_failed(flow, Failure(Cause.HANDOFF, worker, status.message), now)
 
     # ------------------------------------------------------------------------------------------------- outcomes
 

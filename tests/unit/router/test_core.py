@@ -216,6 +216,25 @@ def test_a_failed_handoff_goes_on_elsewhere_with_what_was_emitted() -> None:
     assert bench.core.stats.retries == {"handoff": 1} and bench.core.stats.resumed == 1 and not bench.failures
 
 
+def test_a_pair_that_is_lost_ends_at_once_what_is_on_its_way_over_it_and_nothing_else() -> None:
+    """A call that waits for the prefill worker or for pages would find out only when it has them."""
+    bench = Bench("p1", "p2", "d")
+    adopted = bench.call(1)
+    source = bench.took()[0][0]
+    other = "p2" if source == "p1" else "p1"
+    bench.token(source, adopted, 7)
+    bench.frame("d", adopted=[Adopted(adopted, 10, 0.1, 1, 1)])
+    waits = bench.call(2)
+    assert bench.took()[0][0] == source, "where the prompt is"
+    bench.frame("d", peers=[PeerStatus(other, 1, False, message="hung")])
+    assert bench.took() == []
+    bench.frame("d", peers=[PeerStatus(other, 1, True, "x", 1e9)])
+    bench.frame("d", peers=[PeerStatus(source, 1, False, message="hung")])
+    sent = bench.took()
+    assert sent[:2] == [(source, Cancel(waits)), ("d", Cancel(waits))]
+    assert kinds(sent[2:]) == [(other, Prefill), ("d", Adopt)]
+
+
 def test_a_lost_prefill_worker_ends_the_decode_leg_and_another_pair_is_tried() -> None:
     bench = Bench("p1", "p2", "d")
     first = bench.call()
