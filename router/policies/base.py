@@ -5,6 +5,11 @@ from typing import Protocol
 
 from router.view import ClusterView
 
+MAX_FAILED_PAIRS = 2
+"""A call whose handoffs failed over so many pairs stays on one worker: each try may take as long as the watchdog of a
+transfer waits, and when several links stand still at once a call would wait for each in turn.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class RouteRequest:
@@ -22,6 +27,11 @@ class RouteRequest:
     """(prefill, decode) whose handoff of this call failed before."""
     source: str | None = None
     """The worker that the pages must come from, though it gets no other work: only a pair with it will do."""
+
+    @property
+    def may_hand_over(self) -> bool:
+        """Is a pair worth trying?"""
+        return self.max_new > 1 and (self.source is not None or len(self.avoid_pairs) < MAX_FAILED_PAIRS)
 
 
 @dataclass(frozen=True, slots=True)

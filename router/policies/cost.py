@@ -52,7 +52,7 @@ class CostPolicy:
         """The cheapest route; equal ones by chance."""
         candidates = view.candidates(request.avoid, now, request.source)
         pairs: list[tuple[float, _Side | None, _Side]] = []
-        if request.max_new > 1:
+        if request.may_hand_over:
             sources = _best([self._prefill_side(worker, request) for worker in candidates.prefill])
             targets = _best([self._decode_side(worker, request) for worker in candidates.decode])
             pairs = [

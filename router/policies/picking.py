@@ -26,7 +26,7 @@ class PickingPolicy:
     def choose(self, view: ClusterView, request: RouteRequest, now: float) -> RouteDecision | None:
         """Pick a prefill worker, then a decode worker that may pull from it; else one worker for everything."""
         candidates = view.candidates(request.avoid, now, request.source)
-        if candidates.prefill and request.max_new > 1:
+        if candidates.prefill and request.may_hand_over:
             source = self._prefill(candidates.prefill, request, view)
             targets = [
                 worker
