@@ -7,17 +7,15 @@ from deploy.chaos import CampaignConfig, campaign
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 
-@pytest.mark.parametrize(("transport", "stall_s"), [("nixl", 0.0), ("grpc", 5.0)])
-def test_what_breaks_costs_nobody_an_answer(transport: str, stall_s: float) -> None:
-    """Workers are stopped and killed, then a link between two of them stands still."""
-    report = campaign(CampaignConfig(seconds=5.0, transport=transport, num_clients=6, stall_s=stall_s))
+def test_what_breaks_costs_nobody_an_answer() -> None:
+    """Workers are stopped and killed, then a link between two of them, which gRPC makes, stands still."""
+    report = campaign(CampaignConfig(seconds=5.0, transport="nixl", num_clients=6, stall_s=5.0))
     assert report.ok, report
     done = {(fault["kind"], fault["worker"].partition("-")[0]) for fault in report.faults}
     assert done == {(kind, role) for kind in ("stop", "kill") for role in ("prefill", "decode")}
     counts = report.counts
     assert [counts[name] for name in ("wrong_tokens", "failed", "hung", "leaked_pages")] == [0] * 4
-    assert report.transport == transport
+    assert report.transport == "nixl"
     assert counts["requests"] > 30 and counts["handoffs"] > 30 and counts["verified_with_transformers"] > 10
     assert counts["retried"] > 0, "no fault struck a request"
-    if stall_s:
-        assert report.stalled_link["handoff_failures"] > 0, "no stall struck a handoff"
+    assert report.stalled_link["handoff_failures"] > 0, "no stall struck a handoff"
