@@ -17,9 +17,10 @@ from kv_transfer.transports.base import (
     peer_key,
 )
 
-MAX_WATCH_S = 0.02
-"""What one tick counts at most in judging others. Ticks come every 10 ms; when they come later, this worker stood still
-or starved, and so may have what receives its bytes."""
+MAX_WATCH_S = 0.1
+"""What one tick counts at most in judging others. Ticks come every 10 ms; when they come much later, this worker stood
+still, and so did what receives its bytes. A worker that merely starves, and wakes a few times a second, must still
+notice a peer that is hung within two seconds."""
 
 
 def read_bytes(read: Read, layout: KVLayout) -> int:
@@ -164,6 +165,8 @@ class Pairs:
         return shared
 
     def _post(self, peer: Peer, now: float) -> None:
+        if not any(other.link.busy for other in self._peers.values()):
+            self._ticked_s = now  # nobody ticked while nothing was posted: that was no watching
         transport = self._transports[peer.transport]
         for read in peer.link.take():
             if isinstance(read, GenerationRead):

@@ -61,11 +61,13 @@ class PeerConfig:
     """Not counted then: small pages say more about latency than about bandwidth."""
     posted_s: float = 0.05
     """Reads for this many seconds at the measured bandwidth are posted at once, so that the link never idles."""
-    min_posted_bytes: int = 32 << 20
+    min_posted_bytes: int = 256 << 10
+    """Posted at once on the slowest of links. What is posted, at `slowdown` times less than the measured bandwidth, is
+    what a stall goes unnoticed for on top of the grace, so no more than that on a link that measured slow."""
     slowdown: float = 8.0
     """How many times slower than measured a healthy peer may be, under load."""
     stall_grace_s: float = 0.5
-    """With the rest, a hung peer is found within a second."""
+    """With the rest, a hung peer is found within a second, unless one page alone takes longer."""
     first_pause_s: float = 0.25
     """How long a suspect peer is left alone; doubles up to `last_pause_s`."""
     last_pause_s: float = 5.0

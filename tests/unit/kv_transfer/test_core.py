@@ -206,24 +206,35 @@ def starve(world: World, seconds: float, pause_s: float = 0.15) -> None:
 
 @pytest.mark.parametrize("starved", [True, False])
 def test_bytes_that_come_late_to_a_starved_reader_are_nobodys_fault(world: World, starved: bool) -> None:
-    world.delay_s = 3.0
+    world.delay_s = 0.7
     world.hand_over()
     world.delay_s = 0.004
     if starved:
-        starve(world, 4.0)
+        starve(world, 1.0)
         assert [type(outcome) for outcome in world.d.outcomes] == [Proven]
     else:
-        world.run(4.0)
+        world.run(1.0)
         assert causes(world.d) == [Cause.PEER], "a reader that is awake all the time sees a peer that is hung"
 
 
 def test_a_starved_reader_still_finds_a_stopped_source(world: World) -> None:
     world.network.stop(world.p.key)
     world.hand_over()
-    starve(world, 2.0)
-    assert causes(world.d) == [], "it watched for a fifth of a second only"
-    starve(world, 8.0)
+    starve(world, 0.5)
+    assert causes(world.d) == [], "it watched for a third of a second only"
+    starve(world, 1.5)
     assert causes(world.d) == [Cause.PEER]
+
+
+def test_time_without_reads_is_not_watching(world: World) -> None:
+    world.d.run(world.now + 0.5)
+    world.network.advance(world.now + 60.0)  # idle: nobody ticks
+    world.network.stop(world.p.key)
+    world.hand_over()
+    begin_s = world.now
+    while not causes(world.d):
+        world.run(0.01)
+    assert 0.5 <= world.now - begin_s < 0.9
 
 
 def test_bytes_that_land_after_an_error_reach_quarantined_pages_only(world: World) -> None:

@@ -70,7 +70,7 @@ def test_a_proven_peer_is_judged_by_what_was_measured() -> None:
     fast, slow = config.limits(200e9), config.limits(8000)
     assert (fast.max_posted_bytes, fast.max_read_bytes) == (10_000_000_000, 2_500_000_000)
     assert (slow.max_posted_bytes, slow.floor_bytes_per_s) == (1000, 1000)
-    for limits in (PeerConfig().limits(rate) for rate in (0.6e9, 5e9, 200e9)):
+    for limits in (PeerConfig().limits(rate) for rate in (9e6, 60e6, 0.6e9, 5e9, 200e9)):
         assert limits.stall_grace_s + limits.max_posted_bytes / limits.floor_bytes_per_s < 1.0
 
 
