@@ -50,13 +50,13 @@ class FrameReader:
         touched = self._on_tokens(worker, frame, now) if frame.ids else ()
         for ticket in frame.tickets:
             self._on_ticket(worker, ticket)
+        for status in frame.peers:
+            if not status.ready:
+                self._on_pair_lost(worker, status, now)
         for failed in frame.handoff_failed:
             self._on_handoff_failed(worker, failed, now)
         for finished in frame.finished:
             self._on_finished(worker, finished, now)
-        for status in frame.peers:
-            if not status.ready:
-                self._on_pair_lost(worker, status, now)
         # Last, so that the tokens of a step that ended a call and the end are one delta.
         for flow in touched:
             if flow.state not in TERMINAL:
@@ -168,15 +168,16 @@ class FrameReader:
             self._supervisor.leg_failed(flow, Failure(cause, worker, failed.message), now)
 
     def _on_pair_lost(self, worker: WorkerState, status: PeerStatus, now: float) -> None:
-        """Nothing is pulled over that pair: what is computed for it, or waits for pages, need not find out alone."""
-        source = peer_key(status.worker_id, status.incarnation)
-        for id in list(worker.legs):
-            flow = self._table.by_attempt[id]
-            attempt = flow.attempt
-            if attempt is None or attempt.prefill is None or flow.state is CallState.DECODING:
-                continue
-            if attempt.prefill.worker.key == source and attempt.decode.worker is worker:
-                self._supervisor.leg_failed(flow, Failure(Cause.HANDOFF, worker, status.message), now)
+        """Nothing is pulled over that pair: what is computed for it, or waits for pages, need not find out alone.
+
+        For the pair's breaker that is one failure, however many handoffs it ends: the pair proves itself again.
+        """
+        pair = (peer_key(status.worker_id, status.incarnation), worker.key)
+        lost = [flow for flow in map(self._table.by_attempt.__getitem__, worker.legs) if _hands_over(flow, pair)]
+        for flow in lost:
+            self._supervisor.leg_failed(flow, Failure(Cause.PAIR_LOST, worker, status.message), now)
+        if lost:
+            self._view.pair_breaker(*pair).on_failure(now)
 
     # ------------------------------------------------------------------------------------------------- outcomes
 
@@ -208,3 +209,11 @@ class FrameReader:
         if flow.attempt is None or flow.attempt.leg_on(worker.key) is None:
             return
         self._supervisor.leg_failed(flow, Failure(Cause.PROTOCOL, worker, error.message), now)
+
+
+def _hands_over(flow: Flow, pair: tuple[str, str]) -> bool:
+    """Whether pages of that call are to move from the first to the second of `pair`."""
+    attempt = flow.attempt
+    if attempt is None or attempt.prefill is None or flow.state is CallState.DECODING:
+        return False
+    return (attempt.prefill.worker.key, attempt.decode.worker.key) == pair

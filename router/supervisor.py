@@ -27,6 +27,8 @@ class Cause(StrEnum):
 
     WORKER_ERROR = "worker_error"
     HANDOFF = "handoff"
+    PAIR_LOST = "pair_lost"
+    """The decode worker pulls nothing from the prefill worker any more: many handoffs end of one cause."""
     PREEMPTED = "preempted"
     """The prefill worker needed the pages for more urgent requests: nobody's fault."""
     WORKER_LOST = "worker_lost"
@@ -236,10 +238,11 @@ class Supervisor:
             trouble.num_errors += 1
             trouble.avoid.add(failure.worker.key)
             failure.worker.breaker.on_failure(now)
-        elif failure.cause is Cause.HANDOFF and attempt.prefill:
+        elif failure.cause in (Cause.HANDOFF, Cause.PAIR_LOST) and attempt.prefill:
             pair = (attempt.prefill.worker.key, attempt.decode.worker.key)
             trouble.avoid_pairs.add(pair)
-            self._chooser.view.pair_breaker(*pair).on_failure(now)
+            if failure.cause is Cause.HANDOFF:
+                self._chooser.view.pair_breaker(*pair).on_failure(now)
             self._stats.handoff_failures += 1
 
     def _settle(self, attempt: Attempt) -> None:

@@ -235,6 +235,17 @@ def test_a_pair_that_is_lost_ends_at_once_what_is_on_its_way_over_it_and_nothing
     assert kinds(sent[2:]) == [(other, Prefill), ("d", Adopt)]
 
 
+def test_a_lost_pair_is_one_failure_and_used_again_as_soon_as_it_has_proven_itself() -> None:
+    bench = Bench("p", "d")
+    ids = [bench.call(key) for key in range(3)]
+    failed = [HandoffFailed(id, "peer: hung", peer_lost=True) for id in ids]
+    bench.frame("d", peers=[PeerStatus("p", 1, False, message="hung")], handoff_failed=failed)
+    assert bench.core.stats.retries == {"pair_lost": 3}
+    bench.frame("d", peers=[PeerStatus("p", 1, True, "x", 1e9)])
+    bench.call(4)
+    assert kinds(bench.took()) == [("p", Prefill), ("d", Adopt)]
+
+
 def test_a_lost_prefill_worker_ends_the_decode_leg_and_another_pair_is_tried() -> None:
     bench = Bench("p1", "p2", "d")
     first = bench.call()
