@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from simulator.campaign import Report, Verdict, run_seed
+from simulator.campaign import Report, Verdict, Wrongs, run_seed
 
 CHUNK_SEEDS = 10
 MAX_SHOWN = 20
@@ -43,11 +43,12 @@ def run_virtual(seeds: range, num_jobs: int, as_json: bool) -> int:
 
 def summarize(report: Report, seeds: range, failures: Sequence[Failure], seconds: float) -> dict[str, Any]:
     """The object of the last line."""
-    counts = [(each.name, getattr(report, each.name)) for each in fields(report)]
+    counts = [(each.name, getattr(report, each.name)) for each in fields(report) if each.name != "silences"]
     return {
         "first_seed": seeds.start,
         "seeds": len(seeds),
         **{name: dict(sorted(value.items())) if isinstance(value, Counter) else value for name, value in counts},
+        "longest_silence_s": report.longest_silence_s,
         "failing_seeds": [seed for seed, _ in sorted(failures)[:MAX_SHOWN]],
         "seconds": round(seconds, 3),
         "handoffs_per_s": round(report.handoffs / seconds, 1),
@@ -67,7 +68,7 @@ def play_chunk(seeds: range) -> tuple[Report, list[Failure]]:
 
 def describe(verdict: Verdict) -> str:
     """What was wrong, in words."""
-    counts = {name: getattr(verdict.report, name) for name in Report.VERDICTS}
+    counts = {each.name: getattr(verdict.report, each.name) for each in fields(Wrongs)}
     found = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items() if count)
     return f"{found} ({verdict.message})" if verdict.message else found
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass, field, fields
+from math import ceil
 
 from engine.core.errors import BatonError
 from router.chance import RandomSource
@@ -18,21 +19,15 @@ LIMIT_S = 30.0
 """Everything is healed long before; a call without an outcome by now hangs."""
 TROUBLE_S = 1.0
 """Nothing begins to go wrong after this."""
-QUIET_S = 3.0
+QUIET_S = 6.0
 """After the last outcome: longer than any read is on its way."""
+SILENCE_STEP_S = 0.01
 
 
 @dataclass(slots=True)
-class Report:
-    """What one seed, or many, showed. Mutable: reports add up."""
+class Wrongs:
+    """What must not happen: each is zero when all is well. Mutable."""
 
-    requests: int = 0
-    outcomes: Counter[str] = field(default_factory=Counter)
-    """finished, cancelled, expired (by their own short deadline) or failed."""
-    handoffs: int = 0
-    retried: int = 0
-    resumed: int = 0
-    preempted: int = 0
     wrong_tokens: int = 0
     wrong_reads: int = 0
     """Tokens drawn from pages that do not hold what the row's tokens say, whoever got them."""
@@ -45,17 +40,36 @@ class Report:
     """Requests, handoffs and calls that somebody still keeps in the end."""
     broken: int = 0
     """Seeds in which an invariant of some part broke."""
-    refusals: Counter[str] = field(default_factory=Counter)
-    """Handoffs that failed, by cause."""
-    faults: Counter[str] = field(default_factory=Counter)
-
-    VERDICTS = ("wrong_tokens", "wrong_reads", "hung", "failed", "leaked_pages", "leaked_requests", "broken")
-    """Each must be zero."""
 
     @property
     def wrong(self) -> int:
         """Zero when all is well."""
-        return sum(getattr(self, name) for name in self.VERDICTS)
+        return sum(getattr(self, each.name) for each in fields(Wrongs))
+
+
+@dataclass(slots=True)
+class Report(Wrongs):
+    """What one seed, or many, showed. Mutable: reports add up."""
+
+    requests: int = 0
+    outcomes: Counter[str] = field(default_factory=Counter)
+    """finished, cancelled, expired (by their own short deadline) or failed."""
+    handoffs: int = 0
+    retried: int = 0
+    resumed: int = 0
+    preempted: int = 0
+    refusals: Counter[str] = field(default_factory=Counter)
+    """Handoffs that failed, by cause."""
+    faults: Counter[str] = field(default_factory=Counter)
+    silences: Counter[float] = field(default_factory=Counter)
+    """Calls by their longest silence that ended after the first fault, in seconds, rounded up to SILENCE_STEP_S."""
+
+    @property
+    def longest_silence_s(self) -> dict[str, float]:
+        """Between two outputs of a call, or its arrival and the first: over the calls that lived to see a fault."""
+        ordered = sorted(self.silences.elements())
+        at = {"p50": len(ordered) // 2, "p99": 99 * len(ordered) // 100, "max": len(ordered) - 1}
+        return {name: ordered[index] for name, index in at.items()} if ordered else {}
 
     def add(self, other: "Report") -> None:
         """Count what `other` showed, too."""
@@ -150,6 +164,8 @@ def count_outcomes(world: World, report: Report) -> None:
     report.requests = len(clients)
     report.outcomes = Counter(client.outcome for client in clients)
     report.failed = report.outcomes["failed"]
+    silences = [client.longest_silence_s(world.tally.struck_s) for client in clients if not client.cancelled]
+    report.silences = Counter(round(ceil(s / SILENCE_STEP_S) * SILENCE_STEP_S, 2) for s in silences if s)
     report.wrong_tokens = sum(client.num_wrong for client in clients)
     report.wrong_reads = world.num_wrong_reads
     report.hung = sum(client.waits or client.was_late(LATE_S) for client in clients)

@@ -24,6 +24,10 @@ class SimClient:
     error: BatonError | None = None
     cancelled: bool = False
     ended_s: float | None = None
+    heard_s: float = 0.0
+    """When something came last, or it was sent."""
+    silences: list[tuple[float, float]] = field(default_factory=list)
+    """From when to when nothing came."""
 
     @property
     def waits(self) -> bool:
@@ -33,6 +37,7 @@ class SimClient:
     def take(self, delta: Delta, now: float) -> None:
         """One more delta. AssertionError when it is out of place; wrong tokens are counted."""
         assert self.ended_s is None and not self.cancelled, "a delta after the end"
+        self._hear(now)
         begin = len(self.tokens)
         self.tokens += delta.tokens
         right = self.expected[begin : len(self.tokens)]
@@ -48,7 +53,12 @@ class SimClient:
     def fail(self, error: BatonError, now: float) -> None:
         """The call ended badly."""
         assert self.ended_s is None and not self.cancelled, "an error after the end"
+        self._hear(now)
         self.error, self.ended_s = error, now
+
+    def longest_silence_s(self, from_s: float) -> float:
+        """Of those that ended after `from_s`."""
+        return max((end_s - begin_s for begin_s, end_s in self.silences if end_s > from_s), default=0.0)
 
     def was_late(self, slack_s: float) -> bool:
         """Its outcome came after its deadline."""
@@ -64,6 +74,10 @@ class SimClient:
         return "none" if self.ended_s is None else "finished"
 
     # ------------------------------------------------------------ inside
+
+    def _hear(self, now: float) -> None:
+        self.silences.append((self.heard_s, now))
+        self.heard_s = now
 
     def _check_end(self, last: Delta) -> None:
         self.num_wrong += len(self.expected) - len(self.tokens)
@@ -90,4 +104,5 @@ class SimClient:
 def make_client(call: GenerateCall, now: float) -> SimClient:
     """A client that sends `call` now. What it must get follows from its tokens alone."""
     tokens: array[int] = call.tokens
-    return SimClient(call, now, expected_tokens(list(tokens), len(tokens), call.sampling, MAX_MODEL_LEN))
+    expected = expected_tokens(list(tokens), len(tokens), call.sampling, MAX_MODEL_LEN)
+    return SimClient(call, now, expected, heard_s=now)

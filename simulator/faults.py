@@ -52,6 +52,7 @@ class Faults:
             ("lose", self._lose),
             ("stick", self._stick),
             ("part", self._part),
+            ("part all", self._part_all),
         )
         for _ in range(rates.num_random):
             world.clock.at(world.chance.between(0.02, rates.until_s), self._strike_any)
@@ -78,6 +79,7 @@ class Faults:
             return
         kind, action = self._kinds[0] if worker.stopped else self._world.chance.pick(self._kinds)
         self.counts[kind] += 1
+        self._world.tally.struck_s = min(self._world.tally.struck_s, self._world.clock.now)
         known = self._world.router.view.workers.get(worker.key)
         calls = self._world.router.calls.by_attempt
         for id in known.legs if known else ():
@@ -113,10 +115,17 @@ class Faults:
 
     def _part(self, worker: SimWorker) -> None:
         """No byte between this worker and another, both ways."""
+        self._block(worker, [self._world.chance.pick(list(self._world.workers.values()))])
+
+    def _part_all(self, worker: SimWorker) -> None:
+        """No byte between this worker and any other."""
+        self._block(worker, list(self._world.workers.values()))
+
+    def _block(self, worker: SimWorker, others: list[SimWorker]) -> None:
         world = self._world
-        other = world.chance.pick(list(world.workers.values()))
-        until_s = world.clock.now + world.chance.pick((0.05, 0.5, 1.2))
-        world.blocked[worker.key, other.key] = world.blocked[other.key, worker.key] = until_s
+        until_s = world.clock.now + world.chance.pick((0.05, 0.5, 1.2, 4.0))
+        for other in others:
+            world.blocked[worker.key, other.key] = world.blocked[other.key, worker.key] = until_s
 
     def _damaged(self, command: Adopt) -> Adopt:
         """The Adopt that arrives. It may name a prompt that starts like another client's."""

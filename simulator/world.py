@@ -53,6 +53,8 @@ class Tally:
     """By cause."""
     dead_wrong_reads: int = 0
     """Tokens drawn from wrong pages by workers that are gone."""
+    struck_s: float = float("inf")
+    """When something went wrong first."""
 
 
 class World:
@@ -62,7 +64,7 @@ class World:
         self.clock = Clock()
         self.chance = chance
         self.router = RouterCore(config, chance.source, lambda model, rng: make_policy(policy, model, rng))
-        self.network = FakeNetwork(self._read_delay_s, DETECT_S)
+        self.network = FakeNetwork(self._read_delay_s, DETECT_S, cancels=chance.happens(0.5))
         self.slow = chance.pick((0.02, 0.1, 0.3))
         """How often a read, or a frame, takes long."""
         self.blocked: dict[tuple[str, str], float] = {}

@@ -38,9 +38,17 @@ class _Op:
 class FakeNetwork:
     """Who is attached, what is in flight, and the clock. Delays, and with them the order, come from `delay_of`."""
 
-    def __init__(self, delay_of: DelayOf = lambda reader, source, num_pages: 0.001, detect_s: float = 0.05) -> None:
-        """`detect_s`: how long after a worker died its readers learn of it."""
+    def __init__(
+        self,
+        delay_of: DelayOf = lambda reader, source, num_pages: 0.001,
+        detect_s: float = 0.05,
+        cancels: bool = False,
+    ) -> None:
+        """`detect_s`: how long after a worker died its readers learn of it. `cancels`: what is in flight when a reader
+        disconnects ends at once and lands nowhere, as over gRPC; else it lands all the same, as over NIXL.
+        """
         self.now = 0.0
+        self._cancels = cancels
         self._delay_of = delay_of
         self._detect_s = detect_s
         self._attached: dict[str, FakeTransport] = {}
@@ -111,6 +119,12 @@ class FakeNetwork:
         for part in range(num_parts):
             self._schedule(op, delay_s * (part + 1) / num_parts)
 
+    def disconnect(self, reader: "FakeTransport", source: str) -> None:
+        """That reader wants nothing more from there."""
+        if self._cancels:
+            for op in [op for op in self._in_flight if op.reader is reader and op.source == source]:
+                self._end(op, Completion(op.op, OpStatus.FAILED, peer_lost=True, message="disconnected"))
+
     # ------------------------------------------------------------ inside
 
     def _schedule(self, op: _Op, delay_s: float) -> None:
@@ -175,8 +189,9 @@ class FakeTransport:
         self._connected.add(key)
 
     def disconnect(self, peer: str) -> None:
-        """What is in flight still lands."""
+        """What is in flight still lands, unless the network says otherwise."""
         self._connected.discard(peer)
+        self._network.disconnect(self, peer)
 
     def read_pages(self, read: PageRead) -> None:
         """Post one read."""
