@@ -69,10 +69,13 @@ class Cluster:
     def close(self) -> None:
         """Disconnect; an embedded cluster ends with every process that it started. Idempotent."""
         children = psutil.Process().children(recursive=True) if self.embedded else []
+        for child in children:
+            if _is_python(child):  # monitors and agents: Ray would wait for the end of one after the other
+                _kill(child)
         import ray
 
         ray.shutdown()
-        _, alive = psutil.wait_procs(children, timeout=1.0)
+        _, alive = psutil.wait_procs(children, timeout=0.5)
         for child in alive:
             _kill(child)
         psutil.wait_procs(alive, timeout=0.5)
@@ -118,6 +121,13 @@ def _remove_stale_folders() -> None:
         match = _FOLDER.match(folder.name)
         if match is not None and not psutil.pid_exists(int(match[1])):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_python(process: psutil.Process) -> bool:
+    try:
+        return "python" in Path(process.exe()).name
+    except psutil.Error:
+        return False  # it is gone
 
 
 def _kill(process: psutil.Process) -> None:
