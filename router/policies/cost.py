@@ -66,6 +66,9 @@ class CostPolicy:
             return self._cheapest(pairs, request)
         # A call that ends with its first token never decodes: any worker that computes prompts can do all of it.
         alone = candidates.whole if request.max_new > 1 else (candidates.prefill or candidates.whole)
+        if not pairs and not any(_has_room(worker, request) for worker in alone):
+            # Better to decode where prompts are computed than to wait while those workers are idle.
+            alone = [*alone, *(worker for worker in candidates.prefill if worker not in alone)]
         for worker in alone:
             side = self._whole_side(worker, request)
             pairs.append((side.cost_ms, None, side))
@@ -129,6 +132,12 @@ def _best(sides: list[_Side]) -> list[_Side]:
         return sides
     sides.sort(key=lambda side: side.cost_ms)
     return sides[:_MAX_SIDE] + sorted(sides[_MAX_SIDE:], key=lambda side: -side.cached)[:2]
+
+
+def _has_room(worker: WorkerState, request: RouteRequest) -> bool:
+    """Whether its free pages do for the prompts that wait there and this one."""
+    waiting = worker.queued_tokens // worker.info.layout.page_size
+    return waiting + _missing_pages(worker, request.cached.get(worker.key, 0), request) <= worker.free_pages
 
 
 def _missing_pages(worker: WorkerState, cached: int, request: RouteRequest) -> int:

@@ -69,6 +69,16 @@ def test_what_the_decode_worker_holds_already_need_not_be_computed_elsewhere() -
     assert Bench("p", "d").route(num_tokens=1000, d=980) == (None, "d")
 
 
+def test_without_a_pair_a_prefill_worker_decodes_when_no_decode_worker_has_room() -> None:
+    bench = Bench("p", "d")
+    failed = frozenset({(f"p@{1:016x}", f"d@{1:016x}")})
+    assert bench.route(num_tokens=1000, avoid_pairs=failed) == (None, "d")
+    bench.load("d", queued_tokens=1000, free_pages=70)
+    assert bench.route(num_tokens=1000, avoid_pairs=failed) == (None, "p"), "the queue will take them"
+    bench.load("p", queued_tokens=100_000, free_pages=0)
+    assert bench.route(num_tokens=1000, avoid_pairs=failed) == (None, "d"), "it would wait longer there"
+
+
 def test_rows_that_would_be_held_up_speak_for_a_handoff() -> None:
     bench = Bench("p", "d", transfer_ms=5.0)
     bench.load("d", rows=20)

@@ -53,9 +53,9 @@ def test_each_takes_a_pair_when_there_is_one_and_a_single_worker_when_not(policy
 def test_a_call_whose_handoffs_failed_twice_stays_on_one_worker_unless_it_must_move(policy: str) -> None:
     view, chooser = cluster("p1", "p2", "d1", "d2"), make_policy(policy, CostModel(), Random(1))
     failed = frozenset({(key("p1"), key("d1")), (key("p1"), key("d2"))})
-    decision = chooser.choose(view, RouteRequest(1000, 10, {}, avoid_pairs=failed), 0.0)
+    decision = chooser.choose(view, RouteRequest(50, 10, {}, avoid_pairs=failed), 0.0)
     assert decision is not None and decision.prefill is None and decision.decode.startswith("d")
-    moved = chooser.choose(view, RouteRequest(1000, 10, {}, avoid_pairs=failed, source=key("p2")), 0.0)
+    moved = chooser.choose(view, RouteRequest(50, 10, {}, avoid_pairs=failed, source=key("p2")), 0.0)
     assert moved is not None and moved.prefill == key("p2")
 
 
