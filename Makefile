@@ -18,9 +18,10 @@ serve: $(STAMP) ## Serve the built-in model: HTTP on 8000, gRPC on 8001 (ARGS="-
 
 test: $(STAMP) ## All tests that need no GPU
 	$(TESTENV) $(BIN)/python -m pytest -q -m "not slow and not gpu" -n $(JOBS) --dist loadfile --max-worker-restart 0 $(ARGS)
-# Real processes on a busy machine: what failed is shown and gets one more run by itself, which it must pass.
-	$(TESTENV) $(BIN)/python -m pytest -q -m "slow and not gpu" -n $(JOBS) --dist loadfile --max-worker-restart 0 --durations=10 $(ARGS) \
-	  || $(TESTENV) $(BIN)/python -m pytest -q -m "slow and not gpu" --last-failed --last-failed-no-failures none $(ARGS)
+	$(TESTENV) $(BIN)/python -m pytest -q -m "slow and not gpu" -n $(JOBS) --max-worker-restart 0 $(ARGS) tests/contract tests/property
+# Whole services, one at a time. On a busy machine: what failed is shown and gets one more run, which it must pass.
+	$(TESTENV) $(BIN)/python -m pytest -q -m "slow and not gpu" --durations=10 $(ARGS) tests/e2e \
+	  || $(TESTENV) $(BIN)/python -m pytest -q -m "slow and not gpu" --last-failed --last-failed-no-failures none $(ARGS) tests/e2e
 
 test-fast: $(STAMP) ## The tests without real processes, in minutes
 	$(TESTENV) $(BIN)/python -m pytest -q -m "not slow and not gpu" -n $(JOBS) --dist loadfile --max-worker-restart 0 $(ARGS)
