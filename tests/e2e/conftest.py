@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e.service import Service, serve
+from deploy.spawned import Service, serve
 from tests.fakes.checkpoints import tiny_checkpoint
 
 

@@ -8,10 +8,10 @@ import grpc
 import httpx
 import pytest
 
+from deploy.spawned import Service
 from engine.wire import inference_pb2 as pb
 from engine.wire.inference_pb2_grpc import InferenceStub
 from tests.e2e.calls import connect, generate
-from tests.e2e.service import Service
 
 pytestmark = pytest.mark.slow
 

@@ -12,10 +12,10 @@ from typing import Any
 import psutil
 import pytest
 
+from deploy.spawned import BATON, Service, environment, serve
 from engine.wire import inference_pb2 as pb
 from engine.wire.inference_pb2_grpc import InferenceStub
 from tests.e2e.calls import connect
-from tests.e2e.service import BATON, Service, environment, serve
 from tests.fakes.checkpoints import tiny_checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.service import READY, environment
+from deploy.spawned import READY, environment
 from tests.fakes.checkpoints import tiny_checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

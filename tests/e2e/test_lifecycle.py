@@ -14,7 +14,7 @@ import openai
 import psutil
 import pytest
 
-from tests.e2e.service import BATON, STOP_S, environment, serve, stop
+from deploy.spawned import BATON, STOP_S, environment, serve, stop
 from tests.fakes.checkpoints import tiny_checkpoint
 
 pytestmark = pytest.mark.slow

@@ -13,9 +13,9 @@ import grpc
 import psutil
 import pytest
 
+from deploy.spawned import Service, serve
 from engine.wire.inference_pb2_grpc import InferenceStub
 from tests.e2e.calls import connect, generate
-from tests.e2e.service import Service, serve
 from tests.fakes.checkpoints import tiny_checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]

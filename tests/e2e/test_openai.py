@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import openai
 import pytest
 
-from tests.e2e.service import Service
+from deploy.spawned import Service
 
 pytestmark = pytest.mark.slow
 

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from deploy.spawned import Service, serve
 from engine.wire.inference_pb2_grpc import InferenceStub
 from tests.e2e.calls import connect, generate
-from tests.e2e.service import Service, serve
 from tests.fakes.checkpoints import tiny_checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

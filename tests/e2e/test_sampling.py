@@ -5,9 +5,9 @@ import random
 
 import pytest
 
+from deploy.spawned import serve
 from engine.wire.inference_pb2_grpc import InferenceStub
 from tests.e2e.calls import Answer, connect, generate
-from tests.e2e.service import serve
 from tests.fakes.checkpoints import tiny_checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import pytest
 
+from deploy.spawned import Service, serve
 from engine.wire.inference_pb2_grpc import InferenceStub
 from tests.e2e.calls import connect, generate, greedy, reference_tokens
-from tests.e2e.service import Service, serve
 from tests.fakes.checkpoints import ARCHITECTURES, reference_model, tiny_checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
