@@ -68,10 +68,11 @@ class Cluster:
 
     def close(self) -> None:
         """Disconnect; an embedded cluster ends with every process that it started. Idempotent."""
-        children = psutil.Process().children(recursive=True) if self.embedded else []
-        for child in children:
-            if _is_python(child):  # monitors and agents: Ray would wait for the end of one after the other
-                _kill(child)
+        this = psutil.Process()
+        children = this.children(recursive=True) if self.embedded else []
+        for monitor in this.children() if self.embedded else []:
+            if _is_python(monitor):  # Ray would wait for the end of one after the other.
+                _kill(monitor)  # Not raylet's own agents: it reports their loss as the death of its node.
         import ray
 
         ray.shutdown()
