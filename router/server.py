@@ -19,6 +19,7 @@ from router.admin import create_admin_app
 from router.api import ServiceStatus
 from router.core import RouterCore
 from router.http.app import create_app
+from router.http.protocol import BoundedProtocol
 from router.metrics import RouterMetrics
 from router.policies.registry import make_policy
 from router.rpc.server import RpcDoor, add_inference, server_options
@@ -138,7 +139,7 @@ def _uvicorn(app: Any) -> uvicorn.Server:
         uvicorn.Config(
             app,
             loop="none",
-            http="httptools",
+            http=BoundedProtocol,
             ws="none",
             lifespan="off",
             log_config=None,

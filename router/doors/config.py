@@ -9,6 +9,8 @@ class DoorConfig:
 
     max_body_bytes: int = 16 << 20
     """A larger HTTP body or gRPC message is refused while it is read."""
+    body_timeout_s: float = 120.0
+    """For a whole HTTP body to come."""
     max_sequences: int = 128
     """Prompts x n of one request."""
     default_timeout_s: float = 600.0

@@ -3,32 +3,40 @@
 import asyncio
 from array import array
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from engine.core.errors import InvalidRequest, NotFound
 from engine.core.types import token_buffer
 from router.text.model import ServedModel
 
+MAX_MESSAGES = 4096
+"""In one conversation."""
 INLINE_CHARS = 4096
+_MESSAGE_CHARS = 16
+"""What a message costs to render, in characters of its text."""
+_T = TypeVar("_T")
 
 
 class ContextLengthExceeded(InvalidRequest):
     """Prompt and answer do not fit in the model's context."""
 
 
+class UnknownModel(NotFound):
+    """A model that is not served here."""
+
+
 def check_model(model: ServedModel, name: str) -> None:
-    """Raises NotFound unless `name` is the served model."""
+    """Raises UnknownModel unless `name` is the served model."""
     if name != model.name:
-        raise NotFound(f"model {name!r} is not served here; {model.name!r} is", param="model")
+        raise UnknownModel(f"model {name[:128]!r} is not served here; {model.name!r} is", param="model")
 
 
 def text_tokens(model: ServedModel, text: str, *, check: bool = True) -> "array[int]":
     """A plain text, framed as the checkpoint frames texts (BOS and the like).
 
-    `check`: refuse what leaves the model no room to go on.
+    `check`: refuse what leaves the model no room to go on. What is far too long is refused either way.
     """
-    if check:
-        _refuse_hopeless(model, text, "prompt")
+    _refuse_hopeless(model, text, "prompt")
     tokens = model.tokenizer.encode(text)
     return checked(model, tokens, "prompt") if check else tokens
 
@@ -38,8 +46,18 @@ async def tokens_of_text(model: ServedModel, text: str, *, check: bool = True) -
     return await _promptly(len(text), lambda: text_tokens(model, text, check=check))
 
 
+async def tokens_of_prompts(model: ServedModel, prompts: Sequence[str | Sequence[int]]) -> "list[array[int]]":
+    """A batch of texts, or of lists of token ids."""
+
+    def tokenize() -> "list[array[int]]":
+        return [text_tokens(model, each) if isinstance(each, str) else tokens_of_ids(model, each) for each in prompts]
+
+    return await _promptly(sum(map(len, prompts)), tokenize)
+
+
 def tokens_of_ids(model: ServedModel, ids: Sequence[int]) -> "array[int]":
     """Token ids as the client gave them; nothing is added."""
+    _refuse_long(model, len(ids), "prompt")
     try:
         tokens = token_buffer(ids)
     except OverflowError:  # beyond 32 bits
@@ -62,8 +80,7 @@ def chat_tokens(
     if not messages:
         raise InvalidRequest("messages: at least one is needed", param="messages")
     text = model.template.render(messages, arguments)
-    if check:
-        _refuse_hopeless(model, text, "messages")
+    _refuse_hopeless(model, text, "messages")
     tokens = model.tokenizer.encode(text, add_special_tokens=False)
     return checked(model, tokens, "messages") if check else tokens
 
@@ -76,11 +93,11 @@ async def tokens_of_chat(
     check: bool = True,
 ) -> "array[int]":
     """Like chat_tokens; a long conversation does not hold up the event loop."""
-    num_chars = sum(len(message.get("content", "")) for message in messages)
+    num_chars = sum(_MESSAGE_CHARS + len(message.get("content", "")) for message in messages)
     return await _promptly(num_chars, lambda: chat_tokens(model, messages, arguments, check=check))
 
 
-async def _promptly(num_chars: int, tokenize: Callable[[], "array[int]"]) -> "array[int]":
+async def _promptly(num_chars: int, tokenize: Callable[[], _T]) -> _T:
     """A few milliseconds' work is done here, more in a thread."""
     return tokenize() if num_chars <= INLINE_CHARS else await asyncio.to_thread(tokenize)
 
@@ -94,16 +111,20 @@ def _refuse_hopeless(model: ServedModel, text: str, param: str) -> None:
         )
 
 
+def _refuse_long(model: ServedModel, num_tokens: int, param: str) -> None:
+    if num_tokens >= model.max_model_len:
+        raise ContextLengthExceeded(
+            f"{param}: {num_tokens} tokens leave no room for an answer; "
+            f"the model's context is {model.max_model_len} tokens, prompt and answer together",
+            param=param,
+        )
+
+
 def checked(model: ServedModel, tokens: "array[int]", param: str) -> "array[int]":
     """`tokens`, when the model can go on from them."""
     if not tokens:
         raise InvalidRequest(f"{param}: it has no tokens", param=param)
-    if len(tokens) >= model.max_model_len:
-        raise ContextLengthExceeded(
-            f"{param}: {len(tokens)} tokens leave no room for an answer; "
-            f"the model's context is {model.max_model_len} tokens, prompt and answer together",
-            param=param,
-        )
+    _refuse_long(model, len(tokens), param)
     if max(tokens) >= model.vocab_size:  # a tokenizer that knows more tokens than the model
         raise InvalidRequest(f"{param}: it holds a token that the model does not have", param=param)
     return tokens

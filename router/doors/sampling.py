@@ -1,11 +1,24 @@
 """What a client may say about sampling, checked once for every door."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
 from hashlib import blake2b
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    FailFast,
+    Field,
+    Strict,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import ErrorDetails
+from typing_extensions import TypeAliasType
 
 from engine.core.errors import InvalidRequest
 from engine.core.types import Sampling
@@ -15,14 +28,32 @@ _UINT64 = 1 << 64
 _TOKEN_ID = re.compile("[0-9]{1,10}")
 _Number = TypeVar("_Number", int, float)
 
-StopText = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
-TokenId = Annotated[int, Field(ge=0)]
+Bias = Annotated[float, Field(ge=-100.0, le=100.0)]
+StopText = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=1024)]
+TokenId = Annotated[int, Field(strict=True, ge=0)]
+
+# Of a million wrong items one is complained of. Types with a name do not inherit the model's strictness.
+ONE_COMPLAINT = (FailFast(), Strict())
+StopTexts = TypeAliasType("StopTexts", Annotated[list[StopText], *ONE_COMPLAINT, Field(max_length=16)])
+StopTokenIds = TypeAliasType("StopTokenIds", Annotated[list[TokenId], *ONE_COMPLAINT, Field(max_length=128)])
+
+
+def at_most(count: int) -> Callable[[object], object]:
+    """A check before a dict's items are looked at: otherwise there is a complaint for each of a million bad ones."""
+
+    def check(value: object) -> object:
+        if isinstance(value, dict) and len(value) > count:
+            raise ValueError(f"at most {count} entries")
+        return value
+
+    return check
 
 
 class SamplingFields(BaseModel):
     """Sampling as a client writes it; None is the model's own default, then the neutral value."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+    # Unknown arguments are let in only to be refused in one complaint: "forbid" makes a list of them, however many.
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
 
     max_tokens: int | None = Field(default=None, ge=0)
     min_tokens: int | None = Field(default=None, ge=0)
@@ -33,10 +64,10 @@ class SamplingFields(BaseModel):
     repetition_penalty: float | None = Field(default=None, gt=0.0)
     presence_penalty: float | None = Field(default=None, ge=-2.0, le=2.0)
     frequency_penalty: float | None = Field(default=None, ge=-2.0, le=2.0)
-    logit_bias: dict[str, Annotated[float, Field(ge=-100.0, le=100.0)]] | None = Field(default=None, max_length=1024)
+    logit_bias: Annotated[dict[str, Bias], BeforeValidator(at_most(1024))] | None = None
     seed: int | None = Field(default=None, ge=-(1 << 63), lt=1 << 64)
-    stop: list[StopText] | None = Field(default=None, max_length=16)
-    stop_token_ids: list[TokenId] | None = Field(default=None, max_length=128)
+    stop: StopTexts | None = None
+    stop_token_ids: StopTokenIds | None = None
     ignore_eos: bool | None = None
     n: int | None = Field(default=None, ge=1)
 
@@ -54,38 +85,43 @@ class SamplingFields(BaseModel):
         return value
 
     @model_validator(mode="after")
+    def _nothing_unknown(self) -> Self:
+        for name, value in (self.model_extra or {}).items():
+            if value is not None:  # null asks for nothing
+                raise InvalidRequest(f"{name[:64]}: this argument is not supported", param=name[:64])
+        return self
+
+    @model_validator(mode="after")
     def _min_below_max(self) -> Self:
         if self.min_tokens and self.max_tokens is not None and self.min_tokens > self.max_tokens:
-            raise ValueError("min_tokens is larger than max_tokens")
+            raise InvalidRequest("min_tokens is larger than max_tokens", param="min_tokens")
         return self
 
 
 def invalid(error: ValidationError) -> InvalidRequest:
     """What pydantic complains of, as Baton's error."""
-    return complaint(error.errors(include_url=False, include_context=False, include_input=False))
-
-
-def complaint(errors: Sequence[Mapping[str, Any]], skip: int = 0) -> InvalidRequest:
-    """The first field at fault and everything that is wrong with it; `skip` leading parts of a place are no field."""
-    place = errors[0]["loc"][skip : skip + 1]
-    reasons = dict.fromkeys(_reason(error) for error in errors if error["loc"][skip : skip + 1] == place)
-    message = " or ".join(reasons)  # several only where each is one alternative of a union
-    if not place or not isinstance(place[0], str):
+    errors = error.errors(include_url=False, include_context=False, include_input=False)
+    place = errors[0]["loc"][:1]
+    here = [each for each in errors if each["loc"][:1] == place]
+    # Several only where each is one alternative of a union; the one that got far enough to be judged is the one meant.
+    judged = [each for each in here if each["type"] in ("value_error", "too_long")] or here
+    message = " or ".join(dict.fromkeys(map(_reason, judged)))
+    if not place:
         return InvalidRequest(message)
-    return InvalidRequest(f"{place[0]}: {message}", param=place[0])
+    return InvalidRequest(f"{place[0]}: {message}", param=str(place[0]))
 
 
-def _reason(error: Mapping[str, Any]) -> str:
+def _reason(error: ErrorDetails) -> str:
     match error["type"]:
         case "extra_forbidden":
-            return "this argument is not supported"
-        case "model_attributes_type":
-            return "the body must be a JSON object, sent with content-type application/json"
+            return f"{error['loc'][-1]} is not supported" if len(error["loc"]) > 1 else "this argument is not supported"
+        case "model_type":
+            return "the body must be a JSON object"
         case "json_invalid":
-            return f"the body is not valid JSON: {error.get('ctx', {}).get('error', error['msg'])}"
+            return f"the body is not valid JSON: {error['msg'].removeprefix('Invalid JSON: ')}"
         case "value_error":
-            return str(error["msg"]).removeprefix("Value error, ")
-    return str(error["msg"])
+            return error["msg"].removeprefix("Value error, ")
+    return error["msg"]
 
 
 def choice_seed(seed: int, index: int) -> int:

@@ -1,6 +1,7 @@
 """One client request as the sequences that it asks for, and their answers merged into one stream."""
 
 import asyncio
+import re
 import secrets
 from array import array
 from collections.abc import AsyncGenerator, Sequence
@@ -15,6 +16,13 @@ from router.doors.prompts import answer_room
 from router.doors.sampling import SamplingFields, check_token_ids, choice_seed, to_sampling
 from router.text.model import ServedModel
 from router.text.output import TextDelta, TextStream, TokenText
+
+_FIT_FOR_LOGS = re.compile(r"[A-Za-z0-9._:/-]{1,128}")
+
+
+def fit_for_logs(request_id: str) -> bool:
+    """Whether a client's own id may stand in a log line as it is."""
+    return _FIT_FOR_LOGS.fullmatch(request_id) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +61,7 @@ def choices_of(ask: Ask, model: ServedModel, config: DoorConfig) -> list[Choice]
     """The sequences of one request, prompt by prompt, n of each. Raises InvalidRequest before anything runs."""
     fields = ask.fields
     copies = fields.n or 1
-    if len(ask.prompts) * copies > config.max_sequences:
-        raise InvalidRequest(f"more than {config.max_sequences} sequences in one request", param="n")
+    check_count(len(ask.prompts), copies, config)
     check_token_ids(fields, model.vocab_size)
     seed = secrets.randbits(64) if fields.seed is None else fields.seed
     timeout_s = min(ask.timeout_s or config.default_timeout_s, config.max_timeout_s)
@@ -79,6 +86,12 @@ def choices_of(ask: Ask, model: ServedModel, config: DoorConfig) -> list[Choice]
             )
             choices.append(Choice(index, call, stream, score_only=room == 0))
     return choices
+
+
+def check_count(num_prompts: int, copies: int, config: DoorConfig) -> None:
+    """Raises InvalidRequest for more sequences than one request may ask for."""
+    if num_prompts * copies > config.max_sequences:
+        raise InvalidRequest(f"more than {config.max_sequences} sequences in one request", param="n")
 
 
 async def run(generator: Generator, choices: Sequence[Choice]) -> AsyncGenerator[tuple[int, TextDelta], None]:

@@ -1,7 +1,6 @@
 """The OpenAI-compatible HTTP door as an ASGI application."""
 
 from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from starlette.exceptions import HTTPException
@@ -10,14 +9,14 @@ from engine.core.errors import BatonError
 from router.api import Generator, StatusSource
 from router.doors.config import DoorConfig
 from router.doors.prompts import check_model, tokens_of_chat, tokens_of_text
-from router.doors.sampling import complaint
+from router.http.body import read_body
 from router.http.chat import chat
 from router.http.completions import complete
 from router.http.errors import error_response, plain_error_response
 from router.http.limits import BodyLimit
 from router.http.metrics import RequestMetrics
-from router.http.respond import Door, Json
-from router.http.schema import ChatRequest, CompletionRequest, TokenizeRequest
+from router.http.respond import Door, Json, request_id_of
+from router.http.schema import TokenizeRequest
 from router.http.status import status_body
 from router.text.model import ServedModel
 
@@ -34,14 +33,13 @@ def create_app(
         config: limits.
         registry: what /metrics exposes; the door adds its own metrics to it.
     """
-    app = FastAPI(title="Baton", version="1")
+    app = FastAPI(title="Baton", openapi_url=None)  # bodies are read by read_body, of which FastAPI knows nothing
     _add_openai(app, Door(generator, model, config))
     _add_operations(app, status, registry)
     app.add_exception_handler(BatonError, _baton_error)
-    app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _unexpected_error)
-    app.add_middleware(BodyLimit, max_bytes=config.max_body_bytes)
+    app.add_middleware(BodyLimit, max_bytes=config.max_body_bytes, timeout_s=config.body_timeout_s)
     app.add_middleware(RequestMetrics, registry=registry)
     return app
 
@@ -62,18 +60,19 @@ def _add_openai(app: FastAPI, door: Door) -> None:
         return card
 
     @app.post("/v1/completions", response_model=None)
-    async def completions(request: Request, body: CompletionRequest) -> Response:
+    async def completions(request: Request) -> Response:
         """Continue a text or token ids, one or a batch."""
-        return await complete(request, body, door)
+        return await complete(request, door)
 
     @app.post("/v1/chat/completions", response_model=None)
-    async def chat_completions(request: Request, body: ChatRequest) -> Response:
+    async def chat_completions(request: Request) -> Response:
         """Answer a conversation."""
-        return await chat(request, body, door)
+        return await chat(request, door)
 
     @app.post("/tokenize")
-    async def tokenize(body: TokenizeRequest) -> Json:
+    async def tokenize(request: Request) -> Json:
         """Token ids exactly as the model would see them."""
+        body = await read_body(request, TokenizeRequest)
         check_model(door.model, door.model.name if body.model is None else body.model)
         if body.messages is not None:
             tokens = await tokens_of_chat(door.model, [message.plain() for message in body.messages], check=False)
@@ -83,7 +82,7 @@ def _add_openai(app: FastAPI, door: Door) -> None:
 
 
 def _add_operations(app: FastAPI, status: StatusSource, registry: CollectorRegistry) -> None:
-    @app.get("/health")
+    @app.api_route("/health", methods=["GET", "HEAD"])
     async def health() -> Response:
         """200 when a request could be served now, else 503 with the reason."""
         now = status.status()
@@ -100,19 +99,14 @@ def _add_operations(app: FastAPI, status: StatusSource, registry: CollectorRegis
         return status_body(status.status())
 
 
-async def _baton_error(_request: Request, error: Exception) -> Response:
+async def _baton_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, BatonError)
-    return error_response(error)
-
-
-async def _validation_error(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
-    return error_response(complaint(error.errors(), skip=1))
+    return error_response(error, {"x-request-id": request_id_of(request, "error")})
 
 
 async def _http_error(_request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return plain_error_response(error.status_code, error.detail)
+    return plain_error_response(error.status_code, error.detail, error.headers)
 
 
 async def _unexpected_error(_request: Request, _error: Exception) -> Response:

@@ -7,20 +7,22 @@ from fastapi import Request, Response
 
 from router.doors.prompts import check_model, tokens_of_chat
 from router.doors.session import Answer, Ask, choices_of
+from router.http.body import read_body
 from router.http.logprobs import Json, chat_logprobs
-from router.http.respond import Door, new_request_id, respond
+from router.http.respond import Door, request_id_of, respond
 from router.http.schema import ChatRequest
 from router.http.usage import UsageCount
 from router.text.output import TextDelta
 
 
-async def chat(request: Request, body: ChatRequest, door: Door) -> Response:
+async def chat(request: Request, door: Door) -> Response:
     """The assistant's next message."""
+    body = await read_body(request, ChatRequest)
     check_model(door.model, body.model)
     messages = [message.plain() for message in body.messages]
     tokens = await tokens_of_chat(door.model, messages, body.chat_template_kwargs)
     ask = Ask(
-        request_id=new_request_id(request, "chatcmpl"),
+        request_id=request_id_of(request, "chatcmpl"),
         prompts=[tokens],
         fields=body,
         default_max_tokens=None,

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 from fastapi import Request, Response
 
-from router.doors.prompts import check_model, tokens_of_ids, tokens_of_text
-from router.doors.session import Answer, Ask, choices_of
+from router.doors.prompts import check_model, tokens_of_prompts
+from router.doors.session import Answer, Ask, check_count, choices_of
+from router.http.body import read_body
 from router.http.logprobs import Json, joined, legacy_logprobs, legacy_token
-from router.http.respond import Door, new_request_id, respond
+from router.http.respond import Door, request_id_of, respond
 from router.http.schema import CompletionRequest
 from router.http.usage import UsageCount
 from router.text.detokenizer import Detokenizer
@@ -19,16 +20,15 @@ from router.text.pieces import PieceTable
 DEFAULT_MAX_TOKENS = 16
 
 
-async def complete(request: Request, body: CompletionRequest, door: Door) -> Response:
+async def complete(request: Request, door: Door) -> Response:
     """Continue one prompt or each of a batch."""
+    body = await read_body(request, CompletionRequest)
     check_model(door.model, body.model)
     prompts = _prompts(body)
-    tokens = [
-        await tokens_of_text(door.model, prompt) if isinstance(prompt, str) else tokens_of_ids(door.model, prompt)
-        for prompt in prompts
-    ]
+    check_count(len(prompts), body.n or 1, door.config)
+    tokens = await tokens_of_prompts(door.model, prompts)
     ask = Ask(
-        request_id=new_request_id(request, "cmpl"),
+        request_id=request_id_of(request, "cmpl"),
         prompts=tokens,
         fields=body,
         default_max_tokens=DEFAULT_MAX_TOKENS,

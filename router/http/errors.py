@@ -1,12 +1,13 @@
 """Baton's error tree as OpenAI error objects. One table; nothing else in this door chooses a status."""
 
 import math
+from collections.abc import Mapping
 from http import HTTPStatus
 
 from fastapi.responses import JSONResponse
 
 from engine.core.errors import BatonError, Code
-from router.doors.prompts import ContextLengthExceeded
+from router.doors.prompts import ContextLengthExceeded, UnknownModel
 
 STATUS = {
     Code.INVALID_ARGUMENT: 400,
@@ -20,6 +21,8 @@ STATUS = {
     Code.DEADLINE_EXCEEDED: 504,
 }
 
+_CODE = {ContextLengthExceeded: "context_length_exceeded", UnknownModel: "model_not_found"}
+"""Where OpenAI has a word of its own."""
 _TYPE = {401: "authentication_error", 429: "rate_limit_error"}
 
 
@@ -43,16 +46,18 @@ def _text(quoted: str) -> str:
 
 def baton_error_object(error: BatonError) -> dict[str, object]:
     """The same for one of Baton's own errors."""
-    code: str = "context_length_exceeded" if isinstance(error, ContextLengthExceeded) else error.code.value
+    code: str = _CODE.get(type(error), error.code.value)
     return error_object(STATUS[error.code], error.message, error.param, code)
 
 
-def error_response(error: BatonError) -> JSONResponse:
+def error_response(error: BatonError, headers: Mapping[str, str]) -> JSONResponse:
     """A whole response for an error that came before the headers."""
-    headers = {} if error.retry_after_s is None else {"retry-after": str(max(1, math.ceil(error.retry_after_s)))}
-    return JSONResponse(baton_error_object(error), status_code=STATUS[error.code], headers=headers)
+    again = {} if error.retry_after_s is None else {"retry-after": str(max(1, math.ceil(error.retry_after_s)))}
+    return JSONResponse(baton_error_object(error), STATUS[error.code], {**headers, **again})
 
 
-def plain_error_response(status: int, message: str | None = None) -> JSONResponse:
+def plain_error_response(
+    status: int, message: str | None = None, headers: Mapping[str, str] | None = None
+) -> JSONResponse:
     """A whole response for what the framework refused: an unknown path, a wrong method, a body that is too large."""
-    return JSONResponse(error_object(status, message or HTTPStatus(status).phrase), status_code=status)
+    return JSONResponse(error_object(status, message or HTTPStatus(status).phrase), status, headers)

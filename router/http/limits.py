@@ -1,4 +1,7 @@
-"""A limit on request bodies that holds while they are read, not after."""
+"""Limits on request bodies that hold while they are read, not after."""
+
+import asyncio
+from functools import partial
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -8,32 +11,56 @@ _DRAIN = 4
 
 
 class BodyLimit:
-    """Refuses a body over `max_bytes` with 413 and never holds more than that of it."""
+    """Refuses a body over `max_bytes` (413), never holding more than that of it, and one that does not end (408)."""
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: int, timeout_s: float) -> None:
         self._app = app
         self._max_bytes = max_bytes
+        self._timeout_s = timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, counting what is read of it."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        seen = 0
+        """Pass the request on, with its body bounded."""
+        if scope["type"] == "http":
+            receive = _Body(receive, self._max_bytes, asyncio.get_running_loop().time() + self._timeout_s).receive
+        await self._app(scope, receive, send)
 
-        async def counted() -> Message:
-            nonlocal seen
-            message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > self._max_bytes:
-                await self._drain(message, receive, seen)
-                raise HTTPException(413, f"the body is larger than {self._max_bytes} bytes")
-            return message
 
-        await self._app(scope, counted, send)
+class _Body:
+    """One request's body while it is read. What comes after its end is passed on as it is."""
 
-    async def _drain(self, message: Message, receive: Receive, seen: int) -> None:
+    def __init__(self, receive: Receive, max_bytes: int, until_s: float) -> None:
+        self._receive = receive
+        self._max_bytes = max_bytes
+        self._until_s = until_s
+        self._seen = 0
+        self._more = True
+
+    async def receive(self) -> Message:
+        """The next message. Raises HTTPException when the body is too large or too slow."""
+        if not self._more:
+            return await self._receive()
+        try:
+            async with asyncio.timeout_at(self._until_s):
+                message = await self._next()
+                if self._seen > self._max_bytes:
+                    await self._drain()
+        except TimeoutError:
+            raise _refused(408, "the body took too long to come") from None
+        if self._seen > self._max_bytes:
+            raise _refused(413, f"the body is larger than {self._max_bytes} bytes")
+        return message
+
+    async def _next(self) -> Message:
+        message = await self._receive()
+        self._seen += len(message.get("body", b""))
+        self._more = message.get("more_body", False)
+        return message
+
+    async def _drain(self) -> None:
         """Read on without keeping anything, so that a client that only writes now will read its answer later."""
-        while message.get("more_body", False) and seen <= _DRAIN * self._max_bytes:
-            message = await receive()
-            seen += len(message.get("body", b""))
+        while self._more and self._seen <= _DRAIN * self._max_bytes:
+            await self._next()
+
+
+# What is left of the body is not read, so nothing else can be understood on that connection.
+_refused = partial(HTTPException, headers={"connection": "close"})

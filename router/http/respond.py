@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import re
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from starlette.types import Send
 from engine.core.errors import BatonError, Cancelled
 from router.api import Generator
 from router.doors.config import DoorConfig
-from router.doors.session import Answer, Choice, collect, run
+from router.doors.session import Answer, Choice, collect, fit_for_logs, run
 from router.http.errors import baton_error_object
 from router.text.model import ServedModel
 from router.text.output import TextDelta
@@ -24,7 +23,6 @@ from router.text.output import TextDelta
 _T = TypeVar("_T")
 Json = dict[str, Any]
 _encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
-_FIT_FOR_LOGS = re.compile(r"[A-Za-z0-9._:/-]{1,128}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +139,8 @@ def timing_headers(answer: Answer) -> dict[str, str]:
     return headers | workers | {f"x-baton-{part}-ms": f"{seconds * 1e3:.1f}" for part, seconds in parts.items()}
 
 
-def new_request_id(request: Request, prefix: str) -> str:
-    """The client's x-request-id when it is fit for a log line, else a fresh one."""
+def request_id_of(request: Request, prefix: str) -> str:
+    """The client's x-request-id when it is fit for a log line, else a fresh one; the same for one request each time."""
     given = request.headers.get("x-request-id", "")
-    return given if _FIT_FOR_LOGS.fullmatch(given) else f"{prefix}-{uuid4().hex}"
+    id: str = request.scope.setdefault("baton_id", given if fit_for_logs(given) else f"{prefix}-{uuid4().hex}")
+    return id

@@ -2,16 +2,25 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field, Strict, StrictInt, StrictStr, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictInt,
+    StrictStr,
+    field_validator,
+    model_validator,
+)
 from typing_extensions import TypeAliasType
 
-from router.doors.sampling import SamplingFields
+from engine.core.errors import InvalidRequest
+from router.doors.prompts import MAX_MESSAGES
+from router.doors.sampling import ONE_COMPLAINT, SamplingFields, at_most
 
-# Of a million wrong items one is complained of. Types with a name do not inherit the model's strictness.
-_ONE_COMPLAINT = (FailFast(), Strict())
-TokenIds = TypeAliasType("TokenIds", Annotated[list[StrictInt], *_ONE_COMPLAINT])
-TokenIdLists = TypeAliasType("TokenIdLists", Annotated[list[TokenIds], *_ONE_COMPLAINT])
-Texts = TypeAliasType("Texts", Annotated[list[StrictStr], *_ONE_COMPLAINT])
+TokenIds = TypeAliasType("TokenIds", Annotated[list[StrictInt], *ONE_COMPLAINT])
+TokenIdLists = TypeAliasType("TokenIdLists", Annotated[list[TokenIds], *ONE_COMPLAINT, Field(max_length=2048)])
+Texts = TypeAliasType("Texts", Annotated[list[StrictStr], *ONE_COMPLAINT, Field(max_length=2048)])
 
 
 class StreamOptions(BaseModel):
@@ -35,11 +44,17 @@ class OpenAIRequest(SamplingFields):
 
     # Bookkeeping of OpenAI's platform. Clients send it by default and it has no effect on the answer.
     user: str | None = None
-    metadata: dict[str, str] | None = None
+    metadata: Annotated[dict[str, str], BeforeValidator(at_most(16))] | None = None
     store: bool | None = None
     service_tier: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+
+    @model_validator(mode="after")
+    def _options_of_a_stream(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise InvalidRequest("stream_options needs stream to be true", param="stream_options")
+        return self
 
 
 class CompletionRequest(OpenAIRequest):
@@ -54,11 +69,11 @@ class CompletionRequest(OpenAIRequest):
     @model_validator(mode="after")
     def _only_what_is_served(self) -> Self:
         if self.suffix:
-            raise ValueError("suffix is not supported: the served model completes, it does not insert")
+            raise InvalidRequest("suffix is not supported: the model completes, it does not insert", param="suffix")
         if self.best_of is not None and self.best_of != (self.n or 1):
-            raise ValueError("best_of is only supported when it equals n")
+            raise InvalidRequest("best_of is only supported when it equals n", param="best_of")
         if self.max_tokens == 0 and not self.echo:
-            raise ValueError("max_tokens 0 asks for nothing unless echo is true")
+            raise InvalidRequest("max_tokens 0 asks for nothing unless echo is true", param="max_tokens")
         return self
 
 
@@ -67,8 +82,18 @@ class TextPart(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
-    type: Literal["text"]
-    text: str
+    type: str
+    text: str = ""
+
+    @field_validator("type")
+    @classmethod
+    def _only_text(cls, value: str) -> str:
+        if value != "text":
+            raise ValueError(f"content parts of type {value[:64]!r} are not served, only 'text'")
+        return value
+
+
+TextParts = TypeAliasType("TextParts", Annotated[list[TextPart], *ONE_COMPLAINT, Field(max_length=64)])
 
 
 class ChatMessage(BaseModel):
@@ -77,7 +102,7 @@ class ChatMessage(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow")
 
     role: str = Field(min_length=1, max_length=64)
-    content: str | list[TextPart] | None = None
+    content: str | TextParts | None = None
     name: str | None = None
     reasoning_content: str | None = None
 
@@ -85,7 +110,7 @@ class ChatMessage(BaseModel):
     def _nothing_unknown(self) -> Self:
         for name, value in (self.model_extra or {}).items():
             if value:
-                raise ValueError(f"{name} is not supported in a message")
+                raise ValueError(f"{name[:64]} is not supported in a message")
         return self
 
     def plain(self) -> dict[str, str]:
@@ -93,6 +118,9 @@ class ChatMessage(BaseModel):
         content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content or ())
         optional = {"name": self.name, "reasoning_content": self.reasoning_content}
         return {"role": self.role, "content": content} | {k: v for k, v in optional.items() if v is not None}
+
+
+Messages = TypeAliasType("Messages", Annotated[list[ChatMessage], *ONE_COMPLAINT, Field(max_length=MAX_MESSAGES)])
 
 
 class PlainText(BaseModel):
@@ -106,22 +134,22 @@ class PlainText(BaseModel):
 class ChatRequest(OpenAIRequest):
     """POST /v1/chat/completions."""
 
-    messages: Annotated[list[ChatMessage], FailFast()]
+    messages: Messages
     max_completion_tokens: int | None = Field(default=None, ge=1)
     max_tokens: int | None = Field(default=None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     response_format: PlainText | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: Annotated[dict[str, Any], BeforeValidator(at_most(64))] | None = None
     """Baton's own: switches of the model's chat template, such as enable_thinking."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.top_logprobs is not None and not self.logprobs:
-            raise ValueError("top_logprobs needs logprobs to be true")
+        if self.top_logprobs and not self.logprobs:
+            raise InvalidRequest("top_logprobs needs logprobs to be true", param="top_logprobs")
         if self.max_completion_tokens is not None:
             if self.max_tokens is not None and self.max_tokens != self.max_completion_tokens:
-                raise ValueError("max_tokens and max_completion_tokens differ")
+                raise InvalidRequest("max_tokens and max_completion_tokens differ", param="max_tokens")
             self.max_tokens = self.max_completion_tokens
         return self
 
@@ -133,10 +161,10 @@ class TokenizeRequest(BaseModel):
 
     model: str | None = None
     prompt: str | None = None
-    messages: list[ChatMessage] | None = None
+    messages: Messages | None = None
 
     @model_validator(mode="after")
     def _one_of(self) -> Self:
         if (self.prompt is None) == (self.messages is None):
-            raise ValueError("exactly one of prompt and messages is needed")
+            raise InvalidRequest("exactly one of prompt and messages is needed")
         return self

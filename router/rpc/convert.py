@@ -6,6 +6,7 @@ from engine.core.errors import InvalidRequest
 from engine.core.types import FinishReason
 from engine.wire import inference_pb2 as pb
 from router.api import Timing
+from router.doors.prompts import MAX_MESSAGES
 from router.doors.sampling import SamplingFields, invalid
 from router.text.output import TextDelta, TokenText
 
@@ -54,7 +55,9 @@ def num_logprobs(params: pb.SamplingParams, name: str) -> int | None:
 
 
 def messages_of(chat: pb.Chat) -> list[dict[str, str]]:
-    """Messages as chat templates want them."""
+    """Messages as chat templates want them. Raises InvalidRequest."""
+    if len(chat.messages) > MAX_MESSAGES:
+        raise InvalidRequest(f"messages: at most {MAX_MESSAGES}", param="messages")
     return [
         {"role": message.role, "content": message.content}
         | ({"name": message.name} if message.HasField("name") else {})

@@ -13,12 +13,18 @@ from engine.wire.inference_pb2_grpc import InferenceServicer
 from router.api import Generator
 from router.doors.config import DoorConfig
 from router.doors.prompts import check_model, tokens_of_chat, tokens_of_ids, tokens_of_text
-from router.doors.session import Ask, Choice, choices_of, run
+from router.doors.session import Ask, Choice, choices_of, fit_for_logs, run
 from router.rpc.convert import messages_of, num_logprobs, response, sampling_fields, timing_metadata
 from router.rpc.errors import rpc_status_of
 from router.text.model import ServedModel
 
 DEFAULT_MAX_TOKENS = 16
+
+
+def _request_id(given: str) -> str:
+    if given and not fit_for_logs(given):
+        raise InvalidRequest("request_id: 1 to 128 letters, digits and . _ : / - are fit for logs", param="request_id")
+    return given or f"gen-{uuid4().hex}"
 
 
 class InferenceService(InferenceServicer):
@@ -63,7 +69,7 @@ class InferenceService(InferenceServicer):
         check_model(self._model, request.model or self._model.name)
         is_chat = request.WhichOneof("prompt") == "chat"
         ask = Ask(
-            request_id=request.request_id or f"gen-{uuid4().hex}",
+            request_id=_request_id(request.request_id),
             prompts=[await self._prompt(request)],
             fields=sampling_fields(request.sampling, request.n),
             default_max_tokens=None if is_chat else DEFAULT_MAX_TOKENS,

@@ -1,6 +1,7 @@
 """One service behind a real HTTP server for each test."""
 
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from tests.fakes.generator import FakeGenerator, FakeStatus
 from tests.fakes.http_server import serving
 from tests.fakes.text_models import served_model
 
-MAX_BODY_BYTES = 1 << 20
+MAX_BODY_BYTES = 2 << 20
 
 
 @dataclass
@@ -55,12 +56,18 @@ def _echo(call: GenerateCall) -> list[int]:
     return list(call.tokens)
 
 
-@pytest.fixture
-async def service(tmp_path: Path) -> AsyncIterator[Service]:
+@asynccontextmanager
+async def running(tmp_path: Path, config: DoorConfig) -> AsyncIterator[Service]:
+    """A service with these limits."""
     model = served_model(tmp_path)
     generator, status = FakeGenerator(_echo), FakeStatus(ServiceStatus(ready=True))
-    config = DoorConfig(max_body_bytes=MAX_BODY_BYTES, max_sequences=8)
     app = create_app(generator, model, status, config, CollectorRegistry())
     async with serving(app) as url, httpx.AsyncClient(base_url=url, timeout=20, verify=False) as http:
         openai = AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, http_client=http)
         yield Service(model, generator, status, url, http, openai)
+
+
+@pytest.fixture
+async def service(tmp_path: Path) -> AsyncIterator[Service]:
+    async with running(tmp_path, DoorConfig(max_body_bytes=MAX_BODY_BYTES, max_sequences=8)) as running_service:
+        yield running_service

@@ -49,14 +49,14 @@ def error_of(response: httpx.Response) -> dict[str, Any]:
         (COMPLETIONS, completion(model=5), 400, "model"),
         (COMPLETIONS, completion(max_tokens=512), 400, "max_tokens"),
         (COMPLETIONS, completion(max_tokens=-1), 400, "max_tokens"),
-        (COMPLETIONS, completion(max_tokens=0), 400, None),
+        (COMPLETIONS, completion(max_tokens=0), 400, "max_tokens"),
         (COMPLETIONS, completion(max_tokens="5"), 400, "max_tokens"),
         (COMPLETIONS, completion(temperature="hot"), 400, "temperature"),
         (COMPLETIONS, completion(logprobs=21), 400, "logprobs"),
         (COMPLETIONS, completion(logprobs=True), 400, "logprobs"),
-        (COMPLETIONS, completion(best_of=3), 400, None),
+        (COMPLETIONS, completion(best_of=3), 400, "best_of"),
         (COMPLETIONS, completion(best_of=2, n=2), 200, None),
-        (COMPLETIONS, completion(suffix="end"), 400, None),
+        (COMPLETIONS, completion(suffix="end"), 400, "suffix"),
         (COMPLETIONS, completion(n=9), 400, "n"),
         (COMPLETIONS, completion(prompt=["a"] * 9), 400, "n"),
         (COMPLETIONS, completion(kv_transfer_params={"remote_host": "10.0.0.1"}), 400, "kv_transfer_params"),
@@ -65,7 +65,7 @@ def error_of(response: httpx.Response) -> dict[str, Any]:
         (COMPLETIONS, completion(temperature=10**400), 400, "temperature"),
         (COMPLETIONS, completion(logit_bias={"9" * 5000: 1}), 400, "logit_bias"),
         (COMPLETIONS, completion(logit_bias={"5": None}), 400, "logit_bias"),
-        (COMPLETIONS, completion(model="\ud800"), 404, "model"),
+        (COMPLETIONS, completion(model="\ud800"), 400, None),
         (COMPLETIONS, completion(**{"\ud800": 1}), 400, None),
         (COMPLETIONS, [], 400, None),
         (COMPLETIONS, "hi", 400, None),
@@ -79,11 +79,14 @@ def error_of(response: httpx.Response) -> dict[str, Any]:
         (CHAT, conversation(messages=[{"role": "assistant", "tool_calls": [{"id": "1"}]}]), 400, "messages"),
         (CHAT, conversation(tools=[{"type": "function"}]), 400, "tools"),
         (CHAT, conversation(response_format={"type": "json_object"}), 400, "response_format"),
-        (CHAT, conversation(top_logprobs=2), 400, None),
-        (CHAT, conversation(max_tokens=3, max_completion_tokens=4), 400, None),
+        (CHAT, conversation(top_logprobs=2), 400, "top_logprobs"),
+        (CHAT, conversation(top_logprobs=0), 200, None),
+        (CHAT, conversation(functions=None), 200, None),
+        (COMPLETIONS, completion(stream_options={"include_usage": True}), 400, "stream_options"),
+        (CHAT, conversation(max_tokens=3, max_completion_tokens=4), 400, "max_tokens"),
         (CHAT, conversation(chat_template_kwargs={"messages": []}), 400, "chat_template_kwargs"),
         (CHAT, conversation(chat_template_kwargs={"bos_token": "\ud800"}), 400, None),
-        (CHAT, conversation(messages=[{"role": "nobody", "content": "\ud800"}]), 400, "messages"),
+        (CHAT, conversation(messages=[{"role": "nobody", "content": "\ud800"}]), 400, None),
         (CHAT, conversation(stream_options={"include_usage": "yes"}), 400, "stream_options"),
         ("/tokenize", {}, 400, None),
     ],
@@ -120,6 +123,64 @@ async def test_bodies_that_are_no_request(service: Service, content: bytes) -> N
     assert service.generator.calls == []
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        (COMPLETIONS, completion(prompt=["a"] * 100_000), "prompt"),
+        (COMPLETIONS, completion(prompt=["a"] * 2000), "n"),
+        (COMPLETIONS, completion(prompt=[[1]] * 100_000), "prompt"),
+        (COMPLETIONS, completion(prompt=[1] * 100_000), "prompt"),
+        (COMPLETIONS, completion(stop=[1] * 100_000), "stop"),
+        (COMPLETIONS, completion(metadata={str(key): 1 for key in range(50_000)}), "metadata"),
+        (COMPLETIONS, completion(logit_bias={str(key): "x" for key in range(50_000)}), "logit_bias"),
+        (COMPLETIONS, completion(**{str(key): 1 for key in range(50_000)}), "0"),
+        (COMPLETIONS, completion(**{"x" * 500_000: 1}), "x" * 64),
+        (COMPLETIONS, completion(model="x" * 500_000), "model"),
+        (CHAT, conversation(messages=[{"role": "user"}] * 30_000), "messages"),
+        (CHAT, conversation(messages=[{}] * 100_000), "messages"),
+        (CHAT, conversation(messages=[{"role": "user", "content": [{"type": "text"}] * 30_000}]), "messages"),
+        (CHAT, conversation(chat_template_kwargs=dict.fromkeys(map(str, range(50_000)))), "chat_template_kwargs"),
+        ("/tokenize", {"prompt": "x" * 900_000}, "prompt"),
+    ],
+    ids=lambda value: str(value)[:50],
+)
+async def test_masses_are_refused_with_one_short_complaint(
+    service: Service, path: str, body: Any, param: str | None
+) -> None:
+    response = await service.http.post(path, json=body)
+    assert response.status_code in (400, 404), response.text
+    assert error_of(response)["param"] == param
+    assert len(response.content) < 1000
+    assert service.generator.calls == []
+
+
+async def test_millions_of_lists_are_refused_before_they_are_parsed(service: Service) -> None:
+    content = b'{"model": "tiny", "prompt": [' + b"[]," * 500_000 + b"[]]}"
+    response = await service.http.post(COMPLETIONS, content=content, headers=JSON)
+    assert (response.status_code, "lists and objects" in error_of(response)["message"]) == (400, True)
+    text = '\\"[{' * 200_000  # what stands inside of strings does not count
+    response = await service.http.post(COMPLETIONS, json=completion(prompt=text))
+    assert error_of(response)["code"] == "context_length_exceeded"
+
+
+async def test_an_image_is_refused_in_words(service: Service) -> None:
+    parts = [{"type": "text", "text": "what is it?"}, {"type": "image_url", "image_url": {"url": "data:,"}}]
+    response = await service.http.post(CHAT, json=conversation(messages=[{"role": "user", "content": parts}]))
+    expected = "messages: content parts of type 'image_url' are not served, only 'text'"
+    assert (response.status_code, error_of(response)["message"]) == (400, expected)
+
+
+async def test_an_unknown_model_has_its_own_code(service: Service) -> None:
+    response = await service.http.post(COMPLETIONS, json=completion(model="gpt/9"))
+    assert (response.status_code, error_of(response)["code"]) == (404, "model_not_found")
+
+
+async def test_errors_carry_the_request_id(service: Service) -> None:
+    response = await service.http.post(COMPLETIONS, json=completion(prompt=[]), headers={"x-request-id": "mine-7"})
+    assert response.headers["x-request-id"] == "mine-7"
+    assert (await service.http.post(COMPLETIONS, json=completion(prompt=[]))).headers["x-request-id"]
+
+
 async def test_too_long_a_prompt_has_its_own_code(service: Service) -> None:
     response = await service.http.post(COMPLETIONS, json=completion(prompt=[5] * 600))
     assert (response.status_code, error_of(response)["code"]) == (400, "context_length_exceeded")
@@ -134,7 +195,7 @@ async def test_unknown_paths_and_methods(service: Service) -> None:
     response = await service.http.get("/v1/embeddings")
     assert (response.status_code, error_of(response)["message"]) == (404, "Not Found")
     response = await service.http.get(COMPLETIONS)
-    assert response.status_code == 405
+    assert (response.status_code, response.headers["allow"]) == (405, "POST")
     error_of(response)
 
 

@@ -7,6 +7,7 @@ from tests.unit.http.conftest import Service
 
 async def test_health_follows_the_service(service: Service) -> None:
     assert (await service.http.get("/health")).status_code == 200
+    assert (await service.http.head("/health")).status_code == 200
     service.status.now = ServiceStatus(ready=False, detail="no decode worker has joined")
     response = await service.http.get("/health")
     assert (response.status_code, response.json()["detail"]) == (503, "no decode worker has joined")
