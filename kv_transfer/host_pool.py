@@ -15,8 +15,9 @@ class HostPool:
         self.layout = layout
         self.num_pages = num_pages
         num_slabs = num_pages + NUM_SPARE_PAGES
-        self._layer_bytes = layout.page_bytes // layout.num_layers
-        self._bytes = bytearray(num_slabs * layout.page_bytes)
+        self._page_bytes = layout.page_bytes
+        self._layer_bytes = self._page_bytes // layout.num_layers
+        self._bytes = bytearray(num_slabs * self._page_bytes)
         self._view = memoryview(self._bytes)
         self.generations = memoryview(bytearray(8 * num_slabs)).cast("Q")
 
@@ -27,7 +28,7 @@ class HostPool:
 
     def read(self, page: int, layer_begin: int, layer_end: int) -> memoryview:
         """The memory itself."""
-        start = page * self.layout.page_bytes
+        start = page * self._page_bytes
         return self._view[start + layer_begin * self._layer_bytes : start + layer_end * self._layer_bytes]
 
     def write(self, page: int, layer_begin: int, layer_end: int, data: memoryview | bytes | bytearray) -> None:

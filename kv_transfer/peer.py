@@ -53,6 +53,8 @@ PEER_TABLE: dict[PeerState, dict[PeerEvent, PeerState]] = {
 class PeerConfig:
     """How a peer is judged. A proven one is judged by the bandwidth that its proof measured."""
 
+    timed_bytes: int = 16 << 20
+    """About what is read at once to measure the bandwidth."""
     join_stall_s: float = 5.0
     """No answer for this long fails a step of the proof: the first read also sets up the connection."""
     join_floor_bytes_per_s: float = 32 << 20

@@ -10,7 +10,6 @@ from kv_transfer.reslice import Cut, gather, pieces
 from kv_transfer.session import GenerationRead
 from kv_transfer.transports.base import NUM_SPARE_PAGES, Completion, OpStatus, PagePool, PageRead
 
-TIMED_BYTES = 16 << 20
 MAX_TIMED_PAGES = 64
 NUM_TIMED = 3
 """The best of them counts: the others may have met somebody else's work."""
@@ -68,7 +67,7 @@ class Prover:
         scratch = self._scratch.pop()
         count = 1
         if peer.state is PeerState.TIMING:
-            count = min(MAX_TIMED_PAGES, max(1, TIMED_BYTES // layout.page_bytes))
+            count = min(MAX_TIMED_PAGES, max(1, self._config.timed_bytes // layout.page_bytes))
         else:
             self._rates.pop(peer.key, None)
             self._pool.write(scratch, 0, layout.num_layers, bytes(layout.page_bytes))

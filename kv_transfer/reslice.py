@@ -11,6 +11,7 @@ Pages fit into each other if one size is a whole multiple of the other: they are
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from engine.core.types import KVLayout
 
@@ -119,16 +120,26 @@ def blocks(cut: Cut, mine: KVLayout, theirs: KVLayout, layers: tuple[int, int]) 
 
 def gather(page: memoryview, layout: KVLayout, part: Part, num_layers: int) -> bytearray:
     """`part` of each of the `num_layers` layers that `page` holds, densely: itself a page of a smaller layout."""
-    small, whole = _dense(layout, part)
     data = bytearray(part.num_bytes(layout, num_layers))
-    _copy(blocks(Cut(part, whole), small, layout, (0, num_layers)), page, memoryview(data))
+    _copy(_gathering(layout, part, num_layers), page, memoryview(data))
     return data
 
 
 def scatter(data: memoryview, page: memoryview, layout: KVLayout, part: Part, num_layers: int) -> None:
     """Put what `gather` gave into `part` of the `num_layers` layers that `page` holds."""
+    _copy(_scattering(layout, part, num_layers), data, page)
+
+
+@lru_cache(maxsize=256)
+def _gathering(layout: KVLayout, part: Part, num_layers: int) -> tuple[Block, ...]:
     small, whole = _dense(layout, part)
-    _copy(blocks(Cut(whole, part), layout, small, (0, num_layers)), data, page)
+    return tuple(blocks(Cut(part, whole), small, layout, (0, num_layers)))
+
+
+@lru_cache(maxsize=256)
+def _scattering(layout: KVLayout, part: Part, num_layers: int) -> tuple[Block, ...]:
+    small, whole = _dense(layout, part)
+    return tuple(blocks(Cut(whole, part), layout, small, (0, num_layers)))
 
 
 def _dense(layout: KVLayout, part: Part) -> tuple[KVLayout, Part]:

@@ -9,6 +9,7 @@ from router.chance import RandomSource
 from router.config import AdmissionConfig, RouterConfig
 from simulator.chance import Chance
 from simulator.faults import Faults, draw_rates
+from simulator.stranger import Stranger
 from simulator.worker import WorkerSpec
 from simulator.workload import Workload, WorkloadRates, draw_prefixes
 from simulator.world import TICK_S, World
@@ -17,10 +18,13 @@ LATE_S = TICK_S + 0.01
 """A deadline is noticed with the router's next tick."""
 LIMIT_S = 30.0
 """Everything is healed long before; a call without an outcome by now hangs."""
-TROUBLE_S = 1.0
-"""Nothing begins to go wrong after this."""
+LAST_TROUBLE_S = 0.3
+"""After the last call has come nothing begins to go wrong any more, but for so long."""
 QUIET_S = 6.0
 """After the last outcome: longer than any read is on its way."""
+LOOK_S = 0.2
+"""Longer than any message is on its way: what is quiet twice, so long apart, stays quiet. So often the whole truth is
+recomputed."""
 SILENCE_STEP_S = 0.01
 
 
@@ -55,6 +59,11 @@ class Report(Wrongs):
     outcomes: Counter[str] = field(default_factory=Counter)
     """finished, cancelled, expired (by their own short deadline) or failed."""
     handoffs: int = 0
+    reading_handoffs: int = 0
+    """Of those, as the reader counts them, the ones that read pages: the others found all of them there."""
+    pages_read: int = 0
+    moved: int = 0
+    """Calls that a draining worker handed on while they decoded."""
     retried: int = 0
     resumed: int = 0
     preempted: int = 0
@@ -92,10 +101,13 @@ def run_seed(seed: int, source: RandomSource) -> Verdict:
     chance, report, message = Chance(source), Report(), ""
     world = build_world(chance)
     prefixes = draw_prefixes(chance)
-    faults = Faults(world, draw_rates(chance, TROUBLE_S), prefixes)
-    Workload(world, draw_workload(chance), prefixes)
+    stranger = Stranger(chance)
+    load = draw_workload(chance)
+    until_s = load.from_s + load.over_s + LAST_TROUBLE_S
+    faults = Faults(world, draw_rates(chance, until_s), prefixes, stranger)
+    Workload(world, load, prefixes, stranger)
     try:
-        play(world)
+        play(world, until_s)
         count_leaks(world, report)
     except (AssertionError, BatonError, LookupError, TypeError, ValueError) as error:
         report.broken = 1
@@ -107,22 +119,24 @@ def run_seed(seed: int, source: RandomSource) -> Verdict:
 
 def build_world(chance: Chance) -> World:
     """Workers of small pools and a router, most of whose policies hand over whenever they can."""
-    policy = chance.pick(("cost_always_hand_over", "cost_always_hand_over", "cost", "round_robin", "random"))
+    policy = chance.pick((*7 * ("cost_always_hand_over",), "cost", "round_robin", "random"))
     admission = AdmissionConfig(max_running=chance.pick((4, 1000, 1000)))
     world = World(chance, policy, RouterConfig(admission=admission))
-    roles = ["prefill"] * chance.whole(1, 2) + ["decode"] * chance.whole(1, 2)
-    both = chance.happens(0.1)
+    roles = ["prefill"] * chance.pick((1, 2, 2)) + ["decode"] * chance.pick((1, 2, 2))
+    both = chance.happens(0.02)
     kinds: list[tuple[str, ...]] = [("prefill", "decode") if both else (role,) for role in roles]
-    num_pages = chance.pick((11, 12, 16, 24))
+    num_tokens = chance.pick((44, 80, 128, 200))
+    page_sizes = chance.pick(((4,), (4,), (2, 4), (4, 8), (2, 4, 8)))
     for index, kind in enumerate(kinds):
+        page_size = chance.pick(page_sizes)
         world.start(
             WorkerSpec(
                 id=f"w{index}",
                 roles=kind,
-                page_size=4,
-                num_pages=num_pages,
-                max_step_tokens=chance.pick((8, 16, 32)),
-                max_rows=chance.pick((2, 4, 8)),
+                page_size=page_size,
+                num_pages=ceil(num_tokens / page_size),
+                max_step_tokens=chance.pick((8, 16, 32, 64)),
+                max_rows=chance.pick((2, 4, 8, 8)),
                 clock_offset_s=chance.between(0.0, 1000.0),
             )
         )
@@ -132,20 +146,33 @@ def build_world(chance: Chance) -> World:
 def draw_workload(chance: Chance) -> WorkloadRates:
     """What the clients are like."""
     return WorkloadRates(
-        num_bursts=chance.whole(4, 14),
-        from_s=chance.pick((0.02, 0.15, 0.15)),  # pairs prove themselves before, or while calls come
-        over_s=chance.pick((0.2, 0.3, 0.7)),
-        short=chance.pick((0.0, 0.1, 0.3)),
-        leave=chance.pick((0.0, 0.1, 0.3)),
-        num_foreign=chance.pick((0, 0, 20, 60)),
+        num_bursts=chance.whole(2, 10),
+        from_s=chance.pick((0.02, 0.15, 0.15, 0.15)),  # pairs prove themselves before, or while calls come
+        over_s=chance.pick((0.3, 1.0, 2.0)),
+        short=chance.pick((0.0, 0.05, 0.2)),
+        leave=chance.pick((0.0, 0.05, 0.2)),
+        long=chance.pick((0.0, 0.0, 0.0, 0.5)),
+        num_foreign=chance.pick((0, 0, 10, 30)),
     )
 
 
-def play(world: World) -> None:
-    """Until every client has its outcome and everything has healed and become quiet."""
+def play(world: World, trouble_s: float) -> None:
+    """Until every client has its outcome and all that began before `trouble_s` has healed and become quiet."""
     clock = world.clock
-    clock.run(LIMIT_S, lambda: clock.now > TROUBLE_S and not world.num_waiting)
-    clock.run(clock.now + QUIET_S)
+    while clock.now < LIMIT_S and (clock.now < trouble_s or world.num_waiting):
+        look(world)
+    until_s, num_quiet = clock.now + QUIET_S, 0
+    while clock.now < until_s and num_quiet < 2:
+        look(world)
+        num_quiet = num_quiet + 1 if world.quiet else 0
+
+
+def look(world: World) -> None:
+    """Let some time pass, then recompute the truth about everything."""
+    world.clock.run(world.clock.now + LOOK_S)
+    world.router.check_integrity()
+    for worker in world.workers.values():
+        worker.engine.core.check_integrity()
 
 
 def count_leaks(world: World, report: Report) -> None:
@@ -170,6 +197,8 @@ def count_outcomes(world: World, report: Report) -> None:
     report.wrong_reads = world.num_wrong_reads
     report.hung = sum(client.waits or client.was_late(LATE_S) for client in clients)
     report.handoffs = stats.handoffs
+    report.moved = stats.routes["move"]
+    report.reading_handoffs, report.pages_read = world.tally.reading_handoffs, world.tally.pages_read
     report.retried = sum(stats.retries.values())
     report.resumed = stats.resumed
     report.preempted = sum(worker.engine.core.load(0.0).num_preempted for worker in world.workers.values())

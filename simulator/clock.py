@@ -29,12 +29,12 @@ class Clock:
         """Take something that happened into the trace. Numbers only: their hash is the same in every process."""
         self.trace = hash((self.trace, numbers))
 
-    def run(self, until_s: float, done: Callable[[], bool] = lambda: False) -> None:
-        """Let time pass until then, or until `done`."""
-        while self._due and self._due[0][0] <= until_s and not done():
-            when_s, number, action = heappop(self._due)
+    def run(self, until_s: float) -> None:
+        """Let time pass until then."""
+        due = self._due
+        while due and due[0][0] <= until_s:
+            when_s, number, action = heappop(due)
             self.now = when_s
             self.trace = hash((self.trace, when_s, number))
             action()
-        if not done():
-            self.now = max(self.now, until_s)
+        self.now = max(self.now, until_s)

@@ -3,6 +3,8 @@
 The KV of a token is the hash of the token and of the KV before it, read through the page table. A drawn token is the
 hash of all the row's KV, so one wrong slot anywhere changes it. `expected_tokens` says what a request must get from its
 tokens alone. A launched step runs when it is collected, as late as the protocol allows, unless `early` says at launch.
+
+With memory for V the KV of a token is written twice: the next token is computed from K, and tokens are drawn from V.
 """
 
 from collections import deque
@@ -63,6 +65,8 @@ class Row:
 
     new: NewRow
     tokens: list[int]
+    right: list[int]
+    """The KV that these tokens must have, however they came here."""
     pages: list[int] = field(default_factory=list)
 
 
@@ -76,10 +80,12 @@ class HashExecutor:
         max_rows: int = 1 << 30,
         max_step_tokens: int = 1 << 30,
         early: Callable[[], bool] = lambda: False,
+        values: Sequence[MutableSequence[int]] | None = None,
     ) -> None:
-        """`memory`: one sequence of `page_size` signed 64-bit integers a page."""
+        """`memory`: one sequence of `page_size` signed 64-bit integers a page; `values`: the same for V, if apart."""
         self.page_size = page_size
         self.memory = memory
+        self.values = values
         self.max_rows = max_rows
         self.max_step_tokens = max_step_tokens
         self.num_wrong = 0
@@ -140,7 +146,8 @@ class HashExecutor:
         for id in plan.removed:
             del self._rows[id]
         for new in plan.added:
-            self._rows[new.id] = Row(new, list(new.tokens))
+            tokens = list(new.tokens)
+            self._rows[new.id] = Row(new, tokens, kv_of(tokens))
         for id, pages in plan.new_pages:
             self._rows[id].pages += pages
         output = StepOutput(plan.step_id, [-1] * len(plan.ids), [None] * len(plan.ids), {}, 0.001 * plan.num_tokens)
@@ -149,19 +156,15 @@ class HashExecutor:
         self._ran.append((plan, output))
 
     def _run_row(self, plan: StepPlan, index: int, row: Row, output: StepOutput) -> None:
-        start, sampling, size = plan.starts[index], row.new.sampling, self.page_size
+        start, sampling = plan.starts[index], row.new.sampling
         end = start + plan.num_new[index]
-        for position in range(start, end):
-            before = 0
-            if position:
-                before = self.memory[row.pages[(position - 1) // size]][(position - 1) % size]
-            page = self.memory[row.pages[position // size]]
-            page[position % size] = slot_value(before, row.tokens[position])
+        self._extend(row, start, end)
         if not plan.samples[index] and sampling.num_prompt_logprobs is None:
             return
         slots: list[int] = []
-        for number in row.pages[: -(-end // size)]:
-            slots += self.memory[number]
+        values = self.memory if self.values is None else self.values
+        for number in row.pages[: -(-end // self.page_size)]:
+            slots += values[number]
         del slots[end:]
         if sampling.num_prompt_logprobs is not None and output.prompt_logprobs is not None:
             output.prompt_logprobs[row.new.id] = [
@@ -170,9 +173,19 @@ class HashExecutor:
             ]
         if plan.samples[index]:
             assert end == len(row.tokens), "a token drawn in the middle"
-            self.num_wrong += slots != kv_of(row.tokens)
+            self.num_wrong += slots != row.right
             token = draw(slots, end - row.new.num_prompt, sampling)
             row.tokens.append(token)
+            row.right.append(slot_value(row.right[-1], token))
             output.tokens[index] = token
             if sampling.num_logprobs is not None and output.logprobs is not None:
                 output.logprobs[index] = logprob(slots, token)
+
+    def _extend(self, row: Row, start: int, end: int) -> None:
+        size, memory, values = self.page_size, self.memory, self.values
+        before = memory[row.pages[(start - 1) // size]][(start - 1) % size] if start else 0
+        for position in range(start, end):
+            number, slot = row.pages[position // size], position % size
+            before = memory[number][slot] = slot_value(before, row.tokens[position])
+            if values is not None:
+                values[number][slot] = before

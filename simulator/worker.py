@@ -33,6 +33,8 @@ MAX_MODEL_LEN = 64
 HELD_STATES = ("leased", "reserved", "filling", "quarantined")
 TICK_S = 0.01
 """Of the transfer thread, as in kv_transfer.manager."""
+WHOLE_CHECK_EVERY = 8
+"""Each step is followed by the count of pages; so many, and the end of a worker, by the whole truth, recomputed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +52,8 @@ class WorkerSpec:
 
     @property
     def layout(self) -> KVLayout:
-        """One signed 64-bit integer a slot."""
-        return KVLayout("model", num_layers=1, num_kv_heads=1, head_dim=1, page_size=self.page_size, dtype="float32")
+        """One signed 64-bit integer a slot for K, one for V."""
+        return KVLayout("model", num_layers=1, num_kv_heads=1, head_dim=2, page_size=self.page_size, dtype="float32")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,8 @@ class Surroundings:
     """Bring the network to the clock's time. Before it is used, so that what is due lands, and after, so that it wakes
     when the next thing lands."""
     said: Callable[["SimWorker", RequestWord], None]
+    left: Callable[["SimWorker"], None]
+    """That worker has drained, or its time to drain is over: its process ends."""
 
 
 class SimWorker:
@@ -77,7 +81,7 @@ class SimWorker:
         self.spec = spec
         self.key = peer_key(spec.id, incarnation)
         self.pool = HostPool(layout, spec.num_pages)
-        self.transport = FakeTransport(around.network, self.key, self.pool)
+        self.transport = FakeTransport(around.network, self.key, self.pool, lambda: self.transfers.wake())
         transports = ((self.transport.name, b""),)
         self.info = WorkerInfo(
             spec.id, incarnation, spec.roles, self.key, "model", layout, spec.num_pages, MAX_MODEL_LEN, transports
@@ -106,6 +110,7 @@ class SimWorker:
 
     def kill(self) -> None:
         """SIGKILL."""
+        self.engine.core.check_integrity()
         self._around.advance_network()
         self.alive = False
         self._around.network.kill(self.key)
@@ -157,10 +162,11 @@ class EngineThread:
             max_in_flight=around.chance.whole(1, 2),
         )
         # A memoryview is a mutable sequence in all but name.
-        pages = [worker.pool.read(page, 0, 1).cast("q") for page in range(spec.num_pages)]
-        memory = cast(list[MutableSequence[int]], pages)
+        pages = cast(list[MutableSequence[int]], [worker.pool.read(p, 0, 1).cast("q") for p in range(spec.num_pages)])
+        size = spec.page_size
+        keys, values = [page[:size] for page in pages], [page[size:] for page in pages]
         self._executor = _TimedExecutor(
-            spec.page_size, memory, spec.max_rows, spec.max_step_tokens, lambda: around.chance.happens(0.5)
+            size, keys, spec.max_rows, spec.max_step_tokens, lambda: around.chance.happens(0.5), values
         )
         layout = spec.layout
         generations = cast(MutableSequence[int], worker.pool.generations[: spec.num_pages])
@@ -176,6 +182,7 @@ class EngineThread:
         self._awake = False
         """A turn is scheduled, or the thread waits for the device."""
         self._alarm_s = float("inf")
+        self._num_steps = 0
 
     @property
     def num_wrong_reads(self) -> int:
@@ -207,7 +214,8 @@ class EngineThread:
             self.dispatch.on_event(event, now)
         for outcome in outcomes:
             self.dispatch.on_outcome(outcome, now)
-        self._flush()
+        if events or outcomes:
+            self._flush()
         if self.core.launch(now):
             begin_s = self._ends[-1] if self._ends else self._around.clock.now
             self._ends.append(max(begin_s, self._around.clock.now) + self._step_s())
@@ -224,15 +232,24 @@ class EngineThread:
 
     def _commit(self) -> None:
         now = self._worker.time()
-        self._awake = False
         self._ends.popleft()
         self._report(now, commit=True)
-        self.wake()
+        if self._worker.alive:
+            self._turn()
 
     def _report(self, now: float, commit: bool = False) -> None:
         self.dispatch.on_result(self.core.commit() if commit else self.core.take_result(), now)
-        self.core.check_integrity()
+        self._check()
         self._flush()
+        if self.dispatch.may_exit(now):
+            self._around.left(self._worker)
+
+    def _check(self) -> None:
+        fault = self.core.page_fault()
+        assert not fault, fault
+        self._num_steps += 1
+        if self._num_steps % WHOLE_CHECK_EVERY == 0:
+            self.core.check_integrity()
 
     def _flush(self) -> None:
         for session, frame in self.dispatch.take_frames():
@@ -263,7 +280,8 @@ class TransferThread:
 
     def __init__(self, worker: SimWorker, around: Surroundings) -> None:
         self._worker, self._around = worker, around
-        config = PeerConfig(min_posted_bytes=around.chance.pick((64, 256, 1 << 20)), posted_s=0.0)
+        min_posted_bytes = around.chance.pick((128, 512, 1 << 20))  # one page at once, some, or all
+        config = PeerConfig(timed_bytes=256, min_posted_bytes=min_posted_bytes, posted_s=0.0)
         self.core = TransferCore(worker.pool, [worker.transport], worker.key, CLUSTER_KEY, config)
         self._inbox: deque[TransferCommand] = deque()
         self._awake = False
@@ -301,8 +319,6 @@ class TransferThread:
         if outcomes:
             self._worker.engine.outcomes += outcomes
             self._worker.engine.wake()
-        if self._worker.transport.ended:  # refused at once
-            self.wake()
         if not self.core.idle and not self._ticking:
             self._ticking = True
             self._worker.later(self._around.clock.now + TICK_S, self._tick)

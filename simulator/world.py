@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from engine.core.messages import Adopt, Frame, HandoffFailed
+from engine.core.messages import Adopt, Adopted, Frame, HandoffFailed
 from engine.server.role import RequestWord
 from kv_transfer.transports.fake import FakeNetwork
 from router.api import GenerateCall
@@ -43,6 +43,8 @@ class Hooks:
     adopt: Callable[[Adopt], Adopt] = lambda command: command
     """What becomes of an Adopt on its way."""
     said: Callable[[SimWorker, RequestWord], None] = lambda worker, word: None
+    left: Callable[[WorkerSpec], None] = lambda spec: None
+    """A worker has drained."""
 
 
 @dataclass(slots=True)
@@ -51,6 +53,9 @@ class Tally:
 
     handoff_failures: Counter[str] = field(default_factory=Counter)
     """By cause."""
+    reading_handoffs: int = 0
+    """Of those that were proven, the ones that read at least one page."""
+    pages_read: int = 0
     dead_wrong_reads: int = 0
     """Tokens drawn from wrong pages by workers that are gone."""
     struck_s: float = float("inf")
@@ -80,7 +85,9 @@ class World:
         self._num_sessions = 0
         self._landings_s: set[float] = set()
         """When the clock will look at the network."""
-        self._around = Surroundings(self.clock, self.network, chance, self._deliver, self._advance_network, self._said)
+        self._around = Surroundings(
+            self.clock, self.network, chance, self._deliver, self._advance_network, self._said, self._left
+        )
         self.clock.after(TICK_S, self._tick)
 
     # ------------------------------------------------------------ workers
@@ -98,6 +105,10 @@ class World:
         del self.workers[worker.spec.id]
         self.tally.dead_wrong_reads += worker.engine.num_wrong_reads
         self.lose_session(worker, router_hears_in_s, 0.0)
+
+    def _left(self, worker: SimWorker) -> None:
+        self.kill(worker, 0.001)
+        self.hooks.left(worker.spec)
 
     def connect(self, worker: SimWorker) -> None:
         """Open a session with a living worker that has none."""
@@ -146,6 +157,13 @@ class World:
         """Clients without an outcome."""
         return sum(client.waits for client in self.clients.values())
 
+    @property
+    def quiet(self) -> bool:
+        """Nobody keeps anything of a call, no read is on its way, and every process runs."""
+        return self.network.next_s == float("inf") and not any(
+            worker.stopped or worker.num_held_pages or worker.num_open for worker in self.workers.values()
+        )
+
     # ------------------------------------------------------------ the router
 
     def handle(self, event: Event) -> None:
@@ -176,27 +194,26 @@ class World:
 
     def _tick(self) -> None:
         self.handle(Tick())
-        self.router.check_integrity()
         self.clock.after(TICK_S, self._tick)
 
     def _said(self, worker: SimWorker, word: RequestWord) -> None:
         if isinstance(word, HandoffFailed):
             self.tally.handoff_failures[word.message.partition(":")[0]] += 1
+        elif isinstance(word, Adopted) and word.pulled_pages:
+            self.tally.reading_handoffs += 1
+            self.tally.pages_read += word.pulled_pages
         self.hooks.said(worker, word)
 
     # ------------------------------------------------------------ the network between workers
 
     def _read_delay_s(self, reader: str, source: str, num_pages: int) -> float:
         delay_s = self.chance.delay_s(0.0005 + 0.0001 * num_pages, 0.1, self.slow)
-        if self.chance.happens(self.slow / 5):
+        if self.chance.happens(self.slow / 20):
             delay_s = self.chance.between(0.3, 1.5)  # long after whoever waited for it has given up
         return max(self.blocked.get((reader, source), 0.0) - self.clock.now, 0.0) + delay_s
 
     def _advance_network(self) -> None:
         self.network.advance(self.clock.now)
-        for worker in self.workers.values():
-            if worker.transport.ended:
-                worker.transfers.wake()
         next_s = self.network.next_s
         if next_s < float("inf") and next_s not in self._landings_s:
             self._landings_s.add(next_s)

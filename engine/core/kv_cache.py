@@ -171,7 +171,7 @@ class KVCache:
         """Pages that are free, cached (in the tree, nobody reads them), shared (in the tree, under some lease), and,
         private to one lease, reserved, filling, leased, quarantined.
         """
-        counts = Counter({state: 0 for state in PAGE_STATES.values()})
+        counts = dict.fromkeys(PAGE_STATES.values(), 0)
         for lease in self._leases:
             counts[PAGE_STATES[lease.state]] += len(lease.duplicates) + len(lease.pages) - lease.num_shared
         cached = self._tree.num_evictable

@@ -1,6 +1,6 @@
 """A network that exists in virtual time only, for tests and for the chaos campaign. Pure.
 
-Bytes are copied from pool to pool at the moment they land, page by page, so everything that goes wrong on a real
+Bytes are copied from pool to pool at the moment they land, part by part, so everything that goes wrong on a real
 network goes wrong here by itself: a source page that is reused before its copy lands arrives with the new bytes, and
 reads that were posted before a disconnect land after it (like NIXL's, they cannot be taken back).
 """
@@ -16,17 +16,20 @@ from kv_transfer.transports.base import Completion, OpStatus, PagePool, PageRead
 
 DelayOf = Callable[[str, str, int], float]
 """(reader, source, number of pages) -> seconds until a read has landed; infinite: never, unless the source dies."""
+MAX_PARTS = 16
+"""A read lands in so many equal parts at most: what is torn is torn at one of these points."""
 
 
 @dataclass(slots=True)
 class _Op:
-    """One posted read. `landed` counts pages; a read of generations has none."""
+    """One posted read. `landed` counts parts; a read of generations has one."""
 
     op: int
     reader: "FakeTransport"
     source: str
     read: PageRead | None
     pages: Sequence[int]
+    num_parts: int = 1
     landed: int = 0
     fails_s: float = float("inf")
     """When the reader learns that the source died."""
@@ -94,7 +97,7 @@ class FakeNetwork:
         for op in self._in_flight:
             if op.source == name and not op.failing:
                 op.failing = True
-                op.reader.ended.append(Completion(op.op, OpStatus.FAILING, message="the link broke"))
+                op.reader.report(Completion(op.op, OpStatus.FAILING, message="the link broke"))
 
     # ------------------------------------------------------------ for FakeTransport
 
@@ -115,9 +118,9 @@ class FakeNetwork:
         delay_s = self._delay_of(op.reader.peer, op.source, len(op.pages))
         if delay_s == float("inf"):
             return
-        num_parts = len(op.pages) if op.read is not None else 1
-        for part in range(num_parts):
-            self._schedule(op, delay_s * (part + 1) / num_parts)
+        op.num_parts = min(len(op.pages), MAX_PARTS) if op.read is not None else 1
+        for part in range(op.num_parts):
+            self._schedule(op, delay_s * (part + 1) / op.num_parts)
 
     def disconnect(self, reader: "FakeTransport", source: str) -> None:
         """That reader wants nothing more from there."""
@@ -147,12 +150,14 @@ class FakeNetwork:
             generations = tuple(source.pool.generations[page] for page in op.pages)
             self._end(op, Completion(op.op, OpStatus.DONE, 8 * len(generations), generations))
         else:
-            self._land_page(op, op.read, source.pool)
+            self._land_part(op, op.read, source.pool)
 
-    def _land_page(self, op: _Op, read: PageRead, source: PagePool) -> None:
-        store(op.reader.pool, op.landed, read, fetch(source, op.landed, read))
-        op.landed += 1
-        if op.landed == len(read.src):
+    def _land_part(self, op: _Op, read: PageRead, source: PagePool) -> None:
+        num_pages = len(read.src)
+        begin, op.landed = op.landed * num_pages // op.num_parts, op.landed + 1
+        for index in range(begin, op.landed * num_pages // op.num_parts):
+            store(op.reader.pool, index, read, fetch(source, index, read))
+        if op.landed == op.num_parts:
             self._end(op, Completion(op.op, OpStatus.DONE, read.num_bytes(op.reader.pool.layout)))
 
     def _end(self, op: _Op, completion: Completion) -> None:
@@ -160,7 +165,7 @@ class FakeNetwork:
             completion = Completion(op.op, OpStatus.FAILED, message="the link broke")
         op.ended = True
         self._in_flight.remove(op)
-        op.reader.ended.append(completion)
+        op.reader.report(completion)
 
 
 class FakeTransport:
@@ -168,10 +173,13 @@ class FakeTransport:
 
     name = "fake"
 
-    def __init__(self, network: FakeNetwork, peer: str, pool: PagePool) -> None:
-        """`peer` is this worker's own peer_key."""
+    def __init__(
+        self, network: FakeNetwork, peer: str, pool: PagePool, wake: Callable[[], None] = lambda: None
+    ) -> None:
+        """`peer` is this worker's own peer_key; `wake` hears that there is something to poll."""
         self.peer, self.pool = peer, pool
-        self.ended: list[Completion] = []
+        self._ended: list[Completion] = []
+        self._wake = wake
         self._network = network
         self._connected: set[str] = set()
         network.attach(peer, self)
@@ -203,7 +211,7 @@ class FakeTransport:
 
     def poll(self) -> list[Completion]:
         """What ended up to the network's time."""
-        ended, self.ended = self.ended, []
+        ended, self._ended = self._ended, []
         return ended
 
     def close(self) -> None:
@@ -214,4 +222,9 @@ class FakeTransport:
         if op.source in self._connected:
             self._network.post(op)
         else:
-            self.ended.append(Completion(op.op, OpStatus.FAILED, peer_lost=True, message="not connected"))
+            self.report(Completion(op.op, OpStatus.FAILED, peer_lost=True, message="not connected"))
+
+    def report(self, completion: Completion) -> None:
+        """For the network: an operation ended, or fails."""
+        self._ended.append(completion)
+        self._wake()

@@ -2,7 +2,7 @@
 
 Whatever happens: a handoff that is proven has the right bytes and keeps them, every handoff has exactly one terminal
 outcome, and a destination page goes to its next handoff only when nothing can write to it any more. The second test
-takes each protection away and expects the first to notice.
+takes away what a session does at its end; what proves pages is taken away in test_campaign.py, before whole services.
 """
 
 import random
@@ -16,8 +16,8 @@ import pytest
 from kv_transfer import session as session_module
 from kv_transfer.api import CancelHandoff, DropPeer, JoinPeer, Proven, Settled
 from kv_transfer.peer import PeerConfig
-from kv_transfer.plan import PrefixDigests, num_pages_for
-from kv_transfer.session import Session, SessionState
+from kv_transfer.plan import num_pages_for
+from kv_transfer.session import Session
 from kv_transfer.transports.base import Completion, OpStatus
 from kv_transfer.transports.fake import FakeNetwork
 from tests.fakes.handoffs import FIRST, LAYOUT, Worker, digests, holds, offer, open_handoff, prompt
@@ -206,51 +206,6 @@ def test_no_wrong_byte_no_double_end_no_lost_page(block: int) -> None:
 
 
 @contextmanager
-def without_generation_check() -> Iterator[None]:
-    original = Session._verify
-    Session._verify = lambda self, generations, now: self._finish(now)  # type: ignore[method-assign]
-    yield
-    Session._verify = original  # type: ignore[method-assign]
-
-
-@contextmanager
-def without_quarantine() -> Iterator[None]:
-    original = Session._stop
-
-    def stop(self: Session) -> list[session_module.Effect]:
-        self.state = SessionState.CANCELLING if self._in_flight else SessionState.FAILED
-        return [Settled(self.handoff.id)]
-
-    def drain(self: Session) -> list[session_module.Effect]:
-        return []
-
-    original_drain = Session._drain
-    Session._stop, Session._drain = stop, drain  # type: ignore[method-assign]
-    yield
-    Session._stop, Session._drain = original, original_drain  # type: ignore[method-assign]
-
-
-@contextmanager
-def without_digest() -> Iterator[None]:
-    class Anything(PrefixDigests):
-        def at(self, end: int) -> bytes:  # type: ignore[override]
-            return EqualToAll()
-
-    class EqualToAll(bytes):
-        __hash__ = bytes.__hash__
-
-        def __eq__(self, other: object) -> bool:
-            return True
-
-        def __ne__(self, other: object) -> bool:
-            return False
-
-    session_module.PrefixDigests = Anything  # type: ignore[misc]
-    yield
-    session_module.PrefixDigests = PrefixDigests  # type: ignore[misc]
-
-
-@contextmanager
 def without_settling() -> Iterator[None]:
     original = Session._drain
     Session._drain = lambda self: []  # type: ignore[method-assign]
@@ -276,9 +231,6 @@ def without_waiting_after_errors() -> Iterator[None]:
 
 
 MUTANTS = [
-    (without_generation_check, WrongBytes),
-    (without_quarantine, WrongBytes),
-    (without_digest, WrongBytes),
     (without_settling, NeverEnded),
     (without_waiting_after_errors, WrongBytes),
 ]
