@@ -5,6 +5,8 @@ from array import array
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+import numpy as np
+
 from engine.core.errors import InvalidRequest, NotFound
 from engine.core.types import token_buffer
 from router.text.model import ServedModel
@@ -62,9 +64,18 @@ def tokens_of_ids(model: ServedModel, ids: Sequence[int]) -> "array[int]":
         tokens = token_buffer(ids)
     except OverflowError:  # beyond 32 bits
         tokens = token_buffer([-1])
-    if tokens and (min(tokens) < 0 or max(tokens) >= model.vocab_size):
+    return tokens_of_buffer(model, tokens)
+
+
+def tokens_of_buffer(model: ServedModel, tokens: "array[int]") -> "array[int]":
+    """Like tokens_of_ids, of ids that lie in a buffer already: none of them is looked at one by one."""
+    if tokens and not 0 <= _values(tokens).min() <= _values(tokens).max() < model.vocab_size:
         raise InvalidRequest(f"token ids must lie in [0, {model.vocab_size})", param="prompt")
     return checked(model, tokens, "prompt")
+
+
+def _values(tokens: "array[int]") -> "np.ndarray[tuple[int], np.dtype[np.int32]]":
+    return np.frombuffer(tokens, dtype=np.int32)
 
 
 def chat_tokens(
@@ -125,7 +136,7 @@ def checked(model: ServedModel, tokens: "array[int]", param: str) -> "array[int]
     if not tokens:
         raise InvalidRequest(f"{param}: it has no tokens", param=param)
     _refuse_long(model, len(tokens), param)
-    if max(tokens) >= model.vocab_size:  # a tokenizer that knows more tokens than the model
+    if _values(tokens).max() >= model.vocab_size:  # a tokenizer that knows more tokens than the model
         raise InvalidRequest(f"{param}: it holds a token that the model does not have", param=param)
     return tokens
 

@@ -3,6 +3,7 @@
 import time
 from array import array
 from collections.abc import Sequence
+from typing import cast
 
 from fastapi import Request, Response
 
@@ -50,9 +51,10 @@ def _prompts(body: CompletionRequest) -> list[str | list[int]]:
     prompt = body.prompt
     if isinstance(prompt, str):
         return [prompt]
+    # The schema has seen to it that a list is of one kind: a long prompt is not walked through again.
     if not prompt or isinstance(prompt[0], int):
-        return [[token for token in prompt if isinstance(token, int)]]
-    return [each for each in prompt if not isinstance(each, int)]
+        return [cast(list[int], prompt)]
+    return cast(list[str | list[int]], prompt)
 
 
 class EchoedPrompt:

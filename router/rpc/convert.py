@@ -1,9 +1,12 @@
 """Requests of the inference protocol as the doors' own values, and answers as its messages."""
 
+from array import array
+
+import numpy as np
 from pydantic import ValidationError
 
 from engine.core.errors import InvalidRequest
-from engine.core.types import FinishReason
+from engine.core.types import FinishReason, token_buffer
 from engine.wire import inference_pb2 as pb
 from router.api import Timing
 from router.doors.prompts import MAX_MESSAGES
@@ -52,6 +55,13 @@ def num_logprobs(params: pb.SamplingParams, name: str) -> int | None:
     if count > MAX_LOGPROBS:
         raise InvalidRequest(f"{name}: at most {MAX_LOGPROBS}", param=name)
     return count
+
+
+def buffer_of(ids: pb.TokenIds) -> "array[int]":
+    """A prompt's token ids, copied as a whole: numpy reads the field without making an object of each id."""
+    tokens = token_buffer()
+    tokens.frombytes(np.array(ids.ids, dtype=np.int32).tobytes())
+    return tokens
 
 
 def messages_of(chat: pb.Chat) -> list[dict[str, str]]:

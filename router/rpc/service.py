@@ -12,9 +12,9 @@ from engine.wire import inference_pb2 as pb
 from engine.wire.inference_pb2_grpc import InferenceServicer
 from router.api import Generator
 from router.doors.config import DoorConfig
-from router.doors.prompts import check_model, tokens_of_chat, tokens_of_ids, tokens_of_text
+from router.doors.prompts import check_model, tokens_of_buffer, tokens_of_chat, tokens_of_text
 from router.doors.session import Ask, Choice, choices_of, fit_for_logs, run
-from router.rpc.convert import messages_of, num_logprobs, response, sampling_fields, timing_metadata
+from router.rpc.convert import buffer_of, messages_of, num_logprobs, response, sampling_fields, timing_metadata
 from router.rpc.errors import rpc_status_of
 from router.text.model import ServedModel
 
@@ -86,7 +86,7 @@ class InferenceService(InferenceServicer):
             case "text":
                 return await tokens_of_text(self._model, request.text)
             case "tokens":
-                return tokens_of_ids(self._model, request.tokens.ids)
+                return tokens_of_buffer(self._model, buffer_of(request.tokens))
             case "chat":
                 return await tokens_of_chat(self._model, messages_of(request.chat))
         raise InvalidRequest("one of text, tokens and chat is needed", param="prompt")

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from engine.core.errors import CheckpointError, Unavailable
-from router.server import RunningRouter
+from router.server import RunningRouter, Sockets
 from router.server_config import RouterServerConfig
 from tests.fakes.grpc_worker import FakeCluster
 from tests.fakes.text_models import write_family
@@ -170,3 +170,12 @@ async def test_a_taken_port_or_a_missing_model_is_an_error_in_words(config: Rout
                 RunningRouter(replace(config, **{name: port}))
     with pytest.raises(CheckpointError):
         RunningRouter(replace(config, model=tmp_path / "nothing"))
+
+
+def test_http_connections_do_not_wait_for_acknowledgements(config: RouterServerConfig) -> None:
+    """asyncio sends small pieces at once only on sockets that say that they are TCP."""
+    sockets = Sockets.bind(config)
+    try:
+        assert {sock.proto for sock in (sockets.http, sockets.admin) if sock} == {socket.IPPROTO_TCP}
+    finally:
+        sockets.close()
