@@ -32,7 +32,7 @@ def generate(
     target: Annotated[str, typer.Option(envvar="BATON_TARGET", help="host:port of the gRPC door.")] = DEFAULT_TARGET,
     max_tokens: Annotated[int | None, typer.Option(help="New tokens at most.")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
-    top_p: Annotated[float | None, typer.Option()] = None,
+    top_p: Annotated[float | None, typer.Option(help="Draw from the likeliest tokens that make up this share.")] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Text that ends the answer; may be repeated.")] = None,
 ) -> None:

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import httpx
 import typer
 
-from baton.status import DEFAULT_URL
+from baton.status import DEFAULT_URL, first_line
 from deploy.door import AdminDoor, find
 from engine.core.errors import InvalidRequest, NotFound, Unavailable
 from engine.server.config import CLUSTER_KEY_VARIABLE
@@ -22,7 +22,9 @@ _LATE_S = 5.0
 
 def drain(
     worker: Annotated[str, typer.Argument(help="Its id, as `baton status` shows it.")],
-    timeout: Annotated[float, typer.Option(help="Seconds; what is left at the worker then is lost to it.")] = 60.0,
+    timeout: Annotated[
+        float, typer.Option(min=0.0, help="Seconds; what is left at the worker then goes on elsewhere.")
+    ] = 60.0,
     url: Annotated[
         str, typer.Option(envvar="BATON_URL", help="The HTTP door of a service on this machine.")
     ] = DEFAULT_URL,
@@ -46,9 +48,16 @@ def connect(url: str, admin: str) -> httpx.Client:
             raise InvalidRequest(f"--admin needs the cluster key in {CLUSTER_KEY_VARIABLE}")
         found = AdminDoor(admin, key)
     else:
-        parts = urlsplit(url)
-        found = find(parts.port or 80)
+        found = find(_port(url))
     return httpx.Client(base_url=found.url, headers={"authorization": f"Bearer {found.key}"}, timeout=_TIMEOUT_S)
+
+
+def _port(url: str) -> int:
+    try:
+        parts = urlsplit(url)
+        return parts.port or (443 if parts.scheme == "https" else 80)
+    except ValueError as error:
+        raise InvalidRequest(f"--url {url}: {error}") from error
 
 
 def wait_until_gone(door: httpx.Client, worker: str, timeout_s: float, say: Callable[[str], None]) -> None:
@@ -88,7 +97,9 @@ def _call(door: httpx.Client, method: str, path: str, body: dict[str, Any] | Non
         response = door.request(method, path, json=body)
         if response.status_code == httpx.codes.NOT_FOUND:
             raise NotFound(response.text)
+        if response.status_code == httpx.codes.BAD_REQUEST:
+            raise InvalidRequest(response.text)
         answer: dict[str, Any] = response.raise_for_status().json()
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-        raise Unavailable(f"cannot reach the admin door at {door.base_url}: {error}") from error
+        raise Unavailable(f"cannot reach the admin door at {door.base_url}: {first_line(error)}") from error
     return answer

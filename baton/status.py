@@ -37,17 +37,22 @@ def fetch_status(url: str) -> dict[str, Any]:
         response = httpx.get(f"{url.rstrip('/')}/status", timeout=_TIMEOUT_S)
         body: dict[str, Any] = response.raise_for_status().json()
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-        raise Unavailable(f"cannot read the status of {url}: {error}") from error
+        raise Unavailable(f"cannot read the status of {url}: {first_line(error)}") from error
     return body
+
+
+def first_line(error: Exception) -> str:
+    """What went wrong; httpx goes on with where to read about it."""
+    return str(error).partition("\n")[0]
 
 
 def show(body: dict[str, Any], console: Console) -> None:
     """A headline and a row a worker."""
     headline = "ready" if body["ready"] else f"not ready: {body['detail']}"
     console.print(f"{headline}; {body['running_requests']} requests run, {body['queued_requests']} wait")
-    table = Table()
+    table = Table(box=None, pad_edge=False)
     for name in ("worker", "roles", "state", "rows", "waiting", "pages free", "step ms", "address"):
-        table.add_column(name, overflow="fold")
+        table.add_column(name, overflow="fold", no_wrap=name != "state")
     for worker in body["workers"]:
         load = worker["load"]
         state = f"{worker['state']}: {worker['detail']}" if worker["detail"] else worker["state"]
@@ -61,12 +66,13 @@ def show(body: dict[str, Any], console: Console) -> None:
 
 def show_pages(body: dict[str, Any], console: Console) -> None:
     """A row a worker: pages by state, with the age of the oldest where somebody holds them, and their sum."""
-    table = Table(title="pages by state (age of the oldest)")
+    table = Table(title="pages by state (age of the oldest)", box=None, pad_edge=False)
     states: list[str] = []
     for worker in body["workers"]:
         states += [state for state in (worker["load"] or {}).get("pages_by_state", {}) if state not in states]
-    for name in ("worker", *states, "sum", "of"):
-        table.add_column(name, justify="left" if name == "worker" else "right", overflow="fold")
+    table.add_column("worker", overflow="fold", no_wrap=True)
+    for name in (*states, "sum", "of"):
+        table.add_column(name, justify="right", overflow="fold")
     for worker in body["workers"]:
         load = worker["load"]
         if load is None:

@@ -1,9 +1,11 @@
 """The client's values as protobuf messages and back, and gRPC failures as Baton's errors. No I/O."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import grpc
-from google.protobuf.any_pb2 import Any
+from google.protobuf import any_pb2
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from typing_extensions import TypeIs
@@ -46,17 +48,31 @@ def generate_request(
     options = sampling.copy()
     if isinstance(stop := options.get("stop"), str):
         options["stop"] = [stop]
-    try:
-        request = pb.GenerateRequest(model=model, sampling=pb.SamplingParams(**options), n=n, request_id=request_id)
+    request = pb.GenerateRequest()
+    fields: dict[str, Any] = {"model": model, "n": n, "request_id": request_id}
+    for name, value in fields.items():
+        with _blaming(name):  # protobuf does not say which value it cannot take, so each is set alone
+            request.MergeFrom(pb.GenerateRequest(**{name: value}))
+    wanted: dict[str, Any] = {**options}
+    for name, value in wanted.items():
+        with _blaming(name):
+            request.sampling.MergeFrom(pb.SamplingParams(**{name: value}))
+    with _blaming("prompt"):
         if isinstance(prompt, str):
             request.text = prompt
         elif is_chat(prompt):
             request.chat.CopyFrom(chat_of(prompt))
         else:
             request.tokens.CopyFrom(pb.TokenIds(ids=prompt))
-    except (TypeError, ValueError) as error:
-        raise InvalidRequest(str(error)) from error
     return request
+
+
+@contextmanager
+def _blaming(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise InvalidRequest(f"{name}: {error}", param=name) from error
 
 
 def tokenize_request(text: str | Sequence[Message], model: str) -> pb.TokenizeRequest:
@@ -116,7 +132,7 @@ def error_of(error: grpc.RpcError | grpc.aio.AioRpcError, target: str) -> BatonE
     return made
 
 
-def _details(error: grpc.RpcError) -> list[Any]:
+def _details(error: grpc.RpcError) -> list[any_pb2.Any]:
     status = rpc_status.from_call(error)
     return [] if status is None else list(status.details)
 

@@ -1,9 +1,9 @@
 """What a client may say about sampling, checked once for every door."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from hashlib import blake2b
-from typing import Annotated, Self, TypeVar
+from typing import Annotated, ClassVar, Self, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -55,6 +55,9 @@ class SamplingFields(BaseModel):
     # Unknown arguments are let in only to be refused in one complaint: "forbid" makes a list of them, however many.
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
 
+    NEUTRAL: ClassVar[Mapping[str, tuple[object, ...]]] = {}
+    """Values of further arguments that ask for nothing, as null always does."""
+
     max_tokens: int | None = Field(default=None, ge=0)
     min_tokens: int | None = Field(default=None, ge=0)
     temperature: float | None = Field(default=None, ge=0.0)
@@ -87,7 +90,7 @@ class SamplingFields(BaseModel):
     @model_validator(mode="after")
     def _nothing_unknown(self) -> Self:
         for name, value in (self.model_extra or {}).items():
-            if value is not None:  # null asks for nothing
+            if value is not None and value not in self.NEUTRAL.get(name, ()):
                 raise InvalidRequest(f"{name[:64]}: this argument is not supported", param=name[:64])
         return self
 

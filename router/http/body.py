@@ -9,8 +9,9 @@ from typing import TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect
 
-from engine.core.errors import InvalidRequest
+from engine.core.errors import Cancelled, InvalidRequest
 from router.doors.sampling import invalid
 
 _T = TypeVar("_T", bound=BaseModel)
@@ -21,11 +22,14 @@ _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 
 
 async def read_body(request: Request, kind: type[_T]) -> _T:
-    """The body as a `kind`. Raises InvalidRequest that says what is wrong with it."""
+    """The body as a `kind`. Raises InvalidRequest that says what is wrong with it, Cancelled when it breaks off."""
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json" and not media_type.endswith("+json"):
         raise InvalidRequest(_NOT_JSON)
-    data = await request.body()
+    try:
+        data = await request.body()
+    except ClientDisconnect:
+        raise Cancelled("the client left before its request was whole") from None
     if _num_brackets(data) > MAX_CONTAINERS and _num_brackets(_STRING.sub(b"", data)) > MAX_CONTAINERS:
         raise InvalidRequest(f"the body has more than {MAX_CONTAINERS} lists and objects")
     try:

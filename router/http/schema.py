@@ -1,6 +1,7 @@
 """What OpenAI clients may send. Unknown arguments are refused by name: none of them is silently without effect."""
 
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -33,6 +34,20 @@ class StreamOptions(BaseModel):
 
 class OpenAIRequest(SamplingFields):
     """What both generating endpoints share."""
+
+    NEUTRAL: ClassVar[Mapping[str, tuple[object, ...]]] = {
+        "tools": ([],),
+        "tool_choice": ("none", "auto"),  # of no tools
+        "parallel_tool_calls": (True, False),
+        "modalities": (["text"],),
+        "use_beam_search": (False,),
+        "length_penalty": (1.0,),
+        "skip_special_tokens": (True,),
+        "spaces_between_special_tokens": (True,),
+        "include_stop_str_in_output": (False,),
+        "add_generation_prompt": (True,),
+        "continue_final_message": (False,),
+    }
 
     model: str
     stream: bool | None = None

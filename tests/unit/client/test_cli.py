@@ -44,6 +44,9 @@ def test_generate_from_standard_input(
     ("args", "code", "message"),
     [
         (["generate", "hi", "--temperature", "-1"], 2, "baton: temperature: "),
+        (["generate", "hi", "--max-tokens", "-1"], 2, "baton: max_tokens: "),
+        (["generate", "hi", "--seed", "9" * 30], 2, "baton: seed: "),
+        (["generate", "\udcff"], 2, "baton: prompt: "),
         (["generate", "", "--max-tokens", "600"], 2, "baton: 1 prompt tokens and max_tokens 600 are more"),
     ],
 )
@@ -66,6 +69,21 @@ def test_nobody_there(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
     assert run(monkeypatch, *args, address) == 1
     out, err = capsys.readouterr()
     assert err.startswith("baton: cannot re") and err.count("\n") == 1 and out == ""
+
+
+def test_a_page_that_is_no_status(
+    service: Service, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "status", "--url", f"{service.url}/v1") == 1
+    err = capsys.readouterr().err
+    assert "404" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("url", ["http://localhost:1", "http://localhost:port", "http://localhost:999999", "nonsense"])
+def test_nothing_to_drain(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], url: str) -> None:
+    assert run(monkeypatch, "drain", "decode-0", "--url", url) == 2
+    out, err = capsys.readouterr()
+    assert err.startswith("baton: ") and err.count("\n") == 1 and out == ""
 
 
 def test_chat_keeps_the_conversation(
@@ -111,6 +129,12 @@ def test_status_table() -> None:
     assert "not ready: no decode worker; 6 requests run, 5 wait" in text
     for word in ("prefill-0", "60/100", "12.5", "refused: page sizes differ"):
         assert word in text
+
+
+def test_status_fits_a_narrow_terminal() -> None:
+    out = io.StringIO()
+    show(status_body(busy_service()), Console(file=out, width=80))
+    assert "prefill-0" in out.getvalue() and "127.0.0.1:5" in out.getvalue()
 
 
 def test_status_exit_code(

@@ -87,10 +87,10 @@ async def test_look_ups(service: Service, kind: str) -> None:
         ({"prompt": "hi", "temperature": -1.0}, InvalidRequest, "temperature"),
         ({"prompt": []}, InvalidRequest, "prompt"),
         ({"prompt": "hi", "model": "other"}, NotFound, "model"),
-        ({"prompt": "hi", "temprature": 1.0}, InvalidRequest, None),
-        ({"prompt": [1.5]}, InvalidRequest, None),
-        ({"prompt": [{"role": "user", "text": "hi"}]}, InvalidRequest, None),
-        ({"prompt": "hi", "max_tokens": -1}, InvalidRequest, None),
+        ({"prompt": "hi", "temprature": 1.0}, InvalidRequest, "temprature"),
+        ({"prompt": [1.5]}, InvalidRequest, "prompt"),
+        ({"prompt": [{"role": "user", "text": "hi"}]}, InvalidRequest, "prompt"),
+        ({"prompt": "hi", "max_tokens": -1}, InvalidRequest, "max_tokens"),
     ],
 )
 async def test_mistakes(service: Service, kind: str, kwargs: Any, error: type[BatonError], param: str | None) -> None:

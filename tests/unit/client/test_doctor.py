@@ -94,4 +94,4 @@ def test_the_page_table_adds_up_and_shows_ages() -> None:
     show_pages(body([*healthy(), replace(worker("decode-9"), load=None)]), Console(file=out, width=120))
     assert "10 (3.2 s)" in out.getvalue() or "10 (3.3 s)" in out.getvalue()
     row = next(line for line in out.getvalue().splitlines() if "decode-0" in line)
-    assert row.split("│")[-3].strip() == "100" and row.split("│")[-2].strip() == "100"
+    assert row.split()[-2:] == ["100", "100"]

@@ -84,6 +84,15 @@ async def test_a_body_that_does_not_end(tmp_path: Path) -> None:
     assert answer.startswith(b"HTTP/1.1 408 ") and b"the body took too long" in answer
 
 
+async def test_a_client_that_leaves_within_its_body_is_no_fault_of_the_server(service: Service) -> None:
+    async with connected(service) as (_, writer):
+        writer.write(HEAD + b"content-length: 100\r\n\r\n{")
+        await writer.drain()
+    left = 'baton_http_request_seconds_count{route="/v1/completions",status="499"} 1.0'
+    while left not in (await service.http.get("/metrics")).text:
+        await asyncio.sleep(0)
+
+
 async def test_what_is_not_http_gets_an_error_object(service: Service) -> None:
     async with connected(service) as (reader, writer):
         writer.write(b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n")
