@@ -18,6 +18,7 @@ from kv_transfer.api import (
     Broken,
     CancelHandoff,
     Cause,
+    Held,
     OfferTicket,
     OpenHandoff,
     Proven,
@@ -43,7 +44,7 @@ class LegState(StrEnum):
     """A handoff is open in the transfer thread."""
     DECODING = "decoding"
     QUARANTINED = "quarantined"
-    """Over, but its pages may still be written: until the transfer thread says that they are not."""
+    """Over, but pages of it may still be written: until the transfer thread says that they are not."""
     ENDED = "ended"
 
 
@@ -54,6 +55,7 @@ class LegEvent(StrEnum):
     RESERVED = "reserved"
     PROVEN = "proven"
     BROKEN = "broken"
+    HELD = "held"
     SETTLED = "settled"
     FINISHED = "finished"
 
@@ -66,7 +68,12 @@ LEG_TABLE: dict[LegState, dict[LegEvent, LegState]] = {
     _S.FILLING: {_E.PROVEN: _S.DECODING, _E.BROKEN: _S.QUARANTINED, _E.FINISHED: _S.QUARANTINED},
     _S.DECODING: {_E.FINISHED: _S.ENDED},
     # The outcome of a handoff that was cancelled may have been on its way already.
-    _S.QUARANTINED: {_E.BROKEN: _S.QUARANTINED, _E.PROVEN: _S.ENDED, _E.SETTLED: _S.ENDED},
+    _S.QUARANTINED: {
+        _E.BROKEN: _S.QUARANTINED,
+        _E.HELD: _S.QUARANTINED,
+        _E.PROVEN: _S.ENDED,
+        _E.SETTLED: _S.ENDED,
+    },
     _S.ENDED: {},
 }
 
@@ -160,13 +167,17 @@ class AdoptingLegs:
             effects += self._finished(finished)
         return effects
 
-    def on_outcome(self, outcome: Proven | Broken | Settled) -> Effects:
+    def on_outcome(self, outcome: Proven | Broken | Held | Settled) -> Effects:
         """The transfer thread reports on a handoff."""
         match outcome:
             case Proven():
                 return self._proven(outcome)
             case Broken(id, cause, message):
                 return self._broken(id, cause, message)
+            case Held(id, pages):
+                self._legs[id].go(LegEvent.HELD)
+                self._core.narrow(id, pages)
+                return []
             case Settled(id):
                 self._legs[id].go(LegEvent.SETTLED)
                 self._settle(id)

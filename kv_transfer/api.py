@@ -6,6 +6,8 @@ Every handoff that was opened ends with exactly one `Proven` or one `Settled`:
     Broken ... Settled  it failed; between the two the destination pages may still be written: quarantine them
     Settled             the answer to CancelHandoff
 
+With reads in flight `Held` comes before that Settled, perhaps again: only the pages that it names may still be written.
+
 Every peer that joined is answered by PeerReady or PeerRefused, and again whenever that changes.
 """
 
@@ -125,6 +127,14 @@ class Broken:
 
 
 @dataclass(frozen=True, slots=True)
+class Held:
+    """Handoff `id` is over, and of its destination pages only `pages` may still be written, each by a posted read."""
+
+    id: int
+    pages: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
 class Settled:
     """Nothing will write the destination pages of handoff `id` any more. Terminal."""
 
@@ -153,4 +163,4 @@ class PeerRefused:
     permanent: bool
 
 
-TransferOutcome = Proven | Broken | Settled | PeerReady | PeerRefused
+TransferOutcome = Proven | Broken | Held | Settled | PeerReady | PeerRefused

@@ -149,13 +149,20 @@ class TransferCore:
                 self._reads[effect.op] = (session, effect.peer)
             else:
                 refused.append(effect.op)
-        if session.state is SessionState.CANCELLING and session.peer is not None:
-            refused.extend(self._pairs.withdraw(session.peer, session.reads_in_flight))
         for op in refused:
-            self._reads.pop(op, None)
             self._perform(session, session.on_completion(_never_posted(op), now), now)
+        self._withdraw(session)
         if session.closed:
             self._sessions.pop(session.handoff.id, None)
+
+    def _withdraw(self, session: Session) -> None:
+        """What a session that is over has not posted will not be."""
+        if session.state is not SessionState.CANCELLING or session.peer is None:
+            return
+        withdrawn = self._pairs.withdraw(session.peer, session.reads_in_flight)
+        for op in withdrawn:
+            del self._reads[op]
+        self._outcomes += session.on_withdrawn(withdrawn)
 
     def _take_peer_events(self, now: float) -> None:
         while self._pairs.events:
@@ -166,10 +173,6 @@ class TransferCore:
                 for session in [s for s in self._sessions.values() if s.peer == key]:
                     self._perform(session, session.on_fault(Cause.PEER, event.message), now)
             self._deliver_held(key, now)
-        while self._pairs.unposted:
-            op = self._pairs.unposted.pop()
-            session, _ = self._reads.pop(op)
-            self._perform(session, session.on_completion(_never_posted(op), now), now)
 
     def _deliver_held(self, key: str, now: float) -> None:
         held, self._held = self._held, []

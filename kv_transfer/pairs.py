@@ -1,6 +1,7 @@
 """The peers of one worker: proves each pair, watches it, and posts reads to it. No clock of its own, no thread."""
 
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 
 from engine.core.errors import Incompatible, TransferFailed
 from engine.core.types import KVLayout, WorkerInfo
@@ -23,6 +24,10 @@ still, and so did what receives its bytes. A worker that merely starves, and wak
 notice a peer that is hung within two seconds."""
 
 
+POOL_PARTS = 8
+"""Reads that are posted to one peer fill one of so many parts of the pool at most: no more can hang with it."""
+
+
 def read_bytes(read: Read, layout: KVLayout) -> int:
     """Bytes that a read moves."""
     if isinstance(read, GenerationRead):
@@ -30,19 +35,24 @@ def read_bytes(read: Read, layout: KVLayout) -> int:
     return read.num_bytes(layout)
 
 
+def _part_of(pool: PagePool) -> int:
+    return pool.num_pages * pool.layout.page_bytes // POOL_PARTS
+
+
 class Pairs:
-    """Every joined peer, by peer_key. What changed is in `events` and `unposted` until taken."""
+    """Every joined peer, by peer_key. What changed is in `events` until taken."""
 
     def __init__(
         self, pool: PagePool, transports: Sequence[Transport], config: PeerConfig, ops: Iterator[int], name: str
     ) -> None:
         """`transports` in order of preference; `name` is this worker's own peer_key, `ops` numbers the reads."""
         self.events: list[PeerReady | PeerRefused] = []
-        self.unposted: list[int] = []
-        """Reads that waited for a peer which is lost: nothing was or will be posted for them."""
+        self._unposted: list[int] = []
+        """Reads that waited for a peer which is lost: nothing was or will be posted for them. Their sessions break by
+        the event, and withdraw them."""
         self._pool = pool
         self._transports = {transport.name: transport for transport in transports}
-        self._config = config
+        self._config = replace(config, max_posted_bytes=min(config.max_posted_bytes, _part_of(pool)))
         self._peers: dict[str, Peer] = {}
         self._ticked_s = 0.0
         self._prover = Prover(pool, config, ops, name)
@@ -71,7 +81,7 @@ class Pairs:
         """Forget that incarnation."""
         peer = self._peers.pop(key, None)
         if peer is not None:
-            self.unposted += peer.link.drain()
+            self._unposted += peer.link.drain()
             self._prover.forget(peer)
             self._transports[peer.transport].disconnect(key)
             self.events.append(PeerRefused(peer.info.id, peer.info.incarnation, reason, permanent=True))
@@ -112,7 +122,9 @@ class Pairs:
     def withdraw(self, key: str, ops: Collection[int]) -> list[int]:
         """Those of `ops` that were not posted yet and now never will be."""
         peer = self._peers.get(key)
-        return peer.link.withdraw(ops) if peer is not None else []
+        withdrawn = [op for op in self._unposted if op in ops]
+        self._unposted = [op for op in self._unposted if op not in ops]
+        return withdrawn + (peer.link.withdraw(ops) if peer is not None else [])
 
     def ended(self, completion: Completion, key: str, now: float) -> None:
         """A read of a session ended."""
@@ -175,7 +187,7 @@ class Pairs:
                 transport.read_pages(read)
 
     def _fault(self, peer: Peer, reason: str, now: float) -> None:
-        self.unposted += peer.link.drain()
+        self._unposted += peer.link.drain()
         self._transports[peer.transport].disconnect(peer.key)
         refused = peer.fault(reason, now)
         if refused is None:

@@ -66,6 +66,9 @@ class PeerConfig:
     min_posted_bytes: int = 256 << 10
     """Posted at once on the slowest of links. What is posted, at `slowdown` times less than the measured bandwidth, is
     what a stall goes unnoticed for on top of the grace, so no more than that on a link that measured slow."""
+    max_posted_bytes: int = 64 << 30
+    """Posted at once on the fastest of links. What is posted to a peer that hangs is quarantined until it goes on, so
+    `Pairs` takes a part of the reader's pool where that is less."""
     slowdown: float = 8.0
     """How many times slower than measured a healthy peer may be, under load."""
     stall_grace_s: float = 0.5
@@ -81,7 +84,7 @@ class PeerConfig:
 
     def limits(self, bytes_per_s: float) -> LinkLimits:
         """For a peer that was measured."""
-        posted = max(self.min_posted_bytes, int(self.posted_s * bytes_per_s))
+        posted = max(self.min_posted_bytes, min(int(self.posted_s * bytes_per_s), self.max_posted_bytes))
         return LinkLimits(posted, bytes_per_s / self.slowdown, self.stall_grace_s)
 
 

@@ -4,17 +4,17 @@ The proof. A source page is bumped to a new generation before its next owner wri
 read after its data, is the one on the ticket, the data is what the ticket's digest names. One read of all
 generations after the last data read proves all pages at once.
 
-The quarantine. A read that was posted cannot be taken back: until every one has ended the destination pages may
-still change, so a session that failed or was cancelled stays CANCELLING and says Settled only then.
+The quarantine. A read that was posted cannot be taken back: until it has ended its destination pages may still change,
+so a session that failed or was cancelled stays CANCELLING, says which pages are Held, and Settled when none is.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 from engine.core.errors import IllegalEvent
 from engine.core.types import KVLayout
-from kv_transfer.api import Broken, Cause, FirstToken, OpenHandoff, Proven, Settled
+from kv_transfer.api import Broken, Cause, FirstToken, Held, OpenHandoff, Proven, Settled
 from kv_transfer.layout import layout_hash
 from kv_transfer.plan import Coverage, Grid, PrefixDigests, num_pages_for, split_pairs
 from kv_transfer.reslice import Cut, pieces
@@ -92,7 +92,7 @@ class GenerationRead:
     pages: tuple[int, ...]
 
 
-Effect = PageRead | GenerationRead | Proven | Broken | Settled
+Effect = PageRead | GenerationRead | Proven | Broken | Held | Settled
 
 
 class _Pull:
@@ -125,7 +125,10 @@ class Session:
         self._ops = ops
         self._pull: _Pull | None = None
         """Set by the first ticket of a joined worker."""
-        self._in_flight: set[int] = set()
+        self._in_flight: dict[int, Sequence[int]] = {}
+        """The destination pages of each read."""
+        self._num_held = 0
+        """Reads that were in flight when it was last said which pages are held."""
         self._first: FirstToken | None = None
         self._expires_s = float("inf")
         self._started_s = 0.0
@@ -181,10 +184,10 @@ class Session:
         cause = Cause.PEER if completion.peer_lost else Cause.TRANSPORT
         if completion.status is OpStatus.FAILING:
             return self.on_fault(cause, completion.message)
-        self._in_flight.remove(completion.op)
+        del self._in_flight[completion.op]
         self._num_bytes += completion.num_bytes
         if self.state is SessionState.CANCELLING:
-            return self._drain()
+            return [*self._drain()]
         if completion.status is OpStatus.FAILED:
             return self.on_fault(cause, completion.message or "the read failed")
         self._go(SessionEvent.READ_ENDED)
@@ -211,6 +214,12 @@ class Session:
         if self.closed or self.state is SessionState.CANCELLING:
             return []
         return self._stop()
+
+    def on_withdrawn(self, ops: Collection[int]) -> list[Held | Settled]:
+        """Of a session that is CANCELLING, reads `ops` were not posted and never will be; all others were."""
+        for op in ops:
+            del self._in_flight[op]
+        return self._drain()
 
     # ------------------------------------------------------------ inside
 
@@ -268,8 +277,9 @@ class Session:
             one = PageRead(0, source.peer, pairs[0][:1], pairs[0][1:], begin, end, cut).num_bytes(self._layout)
             for some in split_pairs(pairs, one, source.max_read_bytes):
                 op = next(self._ops)
-                self._in_flight.add(op)
-                yield PageRead(op, source.peer, tuple(s for s, _ in some), tuple(d for _, d in some), begin, end, cut)
+                read = PageRead(op, source.peer, tuple(s for s, _ in some), tuple(d for _, d in some), begin, end, cut)
+                self._in_flight[op] = read.dst
+                yield read
 
     def _advance(self, now: float) -> list[Effect]:
         """After data: verify when the prompt is complete and nothing is in flight."""
@@ -282,7 +292,7 @@ class Session:
             return self._finish(now)  # every page was here already
         self._go(SessionEvent.ALL_READ)
         op = next(self._ops)
-        self._in_flight.add(op)
+        self._in_flight[op] = ()
         return [GenerationRead(op, pull.peer, tuple(page for page, _ in sources))]
 
     def _verify(self, generations: tuple[int, ...], now: float) -> list[Effect]:
@@ -308,9 +318,12 @@ class Session:
         self._go(SessionEvent.FAULT)
         return [Settled(self.handoff.id)]
 
-    def _drain(self) -> list[Effect]:
+    def _drain(self) -> list[Held | Settled]:
         if self._in_flight:
             self._go(SessionEvent.READ_ENDED)
-            return []
+            if len(self._in_flight) == self._num_held:
+                return []
+            self._num_held = len(self._in_flight)
+            return [Held(self.handoff.id, frozenset().union(*self._in_flight.values()))]
         self._go(SessionEvent.DRAINED)
         return [Settled(self.handoff.id)]

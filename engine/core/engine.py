@@ -9,7 +9,7 @@ request, the row's token of step n+1 is dropped, and the pages that step n+1 may
 import heapq
 from array import array
 from collections import deque
-from collections.abc import MutableSequence, Sequence
+from collections.abc import Collection, MutableSequence, Sequence
 
 from engine.core.config import SchedulerConfig
 from engine.core.errors import IllegalEvent, InvalidRequest, Overloaded
@@ -124,6 +124,14 @@ class EngineCore:
         state.lease.fill()
         self._filling[id] = state.lease
         return True
+
+    def narrow(self, id: int, written: Collection[int]) -> None:
+        """The transfer of `id`, which is over, can still write into pages `written` only: the others become free."""
+        lease = self._filling.get(id)
+        if lease is None:
+            raise IllegalEvent(f"request {id} has no transfer in flight")
+        self._kv.narrow(lease, written)
+        self._idle = False
 
     def settle(self, id: int) -> None:
         """One transfer of `id` is terminal: it writes no more. Exactly once for each `fill` that was True."""

@@ -11,6 +11,7 @@ from collections.abc import Collection, MutableSequence, Sequence
 from dataclasses import dataclass
 
 from engine.core.allocator import PageAllocator
+from engine.core.errors import IllegalEvent
 from engine.core.lease import Lease, LeaseEvent, LeaseState
 from engine.core.messages import KVEvent, PagesStored
 from engine.core.radix_tree import TOKEN_BYTES, Node, RadixTree
@@ -145,6 +146,18 @@ class KVCache:
         lease.apply(LeaseEvent.RELEASE)
         self._free(lease)
         return True
+
+    def narrow(self, lease: Lease, written: Collection[int]) -> None:
+        """The one operation on a quarantined lease can still write into pages `written` only: its others become free.
+
+        Raises IllegalEvent, and changes nothing, when it is not quarantined, or for more than that operation.
+        """
+        if lease.state is not LeaseState.QUARANTINED or lease.num_ops != 1:
+            raise IllegalEvent(f"lease of request {lease.request.id} is {lease.state}, with {lease.num_ops} operations")
+        private = lease.pages[lease.num_shared :]
+        lease.num_valid = min(lease.num_valid, lease.num_shared * self.page_size)
+        lease.pages[lease.num_shared :] = [page for page in private if page in written]
+        self._allocator.free([page for page in private if page not in written])
 
     def settle(self, lease: Lease) -> bool:
         """One operation on the lease's pages is terminal. True when that was the end of a quarantine."""

@@ -247,7 +247,11 @@ def test_a_request_that_ends_while_pages_arrive_leaves_them_in_quarantine(how: s
     assert bench.pages() == {"free": 61, "quarantined": 3}
     with pytest.raises(Exception, match="here already"):
         bench.core.reserve(make_request(1, [1]))
+    bench.core.narrow(1, bench.reserved[1].pages[:1])
+    assert bench.pages() == {"free": 63, "quarantined": 1}
     bench.core.settle(1)
+    with pytest.raises(IllegalEvent):
+        bench.core.narrow(1, ())
     assert bench.pages() == {"free": 64}
     assert not bench.core.abort(1)
 

@@ -2,6 +2,7 @@ from array import array
 
 import pytest
 
+from engine.core.errors import IllegalEvent
 from engine.core.kv_cache import KVCache, PageNeed
 from engine.core.lease import Lease, LeaseState
 from tests.fakes.core import make_request
@@ -165,6 +166,37 @@ def test_a_quarantine_outlives_all_but_its_last_transfer() -> None:
     assert kv.num_available == 2
     assert kv.settle(lease)
     assert kv.num_available == 4
+
+
+def test_what_a_transfer_can_no_longer_write_leaves_the_quarantine() -> None:
+    kv = KVCache(1, 8)
+    known = leased(open_lease(kv, 1, [1, 2]))
+    kv.publish(known, array("i", [1, 2]), 2)
+    lease = leased(open_lease(kv, 2, [1, 2, 3, 4, 5], remote=True))
+    lease.fill()
+    with pytest.raises(IllegalEvent):
+        kv.narrow(lease, ())
+    kv.retire(lease)
+    kv.narrow(lease, {lease.pages[3]})
+    kv.check_integrity()
+    assert kv.pages_by_state() | {"quarantined": 1, "free": 5, "shared": 2} == kv.pages_by_state()
+    kv.narrow(lease, ())
+    kv.check_integrity()
+    assert kv.num_available == 6
+    assert kv.settle(lease)
+    kv.retire(known)
+    kv.check_integrity()
+    assert kv.num_available == 8
+
+
+def test_a_quarantine_for_two_reasons_is_not_narrowed_by_one() -> None:
+    kv = KVCache(1, 4)
+    lease = leased(open_lease(kv, 1, [1, 2], remote=True))
+    lease.fill()
+    kv.retire(lease, step_in_flight=True)
+    with pytest.raises(IllegalEvent):
+        kv.narrow(lease, ())
+    assert kv.num_available == 2
 
 
 def test_states_of_pages_follow_their_lease() -> None:

@@ -11,12 +11,14 @@ from kv_transfer.api import (
     CancelHandoff,
     Cause,
     DropPeer,
+    Held,
     JoinPeer,
     PeerReady,
     PeerRefused,
     Proven,
     Settled,
 )
+from kv_transfer.pairs import POOL_PARTS
 from kv_transfer.peer import PeerConfig
 from kv_transfer.transports.fake import FakeNetwork
 from tests.fakes.handoffs import LAYOUT, Worker, digests, fill, holds, offer, open_handoff, prompt
@@ -123,15 +125,15 @@ def test_cancel_settles_only_when_the_last_byte_has_landed(world: World) -> None
     world.run(0.001)
     world.d.core.handle(CancelHandoff(1), world.now)
     world.run(0.001)
-    assert world.d.outcomes == []
+    assert world.d.outcomes == [Held(1, frozenset(DST))]
     world.run(0.01)
-    assert world.d.outcomes == [Settled(1)]
+    assert world.d.outcomes[1:] == [Settled(1)]
     landed = [bytes(world.d.pool.read(page, 0, LAYOUT.num_layers)) for page in DST]
     world.run(0.1)
     assert landed == [bytes(world.d.pool.read(page, 0, LAYOUT.num_layers)) for page in DST]
     world.d.core.handle(CancelHandoff(1), world.now)
     world.run(0.01)
-    assert world.d.outcomes == [Settled(1)]
+    assert world.d.outcomes[1:] == [Settled(1)]
 
 
 def test_reads_that_were_not_posted_are_taken_back() -> None:
@@ -140,7 +142,26 @@ def test_reads_that_were_not_posted_are_taken_back() -> None:
     world.run(0.001)
     world.d.core.handle(CancelHandoff(1), world.now)
     world.run(0.005)
-    assert world.d.outcomes == [Settled(1)], "one read of five was posted"
+    assert world.d.outcomes == [Held(1, frozenset({DST[3]})), Settled(1)], "the fourth read of five was posted"
+
+
+def test_a_hung_peer_holds_what_was_posted_and_no_more() -> None:
+    """However many handoffs were on their way: so it is a part of the pool that can be out of use, never all of it."""
+    world = World(config=PeerConfig(posted_s=10.0, min_posted_bytes=LAYOUT.page_bytes)).joined()
+    world.network.stop(world.p.key)
+    for id_ in range(1, 6):
+        pages = tuple(range(5 * id_, 5 * id_ + 5))
+        world.d.core.handle(open_handoff(id_, TOKENS, pages), world.now)
+        world.d.core.handle(offer(world.p.ticket(id_, TOKENS, SRC, 0, 4)), world.now)
+    world.run(20.0)
+    assert causes(world.d) == [Cause.PEER] * 5
+    held = {o.id: o.pages for o in world.d.outcomes if isinstance(o, Held)}
+    settled = {o.id for o in world.d.outcomes if isinstance(o, Settled)}
+    assert settled | held.keys() == set(range(1, 6)) and not settled & held.keys()
+    assert 0 < sum(map(len, held.values())) <= world.d.pool.num_pages // POOL_PARTS
+    world.network.resume(world.p.key)
+    world.run(1.0)
+    assert {o.id for o in world.d.outcomes if isinstance(o, Settled)} == set(range(1, 6))
 
 
 @pytest.mark.parametrize("end", ["kill", "drop"])
@@ -179,7 +200,12 @@ def test_a_hung_peer_breaks_its_handoffs_in_under_a_second_and_heals(world: Worl
     assert not any(isinstance(o, Settled) for o in world.d.outcomes), "its bytes may still land"
     world.network.resume(world.p.key)
     world.run(1.0)
-    assert [type(o) for o in world.d.outcomes if not isinstance(o, PeerRefused)] == [Broken, Settled, PeerReady]
+    assert [type(o) for o in world.d.outcomes if not isinstance(o, PeerRefused)] == [
+        Broken,
+        Held,
+        Settled,
+        PeerReady,
+    ]
     world.hand_over(2)
     world.run(0.1)
     assert isinstance(world.d.outcomes[-1], Proven)

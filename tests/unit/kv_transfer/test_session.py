@@ -5,7 +5,7 @@ from itertools import count
 import pytest
 
 from engine.core.errors import IllegalEvent
-from kv_transfer.api import Broken, Cause, Proven, Settled
+from kv_transfer.api import Broken, Cause, Held, Proven, Settled
 from kv_transfer.layout import layout_hash
 from kv_transfer.session import (
     SESSION_TABLE,
@@ -197,13 +197,32 @@ STOPS = [stop_by_cancel, stop_by_fault]
 def test_pages_stay_quarantined_until_the_last_read_has_ended(stop: Callable[[Session], list[Effect]]) -> None:
     handoff = session()
     source = replace(SOURCE, max_read_bytes=LAYOUT.page_bytes)
-    ops = [read.op for read in reads(handoff.on_ticket(ticket(), source, now=0))]
+    asked = reads(handoff.on_ticket(ticket(), source, now=0))
+    ops = [read.op for read in asked]
+    pages = [read.dst for read in asked]
     assert stop(handoff) == []
     assert handoff.state is SessionState.CANCELLING
-    for op in ops[:-1]:
-        assert handoff.on_completion(done(op), now=0) == []
+    assert handoff.on_withdrawn(()) == [Held(1, frozenset(page for each in pages for page in each))]
+    assert handoff.on_withdrawn(()) == [], "nothing has changed"
+    for i, op in enumerate(ops[:-1], start=1):
+        left = frozenset(page for each in pages[i:] for page in each)
+        assert handoff.on_completion(done(op), now=0) == [Held(1, left)]
     assert handoff.on_completion(Completion(ops[-1], OpStatus.FAILED), now=0) == [Settled(1)]
     assert handoff.state is SessionState.FAILED
+
+
+@pytest.mark.parametrize("stop", STOPS)
+def test_pages_of_reads_that_were_never_posted_are_not_held(stop: Callable[[Session], list[Effect]]) -> None:
+    handoff = session()
+    first, *others = reads(handoff.on_ticket(ticket(), replace(SOURCE, max_read_bytes=LAYOUT.page_bytes), now=0))
+    stop(handoff)
+    assert handoff.on_completion(Completion(first.op, OpStatus.FAILING), now=0) == [], "it is not over"
+    assert handoff.on_withdrawn([read.op for read in others]) == [Held(1, frozenset(first.dst))]
+    assert handoff.on_completion(Completion(first.op, OpStatus.FAILED), now=0) == [Settled(1)]
+    handoff = session()
+    ops = [read.op for read in reads(handoff.on_ticket(ticket(), SOURCE, now=0))]
+    stop(handoff)
+    assert handoff.on_withdrawn(ops) == [Settled(1)]
 
 
 @pytest.mark.parametrize("stop", STOPS)
@@ -212,6 +231,7 @@ def test_a_stop_while_verifying_waits_for_the_generations(stop: Callable[[Sessio
     handoff.on_ticket(ticket(), SOURCE, now=0)
     handoff.on_completion(done(1), now=0)
     assert stop(handoff) == []
+    assert handoff.on_withdrawn(()) == [Held(1, frozenset())], "generations land elsewhere"
     assert handoff.on_completion(done(2, 0, RIGHT), now=0) == [Settled(1)]
 
 
