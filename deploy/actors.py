@@ -11,7 +11,7 @@ import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from deploy.supervisor import End
 from engine.core.errors import Unavailable
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from router.server import RunningRouter
 
 Worker = RunningWorker[Any, Any]
+R = TypeVar("R", bound="Worker | RunningRouter")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +49,10 @@ class Endpoints:
     admin_port: int
 
 
-class _Actor:
+class _Actor(Generic[R]):
     """Ends and their reasons, the same for all. `running` is what the subclass started."""
 
-    running: "Worker | RunningRouter | None" = None
+    running: R | None = None
 
     def __init__(self) -> None:
         # WARNING and above reach the service's own terminal, through Ray.
@@ -60,21 +61,24 @@ class _Actor:
 
     def ended(self) -> End:
         """Wait until it has ended."""
-        if self.running is None:
-            raise Unavailable("it was not started")
-        self.running.wait()
-        return End("it broke, its log says why" if self.running.died else "it was stopped")
+        started = self._started
+        started.wait()
+        return End("it broke, its log says why" if started.died else "it was stopped")
 
     def stop(self) -> None:
         """End it. Idempotent."""
         if self.running is not None:
             self.running.stop()
 
+    @property
+    def _started(self) -> R:
+        if self.running is None:
+            raise Unavailable("it was not started")
+        return self.running
 
-class _WorkerActor(_Actor):
+
+class _WorkerActor(_Actor[Worker]):
     """SIGTERM drains it: routers move what runs there, then it ends."""
-
-    _worker: Worker | None = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -84,12 +88,12 @@ class _WorkerActor(_Actor):
     def ended(self) -> End:
         """Wait until it has ended; it was wanted to when it was drained."""
         end = super().ended()
-        return End("it was drained", wanted=True) if self._worker is not None and self._worker.drained else end
+        return End("it was drained", wanted=True) if self._started.drained else end
 
     def _on_sigterm(self, _signal: int, _frame: object) -> None:
-        if self._worker is None:
+        if self.running is None:
             sys.exit(1)  # still loading: nothing to drain
-        self._worker.drain(self._drain_grace_s)
+        self.running.drain(self._drain_grace_s)
 
     def _start(self, start_worker: Callable[[WorkerConfig], Worker], config: WorkerConfig, place: Place) -> WorkerInfo:
         import torch
@@ -97,8 +101,8 @@ class _WorkerActor(_Actor):
         torch.set_num_threads(place.num_threads)
         host = "127.0.0.1" if place.is_only_node else _node_address()
         self._drain_grace_s = config.drain_grace_s
-        worker = self.running = self._worker = start_worker(replace(config, host=host))
-        return worker.info
+        self.running = start_worker(replace(config, host=host))
+        return self.running.info
 
 
 class PrefillWorker(_WorkerActor):
@@ -121,28 +125,32 @@ class DecodeWorker(_WorkerActor):
         return self._start(start_worker, config, place)
 
 
-class Router(_Actor):
+class Router(_Actor["RunningRouter"]):
     """The router and its doors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        import router.server  # noqa: F401  # seconds, which pass while the workers load the model
 
     def start(self, model: str, config: RouterServerConfig) -> Endpoints:
         """Serve `model`, wherever this node has it (`config.model` is not used). Raises BatonError."""
         from router.server import RunningRouter
 
-        self._router = self.running = RunningRouter(replace(config, model=resolve_model(model)))
-        assert self._router.admin_port is not None, "the service asks for one"
-        return Endpoints(config.host, self._router.port, self._router.grpc_port, self._router.admin_port)
+        router = self.running = RunningRouter(replace(config, model=resolve_model(model)))
+        assert router.admin_port is not None, "the service asks for one"
+        return Endpoints(config.host, router.port, router.grpc_port, router.admin_port)
 
     def add_worker(self, address: str) -> None:
         """See RouterService."""
-        self._router.add_worker(address)
+        self._started.add_worker(address)
 
     def remove_worker(self, address: str) -> None:
         """See RouterService."""
-        self._router.remove_worker(address)
+        self._started.remove_worker(address)
 
     def status(self) -> ServiceStatus:
         """See RouterService."""
-        return self._router.status()
+        return self._started.status()
 
 
 def _node_address() -> str:

@@ -1,6 +1,7 @@
 """Processes of a service as Ray actors, behind the supervisor's Process protocol."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from deploy.supervisor import End
@@ -11,26 +12,33 @@ STOP_TIMEOUT_S = 1.5
 
 
 class RayProcess:
-    """One actor in a process of its own. `start_args` go to its `start`, which returns what it
-    says of itself.
+    """One actor in a process of its own. What `start_args` gives goes to its `start`, which returns what it says of
+    itself.
 
     Ray would restart a dead actor by itself, but under the same handle and without a word to the router; so actors are
     never restarted by Ray, and the supervisor makes a new object.
     """
 
-    def __init__(self, actor_class: type[Any], *start_args: object, num_gpus: int = 0) -> None:
+    def __init__(
+        self, actor_class: type[Any], start_args: Callable[[], tuple[object, ...]], *, num_gpus: int = 0
+    ) -> None:
         self._actor_class = actor_class
         self._start_args = start_args
         self._num_gpus = num_gpus
         self._actor: Any = None
 
-    async def start(self) -> Any:
-        """See Process. An error of the actor's own is raised as it was, a dead actor as Unavailable."""
+    def prepare(self) -> None:
+        """Begin to make the process, which imports what it needs; `start` waits for it. Idempotent."""
         import ray
 
-        options: dict[str, object] = {"num_cpus": 0, "num_gpus": self._num_gpus, "scheduling_strategy": "SPREAD"}
-        self._actor = ray.remote(self._actor_class).options(max_restarts=0, max_concurrency=8, **options).remote()
-        return await self.call("start", *self._start_args)
+        if self._actor is None:
+            options: dict[str, object] = {"num_cpus": 0, "num_gpus": self._num_gpus, "scheduling_strategy": "SPREAD"}
+            self._actor = ray.remote(self._actor_class).options(max_restarts=0, max_concurrency=8, **options).remote()
+
+    async def start(self) -> Any:
+        """See Process. An error of the actor's own is raised as it was, a dead actor as Unavailable."""
+        self.prepare()
+        return await self.call("start", *self._start_args())
 
     async def ended(self) -> End:
         """See Process."""

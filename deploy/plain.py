@@ -5,6 +5,8 @@ import secrets
 import subprocess
 import sys
 import tempfile
+import time
+import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,31 +15,38 @@ from typing import Any
 
 import psutil
 
-from deploy.spawned import STOP_S, environment
+from deploy.spawned import POLL_S, START_S, STOP_S, Site, environment
 from engine.core.errors import Unavailable
 
 HOST = "127.0.0.1"
 
 
 @dataclass(frozen=True)
-class PlainService:
+class PlainService(Site):
     """Running processes: the workers in the order in which they were asked for."""
 
-    url: str
-    grpc: str
     worker_pids: tuple[int, ...]
+
+    def wait_whole(self) -> None:
+        """Until all workers are ready and each decode worker can pull from all others; AssertionError after START_S."""
+        end_s = time.monotonic() + START_S
+        while not _is_whole(workers := self.workers(), len(self.worker_pids)):
+            assert time.monotonic() < end_s, workers
+            time.sleep(POLL_S)
 
 
 @contextmanager
 def serve_plain(workers: Sequence[Sequence[str]], router: Sequence[str]) -> Iterator[PlainService]:
     """Module and flags of each worker, and flags of the router; ports are free ones. Ends with its processes.
 
+    All start side by side. When the block begins, the router knows the workers, but may not have joined them yet.
     Raises Unavailable with the log when one does not start.
     """
     processes: list[subprocess.Popen[str]] = []
     with tempfile.TemporaryDirectory(prefix="baton-plain-") as folder:
         log = Path(folder) / "log"
-        shared = environment() | {"BATON_CLUSTER_KEY": secrets.token_hex(16)}
+        key = secrets.token_hex(16)
+        shared = environment() | {"BATON_CLUSTER_KEY": key}
 
         def start(command: Sequence[str]) -> None:
             with log.open("a") as stderr:
@@ -48,11 +57,11 @@ def serve_plain(workers: Sequence[Sequence[str]], router: Sequence[str]) -> Iter
         try:
             for worker in workers:
                 start(worker)
-            addresses = [_ready(process, log)["address"].rpartition(":")[2] for process in processes]
-            named = [word for port in addresses for word in ("--worker", f"{HOST}:{port}")]
-            start(["router", "--port", "0", "--grpc-port", "0", *named, *router])
-            doors = _ready(processes[-1], log)
-            pids = tuple(process.pid for process in processes[:-1])
+            start(["router", "--port", "0", "--grpc-port", "0", "--admin-port", "0", *router])
+            *up, doors = [_ready(process, log) for process in processes]
+            for said in up:
+                _tell(doors["admin_port"], key, f"{HOST}:{said['address'].rpartition(':')[2]}")
+            pids = tuple(said["pid"] for said in up)
             yield PlainService(f"http://{HOST}:{doors['port']}", f"{HOST}:{doors['grpc_port']}", pids)
         finally:
             for process in reversed(processes):
@@ -65,6 +74,25 @@ def listening_ports(pid: int) -> list[int]:
     """Every TCP port that the process serves."""
     connections = psutil.Process(pid).net_connections("tcp")
     return sorted({each.laddr.port for each in connections if each.status == "LISTEN"})
+
+
+def _is_whole(workers: Sequence[dict[str, Any]], num_workers: int) -> bool:
+    ready = {worker["id"] for worker in workers if worker["state"] == "ready"}
+    pulls = [
+        {worker["id"], *(peer["id"] for peer in worker["peers"] if peer["ready"])}
+        for worker in workers
+        if "decode" in worker["roles"]
+    ]
+    return len(ready) == num_workers and all(ready <= each for each in pulls)
+
+
+def _tell(admin_port: int, key: str, address: str) -> None:
+    """The router about a worker."""
+    headers = {"authorization": f"Bearer {key}"}
+    body = json.dumps({"address": address}).encode()
+    request = urllib.request.Request(f"http://{HOST}:{admin_port}/admin/workers", body, headers)
+    with urllib.request.urlopen(request, timeout=10):
+        pass
 
 
 def _ready(process: "subprocess.Popen[str]", log: Path) -> dict[str, Any]:

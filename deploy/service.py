@@ -128,11 +128,13 @@ class Service:
         self._endpoints = Endpoints(config.host, config.port, config.grpc_port, config.admin_port)
         self._max_model_len: int | None = config.engine.max_model_len
         """From when the workers are up: what all of them can hold."""
+        self._next_router = RayProcess(Router, self._router_args)
 
     async def serve(self) -> None:
         """Start, print the ready line, keep everything alive. Returns only by cancellation or an error."""
         self._end_with(asyncio.current_task())
         try:
+            self._next_router.prepare()  # its imports take as long as a worker's model
             await self._patiently(self._supervisor.start(self._workers()), "loading the model")
             self._max_model_len = min(info.max_model_len for info in self._workers_up.values())
             await self._patiently(self._supervisor.start([self._router_member()]), "starting the router")
@@ -141,7 +143,7 @@ class Service:
             await self._supervisor.watch()
         finally:
             withdraw(self._endpoints.http_port)
-            await self._supervisor.stop()
+            await asyncio.gather(self._supervisor.stop(), self._next_router.stop())
 
     def _end_with(self, task: "asyncio.Task[Any] | None") -> None:
         """The first signal cancels `task`; later ones must not cancel the clean-up."""
@@ -189,7 +191,7 @@ class Service:
         def launch() -> RayProcess:
             # Once more where its predecessor listened, so that an address stays one worker's; if that fails, anywhere.
             again = replace(config, port=self._ports.pop(worker_id, 0))
-            return RayProcess(actor, again, self._place, num_gpus=self._num_gpus)
+            return RayProcess(actor, lambda: (again, self._place), num_gpus=self._num_gpus)
 
         return Member(worker_id, launch, self._worker_up, self._worker_down)
 
@@ -215,23 +217,26 @@ class Service:
 
     def _router_member(self) -> Member[Endpoints]:
         def launch() -> RayProcess:
-            config, endpoints = self._config, self._endpoints
-            router_config = RouterServerConfig(
-                model=Path(),
-                model_name=config.model_name,
-                cluster_key=self._cluster_key.encode(),
-                max_model_len=self._max_model_len,
-                host=endpoints.host,
-                port=endpoints.http_port,
-                grpc_port=endpoints.grpc_port,
-                admin_port=endpoints.admin_port,
-                policy=config.policy,
-                limits=RouterConfig(salt_key=self._cluster_key.encode()),
-            )
-            self._launched = RayProcess(Router, config.engine.model, router_config)
+            self._launched, self._next_router = self._next_router, RayProcess(Router, self._router_args)
             return self._launched
 
         return Member("router", launch, self._router_up, self._router_down)
+
+    def _router_args(self) -> tuple[str, RouterServerConfig]:
+        config, endpoints = self._config, self._endpoints
+        router_config = RouterServerConfig(
+            model=Path(),
+            model_name=config.model_name,
+            cluster_key=self._cluster_key.encode(),
+            max_model_len=self._max_model_len,
+            host=endpoints.host,
+            port=endpoints.http_port,
+            grpc_port=endpoints.grpc_port,
+            admin_port=endpoints.admin_port,
+            policy=config.policy,
+            limits=RouterConfig(salt_key=self._cluster_key.encode()),
+        )
+        return config.engine.model, router_config
 
     async def _router_up(self, endpoints: Endpoints) -> None:
         """From the second start on it takes the ports that the first one found."""

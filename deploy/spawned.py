@@ -21,20 +21,20 @@ from engine.core.errors import Unavailable
 
 BATON = str(Path(sys.executable).parent / "baton")
 READY = re.compile(r"Baton is ready: (?P<http>http://\S+) \(HTTP\), (?P<grpc>\S+) \(gRPC\)")
-START_S = 120.0
+START_S = 240.0
+POLL_S = 0.05
 STOP_S = 5.0
 """What `baton serve` promises from Ctrl-C to the last process's end."""
 
 
 @dataclass(frozen=True)
-class Service:
-    """A running service and its processes."""
+class Site:
+    """A running service as its clients see it."""
 
     url: str
+    """Of HTTP."""
     grpc: str
-    process: subprocess.Popen[str]
-    log: Path
-    """Its standard error."""
+    """host:port."""
 
     def get(self, path: str) -> Any:
         """The JSON at `path`; HTTPError on other statuses than 2xx."""
@@ -53,7 +53,7 @@ class Service:
         workers: list[dict[str, Any]] = self.get("/status")["workers"]
         return workers
 
-    def wait_idle(self, timeout_s: float = 10.0) -> None:
+    def wait_idle(self, timeout_s: float = 60.0) -> None:
         """Until no request is left and each page of each worker is free or cached; AssertionError says what is left."""
         end_s = time.monotonic() + timeout_s
         while True:
@@ -61,7 +61,16 @@ class Service:
             if not any(left_of(status).values()):
                 return
             assert time.monotonic() < end_s, f"not idle: {status}"
-            time.sleep(0.05)
+            time.sleep(POLL_S)
+
+
+@dataclass(frozen=True)
+class Service(Site):
+    """A `baton serve` and its processes."""
+
+    process: subprocess.Popen[str]
+    log: Path
+    """Its standard error."""
 
     def processes(self) -> list[psutil.Process]:
         """Every process of the service, the main one first."""

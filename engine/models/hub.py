@@ -1,10 +1,10 @@
-"""From what the operator names to a checkpoint folder on this machine."""
+"""From what the operator names to a checkpoint folder on this machine.
+
+The hub's client takes half a second to import: only a hub id needs it.
+"""
 
 import re
 from pathlib import Path
-
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from engine.core.errors import CheckpointError
 from engine.models.builtin import FOLDER
@@ -35,6 +35,8 @@ def resolve_model(name: str) -> Path:
 
 def _cached(name: str) -> Path | None:
     """The snapshot in the local cache, if its weights are all there."""
+    from huggingface_hub import snapshot_download
+
     try:
         folder = Path(snapshot_download(name, local_files_only=True, allow_patterns=FILES))
         stored_tensors(folder)
@@ -44,6 +46,9 @@ def _cached(name: str) -> Path | None:
 
 
 def _downloaded(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
     try:
         folder = Path(snapshot_download(name, allow_patterns=FILES, ignore_patterns=OTHER_LAYOUTS))
     except (OSError, HfHubHTTPError, HFValidationError) as error:

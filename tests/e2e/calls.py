@@ -63,10 +63,10 @@ def connect(target: str) -> grpc.aio.Channel:
 
 
 @torch.inference_mode()
-def reference_tokens(model: PreTrainedModel, prompt: Sequence[int], num_new: int) -> list[int]:
-    """Greedy tokens of transformers' own generate."""
+def reference_tokens(model: PreTrainedModel, prompts: Sequence[list[int]], num_new: int) -> list[list[int]]:
+    """Greedy tokens of transformers' own generate, for prompts of one length."""
     output = model.generate(
-        torch.tensor([list(prompt)]), max_new_tokens=num_new, min_new_tokens=num_new, do_sample=False, eos_token_id=None
+        torch.tensor(prompts), max_new_tokens=num_new, min_new_tokens=num_new, do_sample=False, eos_token_id=None
     )
-    tokens: list[int] = output[0, len(prompt) :].tolist()
+    tokens: list[list[int]] = output[:, len(prompts[0]) :].tolist()
     return tokens

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from deploy.spawned import serve
+from deploy.plain import serve_plain
 from engine.wire.inference_pb2_grpc import InferenceStub
 from tests.e2e.calls import Answer, connect, generate
 from tests.fakes.checkpoints import tiny_checkpoint
@@ -39,11 +39,15 @@ async def answers(target: str, at_once: int) -> list[list[Answer]]:
 
 
 async def test_disaggregated_equals_colocated() -> None:
-    model = ("--model", str(tiny_checkpoint("qwen3")), "--max-model-len", "512", "--kv-memory", "8MiB")
-    with serve(*model, "--policy", "cost_always_hand_over") as split:
+    router = ["--model", str(tiny_checkpoint("qwen3")), "--max-model-len", "512"]
+    engine = [*router, "--kv-memory", "8MiB"]
+    workers = [["prefill_worker", *engine], ["decode_worker", *engine]]
+    with serve_plain(workers, [*router, "--policy", "cost_always_hand_over"]) as split:
+        split.wait_whole()
         separate = await answers(split.grpc, at_once=8)
         alone = await answers(split.grpc, at_once=1)
-    with serve(*model, "--colocated") as whole:
+    with serve_plain([["decode_worker", *engine]], router) as whole:
+        whole.wait_whole()
         together = await answers(whole.grpc, at_once=8)
     tokens = [[answer.tokens for answer in pair] for pair in separate]
     assert [[answer.tokens for answer in pair] for pair in alone] == tokens

@@ -4,11 +4,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
 from engine.core.errors import CheckpointError
-from engine.models import hub
 from engine.models.builtin import FOLDER
 from engine.models.checkpoint import stored_tensors
 from engine.models.hub import resolve_model
@@ -76,7 +76,7 @@ def test_only_what_is_served_is_downloaded(cache: Path, monkeypatch: pytest.Monk
         asked.update(options, name=name)
         return str(tiny_checkpoint("llama"))
 
-    monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     assert resolve_model(REPOSITORY) == tiny_checkpoint("llama")
     assert asked["name"] == REPOSITORY
     assert "*.safetensors" in asked["allow_patterns"]

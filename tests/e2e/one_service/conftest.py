@@ -1,4 +1,4 @@
-"""One service for all tests of a module that only talk to it."""
+"""One service for all tests here: each leaves it whole and idle."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ from deploy.spawned import Service, serve
 from tests.fakes.checkpoints import tiny_checkpoint
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def service() -> Iterator[Service]:
     """One prefill and one decode worker with a tiny Llama; the context is 512 tokens."""
     with serve("--model", str(tiny_checkpoint("llama")), "--max-model-len", "512", "--kv-memory", "8MiB") as running:
