@@ -28,6 +28,10 @@ class FaultRates:
     """How often an Adopt arrives with another client's prompt."""
     expire: float
     """How often the lease of a prompt ends while its reader still reads, and its pages get their next owner."""
+    abandon: float
+    """How often reads fail while they are on their way, and the reader wants the pages for others."""
+    drain: float
+    """How often a worker is told to drain when it has just adopted a call."""
     until_s: float
     """Nothing begins to go wrong after this."""
 
@@ -39,6 +43,8 @@ def draw_rates(chance: Chance, until_s: float) -> FaultRates:
         strike=chance.pick((0.0, 0.01, 0.03)),
         damage=chance.pick((0.0, 0.02, 0.1)),
         expire=chance.pick((0.0, 0.02, 0.1)),
+        abandon=chance.pick((0.0, 0.02, 0.1)),
+        drain=chance.pick((0.0, 0.0, 0.05)),
         until_s=until_s,
     )
 
@@ -75,8 +81,11 @@ class Faults:
         chance = self._world.chance
         if not isinstance(word, Started | TicketIssued | Adopted) or self._world.clock.now > self._rates.until_s:
             return
-        if isinstance(word, TicketIssued) and word.last and chance.happens(self._rates.expire):
-            self._expire(worker, word.id)
+        if isinstance(word, TicketIssued) and word.last:
+            self._disturb(worker, word.id)
+        if isinstance(word, Adopted) and chance.happens(self._rates.drain):
+            self._count("drain")
+            self._drain(worker)
         if not chance.happens(self._rates.strike):
             return
         if chance.happens(0.3):
@@ -102,6 +111,13 @@ class Faults:
     def _count(self, kind: str) -> None:
         self.counts[kind] += 1
         self._world.tally.struck_s = min(self._world.tally.struck_s, self._world.clock.now)
+
+    def _disturb(self, worker: SimWorker, id: int) -> None:
+        """All of prompt `id` is there to be read: the moment when it hurts most to lose pages at either end."""
+        if self._world.chance.happens(self._rates.expire):
+            self._expire(worker, id)
+        if self._world.chance.happens(self._rates.abandon):
+            self._abandon(worker, id)
 
     # ------------------------------------------------------------ what
 
@@ -160,8 +176,27 @@ class Faults:
         self._count("expire")
         self._block(worker, list(world.workers.values()), world.chance.between(0.005, 0.05))
         worker.engine.post(Received(session.key, Release(id)))
-        for _ in range(world.chance.whole(1, 4)):
-            self._stranger.ask(worker, random_tokens(world.chance, world.chance.whole(4, 32)))
+        self._crowd(worker)
+
+    def _abandon(self, worker: SimWorker, id: int) -> None:
+        """Slow reads are said to fail; while their bytes still land, others ask for the pages that they land in."""
+        world, flow = self._world, self._world.router.calls.by_attempt.get(id)
+        if flow is None or flow.attempt is None or flow.attempt.decode.worker.key not in world.sessions:
+            return
+        reader = world.sessions[flow.attempt.decode.worker.key].worker
+        self._count("abandon")
+        self._block(worker, [reader], world.chance.between(0.005, 0.05))
+        fail_s = world.chance.between(0.001, 0.005)
+        world.clock.after(fail_s, lambda: self._fail_reads(worker))
+        world.clock.after(fail_s + world.chance.between(0.0, 0.005), lambda: self._crowd(reader))
+
+    def _crowd(self, worker: SimWorker) -> None:
+        """Others want pages there."""
+        chance = self._world.chance
+        if not worker.alive:
+            return
+        for _ in range(chance.whole(1, 4)):
+            self._stranger.ask(worker, random_tokens(chance, chance.whole(4, 32)))
 
     def _block(self, worker: SimWorker, others: list[SimWorker], for_s: float = 0.0) -> None:
         world = self._world

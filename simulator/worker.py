@@ -180,7 +180,7 @@ class EngineThread:
         self._ends: deque[float] = deque()
         """When the device is done with each launched step."""
         self._awake = False
-        """A turn is scheduled, or the thread waits for the device."""
+        """A turn is under way or scheduled, or the thread waits for the device: it need not be woken."""
         self._alarm_s = float("inf")
         self._num_steps = 0
 
@@ -198,16 +198,18 @@ class EngineThread:
         """There is something to do."""
         if not self._awake:
             self._awake = True
-            self._worker.later(self._around.clock.now + 30e-6, self._turn)
+            self._go_on()
 
     # ------------------------------------------------------------ inside
+
+    def _go_on(self) -> None:
+        self._worker.later(self._around.clock.now + 30e-6, self._turn)
 
     def _submit(self, command: TransferCommand) -> None:
         self._worker.transfers.submit(command)
 
     def _turn(self) -> None:
         now = self._worker.time()
-        self._awake = False
         events, self._inbox = self._inbox, []
         outcomes, self.outcomes = self.outcomes, []
         for event in events:
@@ -221,10 +223,9 @@ class EngineThread:
             self._ends.append(max(begin_s, self._around.clock.now) + self._step_s())
             if len(self._ends) < self._config.max_in_flight:
                 self._report(now)
-                self.wake()
+                self._go_on()
                 return
         if self._ends:
-            self._awake = True
             self._worker.later(self._ends[0], self._commit)
             return
         self._report(now)
@@ -261,9 +262,10 @@ class EngineThread:
 
     def _sleep(self, now: float) -> None:
         """Until the next load report or deadline, unless something comes before."""
-        if self.core.has_work:
-            self.wake()
+        if self.core.has_work or self._inbox or self.outcomes:
+            self._go_on()
             return
+        self._awake = False
         deadline_s = self.core.next_deadline_s()
         wake_s = self.dispatch.load_due_s if deadline_s is None else min(self.dispatch.load_due_s, deadline_s)
         wake_s = max(wake_s, now)

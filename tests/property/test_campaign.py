@@ -16,7 +16,7 @@ from kv_transfer.plan import PrefixDigests
 from kv_transfer.session import Session, SessionState
 from simulator.campaign import run_seed
 
-FAULTS = {"kill", "stop", "lose", "stick", "part", "part all", "drain", "fail reads", "damage", "expire"}
+FAULTS = {"kill", "stop", "lose", "stick", "part", "part all", "drain", "fail reads", "damage", "expire", "abandon"}
 REFUSALS = {"peer", "digest", "generation", "transport"}
 
 
