@@ -46,14 +46,18 @@ def first_line(error: Exception) -> str:
     return str(error).partition("\n")[0]
 
 
+def _by_id(body: dict[str, Any]) -> list[dict[str, Any]]:
+    return sorted(body["workers"], key=lambda worker: str(worker["id"]))
+
+
 def show(body: dict[str, Any], console: Console) -> None:
     """A headline and a row a worker."""
     headline = "ready" if body["ready"] else f"not ready: {body['detail']}"
     console.print(f"{headline}; {body['running_requests']} requests run, {body['queued_requests']} wait")
-    table = Table(box=None, pad_edge=False)
+    table = Table(box=None, padding=(0, 1, 0, 0))
     for name in ("worker", "roles", "state", "rows", "waiting", "pages free", "step ms", "address"):
         table.add_column(name, overflow="fold", no_wrap=name != "state")
-    for worker in body["workers"]:
+    for worker in _by_id(body):
         load = worker["load"]
         state = f"{worker['state']}: {worker['detail']}" if worker["detail"] else worker["state"]
         busy = ["-"] * 4
@@ -66,14 +70,14 @@ def show(body: dict[str, Any], console: Console) -> None:
 
 def show_pages(body: dict[str, Any], console: Console) -> None:
     """A row a worker: pages by state, with the age of the oldest where somebody holds them, and their sum."""
-    table = Table(title="pages by state (age of the oldest)", box=None, pad_edge=False)
+    table = Table(title="pages by state (age of the oldest)", box=None, padding=(0, 1, 0, 0))
     states: list[str] = []
     for worker in body["workers"]:
         states += [state for state in (worker["load"] or {}).get("pages_by_state", {}) if state not in states]
     table.add_column("worker", overflow="fold", no_wrap=True)
     for name in (*states, "sum", "of"):
         table.add_column(name, justify="right", overflow="fold")
-    for worker in body["workers"]:
+    for worker in _by_id(body):
         load = worker["load"]
         if load is None:
             table.add_row(worker["id"], *["-"] * (len(states) + 1), str(worker["num_pages"]))

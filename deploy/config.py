@@ -29,6 +29,8 @@ class ServiceConfig:
     grpc_port: int = 8001
     admin_port: int = 0
     """Of the router's admin door, on loopback; 0 takes any free one."""
+    name: str = ""
+    """See `model_name`."""
     transport: str = "auto"
     policy: str = "cost"
     ray_address: str = EMBEDDED
@@ -48,8 +50,8 @@ class ServiceConfig:
 
     @property
     def model_name(self) -> str:
-        """What clients call the model: the last part of its path or hub id."""
-        return self.engine.model.rstrip("/").rpartition("/")[2]
+        """What clients call the model: `name`, else the last part of its path or hub id."""
+        return self.name or self.engine.model.rstrip("/").rpartition("/")[2]
 
     @property
     def num_workers(self) -> int:
@@ -69,6 +71,7 @@ class Flag:
 
 FLAGS = (
     Flag("model", str, "builtin", "Checkpoint folder, Hugging Face hub id, or the built-in model."),
+    Flag("model_name", str, "", "What clients call the model; the last part of --model when left out."),
     Flag("prefill", int, 1, "Prefill workers."),
     Flag("decode", int, 1, "Decode workers."),
     Flag("colocated", bool, False, "Run both roles in each of --decode workers; no pages move."),
@@ -79,9 +82,9 @@ FLAGS = (
     Flag("device", str, "auto", "cpu, cuda, or auto: CUDA where there is a GPU for each worker."),
     Flag("dtype", str, "auto", "float32, bfloat16, float16; auto is the checkpoint's own."),
     Flag("page_size", int | None, None, "Tokens in a KV page; 16 on CPU and 128 on CUDA when left out."),
-    Flag("kv_memory", str | None, None, "Memory of each worker's KV pages: bytes (2GiB) or a fraction (0.9)."),
+    Flag("kv_memory", str | None, None, "Memory of each worker's KV pages: bytes (1GiB: CPU) or a share (0.9: CUDA)."),
     Flag("transport", str, "auto", f"How pages move between workers: {', '.join(TRANSPORTS)}."),
-    Flag("policy", str, "cost", f"How the router chooses workers: {', '.join(POLICY_NAMES)}."),
+    Flag("policy", str, "cost", f"How workers are chosen; cost: by expected ms. One of {', '.join(POLICY_NAMES)}."),
     Flag("max_model_len", int | None, None, "Tokens of prompt and answer together; the model's own when left out."),
     Flag("max_step_tokens", int, 2048, "Tokens that one step computes: the chunk size of prefill."),
     Flag("attention_backend", str, "auto", "Attention kernels; auto takes the best that the device can run."),
@@ -110,6 +113,7 @@ def service_config(values: dict[str, Any], *, ray_address: str) -> ServiceConfig
         port=values["port"],
         grpc_port=values["grpc_port"],
         admin_port=values["admin_port"],
+        name=values["model_name"],
         transport=values["transport"],
         policy=values["policy"],
         ray_address=ray_address,
