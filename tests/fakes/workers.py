@@ -166,12 +166,13 @@ class FakeWorker:
         chunk: int = 16,
     ) -> None:
         self.info = info
-        self.key = peer_key(info.id, info.incarnation)
         self.faults = faults or FakeFaults()
         self.rows: dict[int, _Row] = {}
         self.adoptions: dict[int, _Adoption] = {}
         self.leases: set[int] = set()
         self.commands: list[Command] = []
+        self.draining = False
+        """Whether it was asked to leave; it says so in its load reports."""
         self.cache = FakeCache(info, rng)
         self._rng = rng
         self._peers = peers
@@ -183,9 +184,9 @@ class FakeWorker:
         self._frame = Frame()
 
     @property
-    def draining(self) -> bool:
-        """Whether it was asked to leave; it says so in its load reports."""
-        return any(isinstance(command, Drain) for command in self.commands)
+    def key(self) -> str:
+        """What peers call it."""
+        return peer_key(self.info.id, self.info.incarnation)
 
     @property
     def idle(self) -> bool:
@@ -222,6 +223,8 @@ class FakeWorker:
                 self._frame.peers.append(PeerStatus(info.id, info.incarnation, ready, "fake", 1e9))
             case SendPrefixes():
                 self.cache.say_all()
+            case Drain():
+                self.draining = True
 
     def _refused(self, id: int) -> bool:
         assert id not in self.rows and id not in self.adoptions, "an attempt's id came twice"
