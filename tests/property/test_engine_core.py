@@ -119,6 +119,8 @@ class EngineMachine(RuleBasedStateMachine):
             assert 0 <= started.cached_tokens < len(self.seen[started.id].request.tokens)
         for finished in result.finished:
             self.end(self.seen[finished.id], finished.reason)
+        for id in result.retracted:
+            self.end(self.seen[id], "retracted")
 
     def end(self, seen: Seen, reason: str) -> None:
         seen.ends.append(reason)
