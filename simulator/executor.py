@@ -37,12 +37,8 @@ def logprob(slots: list[int], token: int) -> TokenLogprob:
 
 def kv_of(tokens: list[int]) -> list[int]:
     """The KV of a sequence, without pages."""
-    slots: list[int] = []
     before = 0
-    for token in tokens:
-        before = hash((before, token))  # slot_value, without the price of a call
-        slots.append(before)
-    return slots
+    return [before := hash((before, token)) for token in tokens]  # slot_value, without the price of a call
 
 
 def expected_tokens(tokens: list[int], num_prompt: int, sampling: Sampling, max_model_len: int) -> list[int]:

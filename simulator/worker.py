@@ -33,7 +33,7 @@ MAX_MODEL_LEN = 64
 HELD_STATES = ("leased", "reserved", "filling", "quarantined")
 TICK_S = 0.01
 """Of the transfer thread, as in kv_transfer.manager."""
-WHOLE_CHECK_EVERY = 8
+WHOLE_CHECK_EVERY = 4
 """Each step is followed by the count of pages; so many, and the end of a worker, by the whole truth, recomputed."""
 
 
@@ -240,7 +240,8 @@ class EngineThread:
 
     def _report(self, now: float, commit: bool = False) -> None:
         self.dispatch.on_result(self.core.commit() if commit else self.core.take_result(), now)
-        self._check()
+        if commit:
+            self._check()
         self._flush()
         if self.dispatch.may_exit(now):
             self._around.left(self._worker)
