@@ -26,6 +26,7 @@ class RayProcess:
         self._start_args = start_args
         self._num_gpus = num_gpus
         self._actor: Any = None
+        self._has_begun = False
 
     def prepare(self) -> None:
         """Begin to make the process, which imports what it needs; `start` waits for it. Idempotent."""
@@ -38,6 +39,7 @@ class RayProcess:
     async def start(self) -> Any:
         """See Process. An error of the actor's own is raised as it was, a dead actor as Unavailable."""
         self.prepare()
+        self._has_begun = True
         return await self.call("start", *self._start_args())
 
     async def ended(self) -> End:
@@ -55,11 +57,12 @@ class RayProcess:
         if self._actor is None:
             return
         actor, self._actor = self._actor, None
-        try:
-            async with asyncio.timeout(STOP_TIMEOUT_S):
-                await actor.stop.remote()
-        except (TimeoutError, ray.exceptions.RayError):
-            pass  # It hangs or is dead already; both end below.
+        if self._has_begun:
+            try:
+                async with asyncio.timeout(STOP_TIMEOUT_S):
+                    await actor.stop.remote()
+            except (TimeoutError, ray.exceptions.RayError):
+                pass  # It hangs or is dead already; both end below.
         ray.kill(actor)
 
     async def call(self, method: str, *args: object) -> Any:
