@@ -4,6 +4,12 @@ from collections.abc import Hashable, Sequence
 
 _SOLVE_EVERY = 16
 """Observations of others after which a key's coefficients are computed anew."""
+_TINY = 1e-12
+"""Keeps a system solvable in which a feature was always 0."""
+_FAMILY_WEIGHT = 16.0
+"""Observations of its own that a key needs before they count as much as the whole family's: keys are alike more often
+than not, and what is fitted to a dozen noisy times makes equal workers look unequal, and calls queue at one of them.
+"""
 
 
 def solve_nonnegative(matrix: list[list[float]], rhs: list[float]) -> list[float]:
@@ -41,11 +47,13 @@ def _solve(a: list[list[float]], b: list[float]) -> list[float]:
 class _Fit:
     """Weighted sums of one key: gram = sum w x x^T, rhs = sum w x y."""
 
-    __slots__ = ("coefficients", "gram", "rhs", "seen", "solved")
+    __slots__ = ("coefficients", "count", "gram", "rhs", "seen", "solved")
 
     def __init__(self, size: int, seen: int) -> None:
         self.gram = [[0.0] * size for _ in range(size)]
         self.rhs = [0.0] * size
+        self.count = 0.0
+        """Observations, aged."""
         self.coefficients: list[float] = []
         self.seen = seen
         """Observations of the whole family when the sums were last aged."""
@@ -56,24 +64,29 @@ class _Fit:
         for row in self.gram:
             row[:] = [value * factor for value in row]
         self.rhs[:] = [value * factor for value in self.rhs]
+        self.count *= factor
 
-    def add(self, x: Sequence[float], y: float) -> None:
+    def add(self, x: Sequence[float], y: float, weight: float) -> None:
         for i, xi in enumerate(x):
             row = self.gram[i]
             for j, xj in enumerate(x):
-                row[j] += xi * xj
-            self.rhs[i] += xi * y
+                row[j] += weight * xi * xj
+            self.rhs[i] += weight * xi * y
+        self.count += 1.0
 
 
 class FitFamily:
     """y ~ c . x with c >= 0 for each key. A key with little or old evidence predicts what the whole family does.
+
+    Errors count relative to what was expected, or to y where that is more: one time of seconds must not outvote a
+    hundred of milliseconds.
 
     Evidence is weighted by decay^age, with age counted in observations of the whole family: a worker that one bad
     sample made look slow, and that gets no work since, is forgiven as others go on.
     """
 
     def __init__(self, prior: Sequence[float], decay: float = 0.995) -> None:
-        """`prior` is believed like one observation of size 1 a coefficient, until the family has seen more."""
+        """`prior` is believed like one observation, until the family has seen more."""
         self._prior = list(prior)
         self._decay = decay
         self._count = 0
@@ -83,19 +96,22 @@ class FitFamily:
     def observe(self, key: Hashable, x: Sequence[float], y: float) -> None:
         """It took y where the features were x (scaled to be about 1)."""
         self._count += 1
+        usual = self._family.coefficients or self._prior
+        size = max(y, sum(c * xi for c, xi in zip(usual, x, strict=True))) or 1.0
+        weight = 1 / (size * size)
         fit = self._fits.get(key)
         if fit is None:
             fit = self._fits[key] = _Fit(len(self._prior), self._count)
         for each in (self._family, fit):
             self._age(each)
-            each.add(x, y)
+            each.add(x, y, weight)
             each.solved = -1
 
     def coefficients(self, key: Hashable) -> list[float]:
         """The fit of one key; the family's for an unknown one."""
-        family = self._solved(self._family, self._prior)
+        family = self._solved(self._family, self._prior, 1.0)
         fit = self._fits.get(key)
-        return family if fit is None else self._solved(fit, family)
+        return family if fit is None else self._solved(fit, family, _FAMILY_WEIGHT)
 
     def forget(self, key: Hashable) -> None:
         """Drop one key's own evidence."""
@@ -110,13 +126,16 @@ class FitFamily:
             fit.age(self._decay ** (self._count - fit.seen))
             fit.seen = self._count
 
-    def _solved(self, fit: _Fit, prior: list[float]) -> list[float]:
-        """Ridge towards `prior`, weight 1 a coefficient."""
+    def _solved(self, fit: _Fit, prior: list[float], weight: float) -> list[float]:
+        """Ridge towards `prior`, each coefficient of it as sure as `weight` observations of the usual kind make it."""
         if fit.solved >= 0 and self._count - fit.solved < _SOLVE_EVERY:
             return fit.coefficients
         self._age(fit)
         size = len(prior)
-        matrix = [[fit.gram[i][j] + (i == j) for j in range(size)] for i in range(size)]
-        fit.coefficients = solve_nonnegative(matrix, [fit.rhs[i] + prior[i] for i in range(size)])
+        if not fit.count:
+            return prior
+        ridge = [max(weight * fit.gram[i][i] / fit.count, _TINY) for i in range(size)]
+        matrix = [[fit.gram[i][j] + (ridge[i] if i == j else 0.0) for j in range(size)] for i in range(size)]
+        fit.coefficients = solve_nonnegative(matrix, [fit.rhs[i] + ridge[i] * prior[i] for i in range(size)])
         fit.solved = self._count
         return fit.coefficients
