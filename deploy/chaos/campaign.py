@@ -3,7 +3,6 @@
 import asyncio
 import random
 import time
-from collections import Counter
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ import aiohttp
 
 from baton.client import AsyncClient
 from deploy.chaos.cases import CHUNK, MAX_MODEL_LEN, PAGE, Case, Seen, make_cases
+from deploy.chaos.continued import Continued
 from deploy.chaos.doors import Door, GrpcDoor, HttpDoor
 from deploy.chaos.faults import Chaos
 from deploy.chaos.link import Link
@@ -31,6 +31,7 @@ HAND_OVER = ("--policy", "cost_always_hand_over")
 """Every prompt is to move."""
 STALL_KV_MEMORY = "6MiB"
 """One decode worker has the load of two: with fewer pages it seldom has any to pull into, and no stall is felt."""
+KINDS_KV_MEMORY = "32MiB"
 LINK_HOST = "127.0.0.2"
 """All of 127.0.0.0/8 is this machine."""
 IDLE_WITHIN_S = 10.0
@@ -45,6 +46,8 @@ class CampaignConfig:
     """Of load and faults, without the start and the right answers."""
     stall_s: float = 20.0
     """Of load over a link that stands still now and then, between processes without Ray; 0 leaves it out."""
+    kinds: bool = True
+    """Whether, in a third part, the only decode worker is killed while a request of each kind decodes there."""
     transport: str = "auto"
     num_prefill: int = 2
     num_decode: int = 2
@@ -78,6 +81,12 @@ class CampaignConfig:
         workers = [["prefill_worker", *engine, "--advertise", LINK_HOST], ["decode_worker", *engine]]
         return workers, ["--model", self.model, "--max-model-len", str(MAX_MODEL_LEN), *HAND_OVER]
 
+    def pair_flags(self) -> tuple[list[list[str]], list[str]]:
+        """Of serve_plain: a worker of each role, with pages for all kinds of requests at once."""
+        engine = [*self.engine_flags(KINDS_KV_MEMORY), "--transport", self.transport]
+        router = ["--model", self.model, "--max-model-len", str(MAX_MODEL_LEN), *HAND_OVER]
+        return [["prefill_worker", *engine], ["decode_worker", *engine]], router
+
 
 def campaign(config: CampaignConfig, say: Callable[[str], None] = lambda line: None) -> Report:
     """One campaign from the start of the service to its end. Raises Unavailable when it does not start."""
@@ -94,6 +103,12 @@ def campaign(config: CampaignConfig, say: Callable[[str], None] = lambda line: N
         say("starting processes with a link between them")
         with serve_plain(*config.plain_flags()) as plain:
             report.add(asyncio.run(_stalls(replace(config, seconds=config.stall_s), plain, say)))
+    if config.kinds:
+        say("starting processes of which the only decode worker will be killed")
+        with serve_plain(*config.pair_flags()) as plain:
+            report.continued, wrong = asyncio.run(Continued(plain, say).run())
+        for message in wrong:
+            report.complain(message)
     report.seconds = time.monotonic() - start_s
     return report
 
@@ -146,12 +161,12 @@ class _Campaign:
             load = Load(cases, doors, right, self._config.timeout_s)
             page = StatusPage(session, self._site.url)
             breaker = breaker_of(page, load)
-            before = await page.counts()
+            await page.start_counting()
             start_s = time.monotonic()
             await self._shake(load, breaker, start_s)
             self._report.count(load.outcomes)
             self._report.add_faults(breaker.faults, start_s)
-            await self._after(page, before)
+            await self._after(page)
         return self._report
 
     async def _right_answers(self, cases: list[Case], doors: list[Door]) -> Right:
@@ -193,7 +208,7 @@ class _Campaign:
             if isinstance(result, BaseException):
                 self._report.complain(f"a client broke: {result!r}")
 
-    async def _after(self, page: StatusPage, before: dict[str, float]) -> None:
+    async def _after(self, page: StatusPage) -> None:
         """What is left in the service, and what it counted."""
         end_s = time.monotonic() + IDLE_WITHIN_S
         while any((left := left_of(status := await page.read())).values()) and time.monotonic() < end_s:
@@ -205,11 +220,7 @@ class _Campaign:
             report.complain(f"left behind: {status}")
         report.counts["preempted"] = sum(worker["load"]["num_preempted"] for worker in status["workers"])
         report.transport = transports(status)
-        counts = {name: int(value - before.get(name, 0.0)) for name, value in (await page.counts()).items()}
         for name in ("handoffs", "handoff_failures", "resumed"):
-            report.counts[name] = counts[f"baton_router_{name}_total"]
-        prefix = "baton_router_retries_total/"
-        report.retries = Counter(
-            {name.removeprefix(prefix): n for name, n in counts.items() if name.startswith(prefix)}
-        )
+            report.counts[name] = await page.counted(name)
+        report.retries = await page.counted_by("retries")
         report.counts["retried"] = report.retries.total()

@@ -12,6 +12,9 @@ LENGTHS = (1, PAGE - 1, PAGE, PAGE + 1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK, 
 LOGPROB_TOLERANCE = 2e-3
 """Neighbours in a batch change the last bits of a float32 logit, and no token."""
 
+STOP_AT = "explicitly as static"
+"""Comes after some 90 tokens of the answer that `make_kinds` asks the built-in model for."""
+
 _DRAWN: dict[str, Any] = {
     "temperature": 0.9,
     "top_p": 0.95,
@@ -20,6 +23,8 @@ _DRAWN: dict[str, Any] = {
     "presence_penalty": 0.3,
     "frequency_penalty": 0.2,
 }
+
+_PENALTIES = {"repetition_penalty", "presence_penalty", "frequency_penalty"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +39,11 @@ class Case:
     @property
     def is_plain_greedy(self) -> bool:
         """Whether transformers' own greedy search must give the same tokens."""
-        return self.options["temperature"] == 0.0 and bool(self.options.get("ignore_eos"))
+        return (
+            self.options["temperature"] == 0.0
+            and bool(self.options.get("ignore_eos"))
+            and not _PENALTIES & {*self.options}
+        )
 
 
 @dataclass(slots=True)
@@ -71,6 +80,26 @@ def make_cases(vocab_size: int, seed: int) -> list[Case]:
     )
     cases.append(Case("stop", tokens(50), _DRAWN | {"seed": 9, "max_tokens": 60, "stop": ["the", "."]}))
     return cases
+
+
+def make_kinds(vocab_size: int) -> list[Case]:
+    """One request of each kind that is hard to go on with elsewhere, long enough to be struck in the middle: always the
+    same ones, whose answers with the built-in model are known to be so long.
+    """
+    rng = random.Random("kinds")
+    plain: dict[str, Any] = {"temperature": 0.0, "ignore_eos": True, "max_tokens": 100}
+    seeded = {"temperature": 0.9, "top_p": 0.95, "seed": 9, "ignore_eos": True, "max_tokens": 100}
+    options = {
+        "seeded": (seeded, 1),
+        "penalties": (plain | {name: _DRAWN[name] for name in _PENALTIES}, 1),
+        "stop string": (_DRAWN | {"seed": 10, "ignore_eos": True, "max_tokens": 200, "stop": [STOP_AT]}, 1),
+        "logprobs": (seeded | {"logprobs": 2}, 1),
+        "two answers": (seeded, 2),
+    }
+    return [
+        Case(name, tuple(rng.randrange(4, vocab_size) for _ in range(50)), values, n)
+        for name, (values, n) in options.items()
+    ]
 
 
 def difference(seen: Sequence[Seen], right: Sequence[Seen], *, whole: bool) -> str:

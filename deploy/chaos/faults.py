@@ -5,14 +5,14 @@ import itertools
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 
 import psutil
 
 from deploy.chaos.load import STAGES, Load
 from deploy.chaos.status import Fault, StatusPage, ready, whole
 from deploy.spawned import Service
-from engine.core.errors import NotFound
+from engine.core.errors import BatonError, NotFound
 
 STOP_S = 2.0
 """How long a stopped process stays so: several times what the router needs to notice."""
@@ -21,6 +21,8 @@ HEALED_WITHIN_S = 90.0
 QUIET_S = 1.0
 """Between a healed fault and the next."""
 STAGE_WITHIN_S = 5.0
+PATIENCE_S = 120.0
+"""Beyond the time for faults, until one has struck a request."""
 KINDS = ("stop", "kill")
 ROLES = ("decode", "prefill")
 
@@ -37,15 +39,19 @@ class Chaos:
         self.faults: list[Fault] = []
 
     async def run(self, until_s: float) -> None:
-        """Each kind on each role, then fault after fault while the clock shows less than `until_s`.
+        """Each kind on each role, then fault after fault while the clock shows less than `until_s` or no attempt of any
+        request was lost.
 
-        Raises BatonError when one does not heal.
+        Raises BatonError when one does not heal, or none was lost within PATIENCE_S more.
         """
         for kind, role, stage in self._order():
             await asyncio.sleep(QUIET_S * (0.5 + self._rng.random()))
-            if len(self.faults) >= len(KINDS) * len(ROLES) and time.monotonic() >= until_s:
+            if len(self.faults) >= len(KINDS) * len(ROLES) and await over(until_s, self._lost, "retried a request"):
                 return
             await self._strike(kind, role, stage)
+
+    async def _lost(self) -> int:
+        return (await self._page.counted_by("retries")).total()
 
     def _order(self) -> Iterator[tuple[str, str, str]]:
         """Each kind on each role first, then every stage of both in turns."""
@@ -82,6 +88,18 @@ class Chaos:
             fault.same_address = worker["address"] in [each["address"] for each in (await self._page.read())["workers"]]
         self._load.whole = True
         self._say(f"noticed after {fault.noticed_s:.2f} s, healed after {fault.healed_s:.1f} s")
+
+
+async def over(until_s: float, hits: Callable[[], Awaitable[int]], words: str) -> bool:
+    """Whether the clock shows `until_s` and something was hit. Raises BatonError: nothing was, PATIENCE_S later."""
+    now = time.monotonic()
+    if now < until_s:
+        return False
+    if await hits():
+        return True
+    if now >= until_s + PATIENCE_S:
+        raise BatonError(f"no fault {words}, {PATIENCE_S:g} s after the last was due")
+    return False
 
 
 def process_at(service: Service, address: str) -> psutil.Process:

@@ -20,6 +20,7 @@ class Link:
         self._ports = ports
         self._flows = asyncio.Event()
         self._flows.set()
+        self._felt = asyncio.Event()
         self._servers: list[asyncio.Server] = []
         self._pipes: set[asyncio.Task[None]] = set()
         self.num_bytes = 0
@@ -39,11 +40,16 @@ class Link:
 
     def stall(self) -> None:
         """Nothing goes through any more."""
+        self._felt.clear()
         self._flows.clear()
 
     def resume(self) -> None:
         """Everything goes on where it stood still."""
         self._flows.set()
+
+    async def felt(self) -> None:
+        """Until something is held back by the stall: before that nobody can know of it."""
+        await self._felt.wait()
 
     def _joiner(self, port: int) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]:
         async def join(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -63,7 +69,9 @@ class Link:
         with suppress(OSError):
             try:
                 while data := await reader.read(CHUNK_BYTES):
-                    await self._flows.wait()
+                    if not self._flows.is_set():
+                        self._felt.set()
+                        await self._flows.wait()
                     self.num_bytes += len(data)
                     writer.write(data)
                     await writer.drain()

@@ -43,11 +43,14 @@ class Report:
     affected: dict[str, float] = field(default_factory=dict)
     """Requests that ran when a fault struck: how much longer they took than the median of the same ones in peace."""
     detection_s: dict[str, float] = field(default_factory=dict)
+    """From the stroke, or from the first read that met a stall, until the router's status said so."""
     struck: dict[str, int] = field(default_factory=dict)
     """Requests that ran when a fault struck, by stage."""
     faults: list[dict[str, Any]] = field(default_factory=list)
     stalled_link: dict[str, Any] = field(default_factory=dict)
     """Of the part without Ray, where the link between the workers stood still."""
+    continued: dict[str, int] = field(default_factory=dict)
+    """By kind of request and door: tokens (or parts) that came after the only decode worker was killed."""
     errors: list[str] = field(default_factory=list)
     """The first few things that went wrong, in words."""
     seconds: float = 0.0
@@ -90,7 +93,7 @@ class Report:
         self.faults = [fault.as_json(start_s) for fault in faults]
         self.counts["restarts"] += sum(fault.kind == "kill" for fault in faults)
         self.struck = dict(sum((Counter(fault.running) for fault in faults), Counter()))
-        noticed = [fault.noticed_s for fault in faults if fault.noticed_s is not None]
+        noticed = [fault.noticed_s - fault.felt_s for fault in faults if fault.noticed_s is not None]
         if noticed:
             self.detection_s = {"p50": round(median(noticed), 3), "max": round(max(noticed), 3)}
 

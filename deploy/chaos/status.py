@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -27,6 +28,8 @@ class Fault:
     """Requests that ran when it struck, by stage."""
     pages: dict[str, int] = field(default_factory=dict)
     """Pages of that worker by state, as it last reported."""
+    felt_s: float = 0.0
+    """After the stroke, until a read met it: of a stall, which nobody can notice before."""
     noticed_s: float | None = None
     """After the stroke, until the router's status said so."""
     slowest_status_s: float = 0.0
@@ -48,6 +51,7 @@ class StatusPage:
     def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
         self._session = session
         self._url = url
+        self._before: dict[str, float] = {}
 
     async def read(self) -> dict[str, Any]:
         """/status as it is now."""
@@ -69,8 +73,23 @@ class StatusPage:
                 raise BatonError(f"{fault.kind} of {fault.worker}: after {timeout_s:g} s the workers are {states}")
             await asyncio.sleep(POLL_S)
 
-    async def counts(self) -> dict[str, float]:
-        """The router's counters and gauges, by name and labels."""
+    async def start_counting(self) -> None:
+        """What was counted until now does not count."""
+        self._before = await self._samples()
+
+    async def counted(self, name: str) -> int:
+        """How much the router's counter of that name has grown."""
+        return (await self.counted_by(name))[""]
+
+    async def counted_by(self, name: str) -> Counter[str]:
+        """The same by the value of its label."""
+        prefix = f"baton_router_{name}_total"
+        grown = {key: value - self._before.get(key, 0.0) for key, value in (await self._samples()).items()}
+        return Counter(
+            {key.removeprefix(prefix).lstrip("/"): int(n) for key, n in grown.items() if key.startswith(prefix)}
+        )
+
+    async def _samples(self) -> dict[str, float]:
         async with self._session.get(f"{self._url}/metrics") as response:
             text = await response.text()
         samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]

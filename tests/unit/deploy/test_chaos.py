@@ -2,14 +2,17 @@
 
 import asyncio
 import json
+import time
 
 import pytest
 
-from deploy.chaos.cases import Case, Seen, difference, make_cases
+from deploy.chaos.cases import Case, Seen, difference, make_cases, make_kinds
+from deploy.chaos.faults import PATIENCE_S, over
 from deploy.chaos.link import Link
 from deploy.chaos.load import Outcome
 from deploy.chaos.report import COUNTS, Report, added_latency
 from deploy.chaos.status import Fault, whole
+from engine.core.errors import BatonError
 
 RIGHT = Seen("abc", [1, 2, 3], [-0.1, -0.2, -0.3], "length")
 CASE = Case("one", (1, 2), {"temperature": 0.0, "max_tokens": 3, "ignore_eos": True})
@@ -48,8 +51,11 @@ def test_anything_else_is_wrong(seen: Seen, is_whole: bool) -> None:
 
 def test_a_report_is_one_object_and_anything_bad_fails_it() -> None:
     report = Report()
-    report.add_faults([Fault("kill", "decode-0", "decode", 5.0, {"decode": 2}, {}, 0.1, 0.0, 3.0)], 4.0)
+    report.add_faults(
+        [Fault("kill", "decode-0", "decode", 5.0, {"decode": 2}, felt_s=0.5, noticed_s=0.6, healed_s=3.0)], 4.0
+    )
     report.count([outcome("right"), outcome("left"), outcome("refused")])
+    assert report.detection_s == {"p50": 0.1, "max": 0.1}, "from the first read that met it"
     assert report.ok
     other = Report()
     other.count([outcome("right")])
@@ -73,6 +79,26 @@ def test_added_latency_compares_with_the_same_request_in_peace() -> None:
     found = added_latency([*calm, struck])
     assert (found["requests"], found["added_p50_s"], found["longest_wait_p99_s"]) == (1, 3.0, 2.5)
     assert added_latency(calm) == {}
+
+
+@pytest.mark.parametrize("num_hits", [0, 1])
+async def test_faults_go_on_until_one_has_struck_but_not_for_ever(num_hits: int) -> None:
+    async def hits() -> int:
+        return num_hits
+
+    now = time.monotonic()
+    assert not await over(now + 1000, hits, "struck")
+    assert await over(now - 1, hits, "struck") is (num_hits > 0)
+    if not num_hits:
+        with pytest.raises(BatonError, match="no fault struck"):
+            await over(now - PATIENCE_S, hits, "struck")
+
+
+def test_what_is_hard_to_go_on_with_is_asked_with_long_answers() -> None:
+    kinds = {case.name: case for case in make_kinds(4096)}
+    assert {name for name, case in kinds.items() if case.is_plain_greedy} == set()
+    assert kinds["penalties"].options["temperature"] == 0.0 and kinds["two answers"].n == 2
+    assert all(case.options["max_tokens"] >= 100 for case in kinds.values())
 
 
 def test_cases_are_the_same_for_a_seed_and_cover_the_edges() -> None:
@@ -111,7 +137,8 @@ async def test_a_stalled_link_keeps_its_bytes_until_it_goes_on() -> None:
         link.stall()
         writer.write(b"two")
         answer = asyncio.ensure_future(reader.readexactly(3))
-        assert not (await asyncio.wait([answer], timeout=0.1))[0]
+        await asyncio.wait_for(link.felt(), 10)
+        assert not answer.done()
         link.resume()
         assert await asyncio.wait_for(answer, 10) == b"two"
         writer.close()
