@@ -46,9 +46,11 @@ class RouterServer:
         core = RouterCore(limits, rng, lambda model, rng: make_policy(config.policy, model, rng))
         registry = CollectorRegistry()
         ProcessCollector(registry=registry)
-        self.service = RouterService(
-            core, RouterMetrics(core, registry), lambda address: WorkerClient(address, silence_s=SILENCE_S)
-        )
+
+        def connect(address: str) -> WorkerClient:
+            return WorkerClient(address, silence_s=SILENCE_S, cluster_key=config.cluster_key)
+
+        self.service = RouterService(core, RouterMetrics(core, registry), connect)
         app = create_app(self.service, model, self.service, config.doors, registry)
         self._http = [(_uvicorn(app), sockets.http)]
         if sockets.admin is not None:

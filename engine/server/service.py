@@ -16,6 +16,7 @@ from engine.server.inbox import Event, Received, SessionClosed, SessionOpened
 from engine.wire import worker_pb2 as pb
 from engine.wire.commands import command_from_proto, info_to_proto
 from engine.wire.frames import frame_to_proto
+from engine.wire.session_key import knows
 from engine.wire.worker_pb2_grpc import WorkerServicer
 
 logger = logging.getLogger(__name__)
@@ -69,7 +70,10 @@ class WorkerService(WorkerServicer):
         post: Callable[[Event], None],
         clock: Callable[[], float] = time.monotonic,
         max_backlog_bytes: int = MAX_BACKLOG_BYTES,
+        cluster_key: bytes | None = None,
     ) -> None:
+        """Only who knows `cluster_key` is heard: a session can run anything and end the worker. None: anybody."""
+        self._cluster_key = cluster_key
         self._post = post
         self._clock = clock
         self._max_backlog_bytes = max_backlog_bytes
@@ -117,6 +121,7 @@ class WorkerService(WorkerServicer):
 
     async def Describe(self, request: pb.DescribeRequest, context: grpc.aio.ServicerContext) -> pb.WorkerInfo:  # noqa: N802
         """Who this worker is."""
+        await self._check_key(context)
         assert self._info is not None
         return info_to_proto(self._info)
 
@@ -124,6 +129,7 @@ class WorkerService(WorkerServicer):
         self, requests: AsyncIterator[pb.Command], context: grpc.aio.ServicerContext
     ) -> None:
         """One router, until it leaves, reads too slowly or says something malformed."""
+        await self._check_key(context)
         key = next(self._keys)
         backlog = self._backlogs[key] = Backlog(self._max_backlog_bytes)
         self._post(SessionOpened(key))
@@ -143,6 +149,12 @@ class WorkerService(WorkerServicer):
             del self._backlogs[key]
             self._post(SessionClosed(key))
             logger.info("session=%d closed", key)
+
+    async def _check_key(self, context: grpc.aio.ServicerContext) -> None:
+        key = self._cluster_key
+        if key is not None and not knows(key, context.invocation_metadata() or ()):
+            logger.warning("%s was refused: it does not know the cluster key", context.peer())
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "this needs the cluster key")
 
     async def _read(self, key: int, requests: AsyncIterator[pb.Command]) -> tuple[grpc.StatusCode, str]:
         try:

@@ -13,6 +13,7 @@ from engine.core.types import WorkerInfo
 from engine.wire import worker_pb2 as pb
 from engine.wire.commands import command_to_proto, info_from_proto
 from engine.wire.frames import frame_from_proto
+from engine.wire.session_key import session_metadata
 from engine.wire.worker_pb2_grpc import WorkerStub
 
 logger = logging.getLogger(__name__)
@@ -58,8 +59,10 @@ class WorkerClient:
         silence_s: float = 1.0,
         connect_timeout_s: float = 5.0,
         clock: Callable[[], float] = time.monotonic,
+        cluster_key: bytes = b"",
     ) -> None:
         """`address` is host:port. `clock` is what the deadlines of sent requests are measured on."""
+        self._metadata = session_metadata(cluster_key)
         self.address = address
         self.silence_s = silence_s
         """May be changed at any time; taken up within a quarter of the old value."""
@@ -81,10 +84,12 @@ class WorkerClient:
         self._channel = grpc.aio.insecure_channel(self.address, options=CHANNEL_OPTIONS)
         stub = WorkerStub(self._channel)
         try:
-            info = await stub.Describe(pb.DescribeRequest(), timeout=self._connect_timeout_s, wait_for_ready=True)
+            info = await stub.Describe(
+                pb.DescribeRequest(), timeout=self._connect_timeout_s, metadata=self._metadata, wait_for_ready=True
+            )
         except grpc.aio.AioRpcError as error:
             raise self._lose(f"cannot reach worker at {self.address}: {error.details()}") from error
-        self._call = stub.Session(self._commands())
+        self._call = stub.Session(self._commands(), metadata=self._metadata)
         return info_from_proto(info)
 
     def send(self, command: Command) -> None:

@@ -16,6 +16,7 @@ from engine.core.messages import (
 )
 from engine.core.types import WorkerInfo
 from engine.wire.worker_client import WorkerClient, WorkerLost
+from tests.fakes.virtual_worker import KEY
 
 TIMEOUT_S = 30.0
 
@@ -24,7 +25,7 @@ class RouterSession:
     """One session, read in the background; `until` waits for what it is about."""
 
     def __init__(self, address: str) -> None:
-        self.client = WorkerClient(address, silence_s=TIMEOUT_S)
+        self.client = WorkerClient(address, silence_s=TIMEOUT_S, cluster_key=KEY)
         self.info: WorkerInfo
         self.frames: list[Frame] = []
         self.tokens: dict[int, list[int]] = defaultdict(list)

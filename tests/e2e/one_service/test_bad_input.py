@@ -48,6 +48,13 @@ BAD_FIELDS = [
     {"prompt": "x", "logprobs": 10_000},
     {"prompt": "x", "stop": [1]},
     {"prompt": "x", "logit_bias": {"hello": 1}},
+    {"prompt": "x", "logit_bias": {"-1": 1}},
+    {"prompt": "x", "seed": 1 << 64},
+    {"prompt": "x", "best_of": 3},
+    {"prompt": "x", "frobnicate": True},
+    {"prompt": ["a"] * 100_000},
+    {"prompt": [[1]] * 100_000},
+    {"prompt": "x", "stop": ["a"] * 100_000},
 ]
 
 

@@ -29,6 +29,8 @@ from engine.core.messages import (
 from engine.core.types import FinishReason, StepOutput, StepPlan
 from engine.server.departure import QUIET_S
 from engine.server.dispatch import LOAD_INTERVAL_S
+from engine.wire.worker_client import WorkerClient, WorkerLost
+from engine.wire.worker_pb2_grpc import WorkerStub
 from kv_transfer.transports.local import LocalHub
 from tests.fakes.router_session import RouterSession, join
 from tests.fakes.thread_worker import Worker, on_clock, start_fake_worker
@@ -322,3 +324,13 @@ async def test_a_drain_ends_at_its_time_with_whatever_is_left() -> None:
             await router.lost()
         assert await asyncio.to_thread(worker.wait, TIMEOUT_S)
         assert worker.drained and not worker.died
+
+
+async def test_only_who_knows_the_cluster_key_is_heard() -> None:
+    with running("decode") as worker:
+        for stranger in (WorkerClient(worker.info.address), WorkerClient(worker.info.address, cluster_key=b"guessed")):
+            with pytest.raises(WorkerLost, match="needs the cluster key"):
+                await stranger.connect()
+            await stranger.close()
+        async with grpc.aio.insecure_channel(worker.info.address) as channel:
+            assert await WorkerStub(channel).Session().code() == grpc.StatusCode.UNAUTHENTICATED
