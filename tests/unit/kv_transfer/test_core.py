@@ -211,6 +211,21 @@ def test_a_hung_peer_breaks_its_handoffs_in_under_a_second_and_heals(world: Worl
     assert isinstance(world.d.outcomes[-1], Proven)
 
 
+def test_nothing_is_pulled_from_a_suspect_peer_though_it_lives() -> None:
+    world = World(config=PeerConfig(first_pause_s=100.0)).joined()
+    world.network.stop(world.p.key)
+    world.hand_over()
+    world.run(0.9)
+    world.network.resume(world.p.key)
+    world.run(0.1)
+    empty = bytes(world.d.pool.read(20, 0, LAYOUT.num_layers))
+    world.d.core.handle(open_handoff(2, TOKENS, (20, 21, 22, 23, 24)), world.now)
+    world.d.core.handle(offer(world.p.ticket(2, TOKENS, SRC)), world.now)
+    world.run(0.1)
+    assert causes(world.d) == [Cause.PEER, Cause.PEER] and world.d.outcomes[-1] == Settled(2)
+    assert bytes(world.d.pool.read(20, 0, LAYOUT.num_layers)) == empty
+
+
 def test_a_reader_that_stood_still_blames_nobody(world: World) -> None:
     world.hand_over()
     late = world.now + 3.0  # neither polled nor ticked meanwhile, and nothing landed: the whole machine stood still
