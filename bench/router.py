@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import router_index, router_policies, router_process
-from bench.router_trace import load_trace
+from bench.router_trace import load_trace, whole_conversations
 from router.policies.registry import POLICY_NAMES
 
 PARTS = ("index", "process", "policies")
@@ -35,8 +35,9 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     process = flags.add_argument_group("process")
     process.add_argument("--scale", type=float, default=1.0, help="of the number of requests")
     policies = flags.add_argument_group("policies")
-    policies.add_argument("--first-request", type=int, default=2000, help="where the slice of the trace begins")
-    policies.add_argument("--requests", type=int, default=400, help="in the slice")
+    policies.add_argument("--first-request", type=int, default=0, help="where the slice of the trace begins")
+    policies.add_argument("--requests", type=int, help="in the slice; all that follow when left out")
+    policies.add_argument("--one-in", type=int, default=60, help="keep one in so many conversations, with all turns")
     policies.add_argument(
         "--rates", type=float, nargs="+", default=[1.0, 2.0, 3.0], help="requests/s a pair of workers"
     )
@@ -57,7 +58,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     if "process" in args.part:
         report["process"] = router_process.measure(router_process.sizes_of(args.scale), args.seed)
     if "policies" in args.part:
-        requests = load_trace(args.trace, args.first_request, args.requests)
+        requests = whole_conversations(load_trace(args.trace, args.first_request, args.requests), args.one_in)
         levels = [router_policies.Level(workers, rate) for workers in args.workers for rate in args.rates]
         report["policies"] = router_policies.compare(requests, levels, args.policies, args.seed)
     return report | _summary(report)

@@ -79,6 +79,14 @@ def at_rate(requests: Sequence[TraceRequest], requests_per_s: float) -> list[Tra
     return shifted(requests, requests_per_s * span_s / len(requests))
 
 
+def whole_conversations(requests: Sequence[TraceRequest], one_in: int) -> list[TraceRequest]:
+    """The requests of one in so many conversations, every turn of them: a slice that keeps what caches live on.
+
+    A conversation is known by its second block: the first is a system prompt that many share.
+    """
+    return [each for each in requests if each.blocks[min(1, len(each.blocks) - 1)] % one_in == 0]
+
+
 def ceiling_hit_rate(requests: Iterable[TraceRequest]) -> float:
     """Share of prompt tokens that one endless cache of whole blocks would hold: no placement can find more."""
     seen: set[int] = set()

@@ -10,7 +10,15 @@ from bench import router, router_index, router_peer, router_process
 from bench.router_cluster import Cluster
 from bench.router_machine import LAYOUT, PAGE_SIZE, POOL_PAGES, step_ms
 from bench.router_policies import Level, Play, behind, play
-from bench.router_trace import BLOCK_TOKENS, TraceRequest, at_rate, ceiling_hit_rate, load_trace, write_trace
+from bench.router_trace import (
+    BLOCK_TOKENS,
+    TraceRequest,
+    at_rate,
+    ceiling_hit_rate,
+    load_trace,
+    whole_conversations,
+    write_trace,
+)
 from bench.router_workers import FastSession
 from engine.core.messages import Adopt, DeliverTicket, Generate, KVEvent, PagesRemoved, PagesStored, Prefill
 from engine.core.types import Request, Sampling, token_buffer
@@ -42,6 +50,14 @@ def test_a_trace_is_read_as_slices_and_equal_blocks_are_equal_tokens(trace: Path
 def test_time_is_stretched_to_a_rate(trace: Path) -> None:
     stretched = at_rate(load_trace(trace), 8.0)
     assert len(stretched) / stretched[-1].arrival_s == pytest.approx(8.0)
+
+
+def test_a_slice_of_conversations_keeps_all_their_turns(trace: Path) -> None:
+    requests = load_trace(trace)
+    kept = whole_conversations(requests, 2)
+    assert 0 < len(kept) < len(requests)
+    roots = {each.blocks[1] for each in kept}
+    assert [each for each in requests if each.blocks[1] in roots] == kept
 
 
 @pytest.mark.parametrize(
