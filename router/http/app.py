@@ -104,9 +104,10 @@ async def _baton_error(request: Request, error: Exception) -> Response:
     return error_response(error, {"x-request-id": request_id_of(request, "error")})
 
 
-async def _http_error(_request: Request, error: Exception) -> Response:
+async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return plain_error_response(error.status_code, error.detail, error.headers)
+    headers = {"x-request-id": request_id_of(request, "error"), **(error.headers or {})}
+    return plain_error_response(error.status_code, error.detail, headers)
 
 
 async def _unexpected_error(_request: Request, _error: Exception) -> Response:

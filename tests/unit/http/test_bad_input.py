@@ -182,6 +182,7 @@ async def test_errors_carry_the_request_id(service: Service) -> None:
     response = await service.http.post(COMPLETIONS, json=completion(prompt=[]), headers={"x-request-id": "mine-7"})
     assert response.headers["x-request-id"] == "mine-7"
     assert (await service.http.post(COMPLETIONS, json=completion(prompt=[]))).headers["x-request-id"]
+    assert (await service.http.get("/v1/nothing")).headers["x-request-id"]
 
 
 async def test_too_long_a_prompt_has_its_own_code(service: Service) -> None:
