@@ -210,20 +210,9 @@ def test_a_missing_peer_router_is_said_in_words(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_last_line_is_one_object(trace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    asked = ["--trace", str(trace), "--part", "index,policies", "--workers", "2", "--index-requests", "20", "--json"]
-    asked += [
-        "--lookups",
-        "5",
-        "--first-request",
-        "0",
-        "--requests",
-        "20",
-        "--rates",
-        "1",
-        "--policies",
-        "cost",
-        "random",
-    ]
+    asked = ["--trace", str(trace), "--part", "index,policies", "--workers", "2", "--json", "--one-in", "1"]
+    asked += ["--index-requests", "20", "--lookups", "5", "--requests", "20", "--rates", "1"]
+    asked += ["--policies", "cost", "random"]
     assert router.main(asked) == 0
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert report["lookup_us"] > 0 and report["hit_rate_vs_oracle"] > 0
