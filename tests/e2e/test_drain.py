@@ -172,6 +172,12 @@ async def busiest_in_the_middle(service: Service, calls: dict[str, Call]) -> str
     return max((name for name in busy if name.startswith("decode")), key=lambda name: busy[name])
 
 
+async def has_left(service: Service, worker: str) -> None:
+    """Wait until the service has said so and the router has forgotten the worker."""
+    said = f"{worker} ended (it was drained)"
+    await until(lambda: said in service.log.read_text() and worker not in decoders(service), service)
+
+
 async def drain(service: Service, worker: str) -> None:
     """By the command."""
     command = [BATON, "drain", worker, "--timeout", "240", "--url", service.url]
@@ -180,7 +186,7 @@ async def drain(service: Service, worker: str) -> None:
     )
     assert drained.returncode == 0, drained.stderr + service.log.read_text()
     assert f"{worker} is empty and has ended" in drained.stdout
-    await until(lambda: worker not in decoders(service), service)
+    await has_left(service, worker)
 
 
 async def test_a_killed_decode_worker_changes_no_token(service: Service, expected: Expected) -> None:
@@ -206,8 +212,7 @@ async def test_sigterm_moves_what_decodes(service: Service, expected: Expected) 
         calls = all_calls(InferenceStub(channel), expected.stop)
         leaving = await busiest_in_the_middle(service, calls)
         process_of(service, leaving).send_signal(signal.SIGTERM)
-        await until(lambda: leaving not in decoders(service), service)
-        assert f"{leaving} ended (it was drained)" in service.log.read_text()
+        await has_left(service, leaving)
         calls.pop("greedy").task.cancel()
         await asyncio.gather(*(call.task for call in calls.values()))
         check(calls, expected)
@@ -215,18 +220,22 @@ async def test_sigterm_moves_what_decodes(service: Service, expected: Expected) 
 
 
 async def test_the_drain_command_moves_what_decodes(service: Service, expected: Expected) -> None:
+    """Calls follow each other until it has worked: on a busy machine the command may start slower than they end."""
     moves = 'baton_router_attempts_total{route="move"}'
     before = count(service, moves)
     async with connect(service.grpc) as channel:
-        calls = all_calls(InferenceStub(channel), expected.stop)
+        stub = InferenceStub(channel)
+        calls = all_calls(stub, expected.stop)
         leaving = await busiest_in_the_middle(service, calls)
         process = process_of(service, leaving)
-        await drain(service, leaving)
+        draining = asyncio.create_task(drain(service, leaving))
+        while calls:
+            await asyncio.gather(*(call.task for call in calls.values()))
+            check(calls, expected)
+            calls = {} if draining.done() else all_calls(stub, expected.stop)
+        await draining
         await until(lambda: not process.is_running(), service)
-        await asyncio.gather(*(call.task for call in calls.values()))
-        check(calls, expected)
         assert count(service, moves) > before, service.log.read_text()
-        assert f"{leaving} ended (it was drained)" in service.log.read_text()
         service.wait_idle()
 
 
@@ -247,5 +256,4 @@ async def test_the_last_decode_worker_lets_its_requests_end_where_they_are(
         # Unless the machine is so busy that the worker seems to hang.
         hung = count(service, "baton_router_retries") > retries
         assert call.streams[0].decode_worker == last or hung, service.log.read_text()
-        await until(lambda: len(service.workers()) == 1, service)
-        assert f"{last} ended (it was drained)" in service.log.read_text()
+        await has_left(service, last)

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 PAGE_SIZE, CHUNK = 16, 64
 KEY = "a cluster key for tests only"
-START_S, STOP_S = 120.0, 10.0
+START_S, STOP_S = 240.0, 60.0
 RETRY_IDS = 1_000_000
 
 
