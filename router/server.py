@@ -68,6 +68,8 @@ class RouterServer:
             raise Unavailable(f"cannot listen on {config.host}:{config.grpc_port}: {error}") from error
         await self.service.start()
         await self._rpc.start()
+        for server, sock in self._http:
+            sock.listen(server.config.backlog)  # as uvicorn will: who hears that it started can connect
         doors = [asyncio.create_task(server.serve(sockets=[sock])) for server, sock in self._http]
         watch = asyncio.create_task(self._watch_ready())
         ends = [asyncio.create_task(each) for each in (stop.wait(), self.service.broken())]
