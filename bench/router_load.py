@@ -156,7 +156,7 @@ async def _run_grpc(spec: LoadSpec, prompts: Sequence["array[int]"]) -> LoadResu
 
 async def _run_worker(spec: LoadSpec, prompts: Sequence["array[int]"]) -> LoadResult:
     """One request after the other on a session of our own: what a first token takes without a router."""
-    client = WorkerClient(spec.target, silence_s=10.0)
+    client = WorkerClient(spec.target, b"", silence_s=10.0)  # such a worker hears anybody
     await client.connect()
     frames = client.frames()
     sampling = Sampling(max_tokens=1, temperature=0.0)

@@ -48,9 +48,9 @@ class RouterServer:
         ProcessCollector(registry=registry)
 
         def connect(address: str) -> WorkerClient:
-            return WorkerClient(address, silence_s=SILENCE_S, cluster_key=config.cluster_key)
+            return WorkerClient(address, config.cluster_key, silence_s=SILENCE_S)
 
-        self.service = RouterService(core, RouterMetrics(core, registry), connect)
+        self.service = RouterService(core, connect, RouterMetrics(core, registry))
         app = create_app(self.service, model, self.service, config.doors, registry)
         self._http = [(_uvicorn(app), sockets.http)]
         if sockets.admin is not None:

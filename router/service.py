@@ -9,7 +9,6 @@ from collections.abc import AsyncGenerator, Callable, Coroutine
 from engine.core.errors import Cancelled, Incompatible, NotFound
 from engine.core.messages import Drain
 from engine.core.types import WorkerInfo
-from engine.wire.worker_client import WorkerClient
 from kv_transfer.transports.base import peer_key
 from router.api import Delta, GenerateCall, ServiceStatus
 from router.core import RouterCore
@@ -39,7 +38,7 @@ DRAIN_POLL_S = 0.05
 class RouterService:
     """Implements router.api.Generator and StatusSource. Everything happens in the asyncio loop that `start` ran in.
 
-    service = RouterService(core)
+    service = RouterService(core, connect)
     await service.start()
     service.add_worker("10.0.0.1:5001")
     async for delta in service.generate(call): ...
@@ -49,8 +48,8 @@ class RouterService:
     def __init__(
         self,
         core: RouterCore,
+        connect: Callable[[str], WorkerConnection],
         observer: Observer | None = None,
-        connect: Callable[[str], WorkerConnection] = WorkerClient,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`connect` makes the connection to one address; `clock` is what deadlines are measured on."""

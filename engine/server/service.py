@@ -68,11 +68,11 @@ class WorkerService(WorkerServicer):
     def __init__(
         self,
         post: Callable[[Event], None],
+        cluster_key: bytes,
         clock: Callable[[], float] = time.monotonic,
         max_backlog_bytes: int = MAX_BACKLOG_BYTES,
-        cluster_key: bytes | None = None,
     ) -> None:
-        """Only who knows `cluster_key` is heard: a session can run anything and end the worker. None: anybody."""
+        """Only who knows `cluster_key` is heard: a session can run anything and end the worker."""
         self._cluster_key = cluster_key
         self._post = post
         self._clock = clock
@@ -151,8 +151,7 @@ class WorkerService(WorkerServicer):
             logger.info("session=%d closed", key)
 
     async def _check_key(self, context: grpc.aio.ServicerContext) -> None:
-        key = self._cluster_key
-        if key is not None and not knows(key, context.invocation_metadata() or ()):
+        if not knows(self._cluster_key, context.invocation_metadata() or ()):
             logger.warning("%s was refused: it does not know the cluster key", context.peer())
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "this needs the cluster key")
 

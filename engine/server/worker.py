@@ -150,7 +150,7 @@ class RunningWorker(Generic[C, O]):
     async def _serve(self) -> None:
         self._server_loop, self._stop_asked = asyncio.get_running_loop(), asyncio.Event()
         parts = self._parts
-        service = WorkerService(parts.inbox.post, cluster_key=self._config.cluster_key)
+        service = WorkerService(parts.inbox.post, self._config.cluster_key)
         server = grpc.aio.server(options=SERVER_OPTIONS)
         health_service = health.aio.HealthServicer()
         try:

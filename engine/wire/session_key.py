@@ -1,4 +1,7 @@
-"""What a router shows a worker to be heard: proof that it knows the cluster key, without the key itself."""
+"""What a router shows a worker to be heard: a token that only holders of the cluster key can make.
+
+It is the same in each call, and the wire is not encrypted: who can read the network can use it, too.
+"""
 
 import hmac
 from collections.abc import Iterable

@@ -42,7 +42,7 @@ class WorkerLost(Unavailable):
 class WorkerClient:
     """A worker as the router sees it. Use from one asyncio loop.
 
-        client = WorkerClient("10.0.0.1:5001")
+        client = WorkerClient("10.0.0.1:5001", cluster_key)
         info = await client.connect()
         client.send(Generate(request))
         async for frame in client.frames(): ...     # raises WorkerLost when the worker is gone
@@ -55,11 +55,11 @@ class WorkerClient:
     def __init__(
         self,
         address: str,
+        cluster_key: bytes,
         *,
         silence_s: float = 1.0,
         connect_timeout_s: float = 5.0,
         clock: Callable[[], float] = time.monotonic,
-        cluster_key: bytes = b"",
     ) -> None:
         """`address` is host:port. `clock` is what the deadlines of sent requests are measured on."""
         self._metadata = session_metadata(cluster_key)

@@ -25,7 +25,7 @@ class RouterSession:
     """One session, read in the background; `until` waits for what it is about."""
 
     def __init__(self, address: str) -> None:
-        self.client = WorkerClient(address, silence_s=TIMEOUT_S, cluster_key=KEY)
+        self.client = WorkerClient(address, KEY, silence_s=TIMEOUT_S)
         self.info: WorkerInfo
         self.frames: list[Frame] = []
         self.tokens: dict[int, list[int]] = defaultdict(list)

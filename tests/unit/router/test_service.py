@@ -11,6 +11,7 @@ import pytest
 
 from engine.core.errors import Cancelled, DeadlineExceeded, NotFound, Overloaded
 from engine.core.types import FinishReason, Sampling
+from engine.wire.worker_client import WorkerClient
 from router.api import Delta, GenerateCall
 from router.config import AdmissionConfig, HealthConfig, RouterConfig
 from router.core import RouterCore
@@ -24,7 +25,7 @@ WAIT_S = 20.0
 
 def make_service(config: RouterConfig | None = None, policy: str = "cost_always_hand_over") -> RouterService:
     core = RouterCore(config or RouterConfig(), random.Random(1), lambda model, rng: make_policy(policy, model, rng))
-    return RouterService(core)
+    return RouterService(core, lambda address: WorkerClient(address, b"any"))  # the fake workers hear anybody
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -15,11 +15,13 @@ from engine.server.inbox import Event, Received, SessionClosed, SessionOpened
 from engine.server.service import WorkerService
 from engine.server.worker import SERVER_OPTIONS
 from engine.wire import worker_pb2 as pb
+from engine.wire.session_key import session_metadata
 from engine.wire.worker_client import WorkerClient, WorkerLost
 from engine.wire.worker_pb2_grpc import WorkerStub, add_WorkerServicer_to_server
 
 LAYOUT = KVLayout("m", 2, 2, 8, 16, "float32")
 INFO = WorkerInfo("w0", 7, ("decode",), "there:1", "tiny", LAYOUT, 64, 512, (("grpc", b"d"),), (("node", "n"),))
+KEY = b"the cluster key of these tests"
 LOAD = WorkerLoad(1, 0.0, 0, 0, 0, 4, 4, 0.0, 0.0)
 
 
@@ -29,7 +31,7 @@ class Worker:
     def __init__(self, max_backlog_bytes: int) -> None:
         self.heard: list[Event] = []
         self._changed = asyncio.Event()
-        self.service = WorkerService(self._hear, max_backlog_bytes=max_backlog_bytes)
+        self.service = WorkerService(self._hear, KEY, max_backlog_bytes=max_backlog_bytes)
         self.service.introduce(INFO)
         self.server = grpc.aio.server(options=SERVER_OPTIONS)
         add_WorkerServicer_to_server(self.service, self.server)
@@ -58,14 +60,14 @@ async def serving(max_backlog_bytes: int = 1 << 20) -> AsyncIterator[Worker]:
 
 async def test_connect_says_who_the_worker_is() -> None:
     async with serving() as worker:
-        client = WorkerClient(worker.address)
+        client = WorkerClient(worker.address, KEY)
         assert await client.connect() == INFO
         await client.close()
 
 
 async def test_commands_arrive_in_order_and_the_session_ends_with_the_client() -> None:
     async with serving() as worker:
-        client = WorkerClient(worker.address)
+        client = WorkerClient(worker.address, KEY)
         await client.connect()
         client.send(Cancel(1))
         client.send(Release(2))
@@ -80,7 +82,7 @@ async def test_commands_arrive_in_order_and_the_session_ends_with_the_client() -
 
 async def test_frames_go_to_their_session_in_order() -> None:
     async with serving() as worker:
-        clients = [WorkerClient(worker.address) for _ in range(2)]
+        clients = [WorkerClient(worker.address, KEY) for _ in range(2)]
         for num_open, client in enumerate(clients, 1):
             await client.connect()
             # Sessions are numbered as they open.
@@ -96,7 +98,7 @@ async def test_frames_go_to_their_session_in_order() -> None:
 
 async def test_a_worker_that_ends_is_lost_at_once() -> None:
     async with serving() as worker:
-        client = WorkerClient(worker.address, silence_s=60.0)
+        client = WorkerClient(worker.address, KEY, silence_s=60.0)
         await client.connect()
         await worker.until(lambda: len(worker.heard) == 1)
         await worker.server.stop(0)
@@ -108,7 +110,7 @@ async def test_a_worker_that_ends_is_lost_at_once() -> None:
 
 async def test_a_silent_worker_is_lost() -> None:
     async with serving() as worker:
-        client = WorkerClient(worker.address, silence_s=0.05)
+        client = WorkerClient(worker.address, KEY, silence_s=0.05)
         await client.connect()
         with pytest.raises(WorkerLost, match=r"silent for 0\.05 s"):
             await anext(client.frames())
@@ -117,7 +119,7 @@ async def test_a_silent_worker_is_lost() -> None:
 
 async def test_a_router_that_stood_still_does_not_blame_the_worker() -> None:
     async with serving() as worker:
-        client = WorkerClient(worker.address, silence_s=0.2)
+        client = WorkerClient(worker.address, KEY, silence_s=0.2)
         await client.connect()
         await worker.until(lambda: len(worker.heard) == 1)
         frames = client.frames()
@@ -134,7 +136,7 @@ async def test_a_router_that_stood_still_does_not_blame_the_worker() -> None:
 async def test_heartbeats_keep_a_quiet_worker() -> None:
     async with serving() as worker:
         heartbeat = asyncio.create_task(worker.service.heartbeat())
-        client = WorkerClient(worker.address, silence_s=5.0)
+        client = WorkerClient(worker.address, KEY, silence_s=5.0)
         await client.connect()
         await worker.until(lambda: len(worker.heard) == 1)
         worker.service.deliver([(1, Frame(load=LOAD))])
@@ -147,7 +149,7 @@ async def test_heartbeats_keep_a_quiet_worker() -> None:
 async def test_nobody_there_is_lost_in_time() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound, not listening
-        client = WorkerClient(f"127.0.0.1:{taken.getsockname()[1]}", connect_timeout_s=0.3)
+        client = WorkerClient(f"127.0.0.1:{taken.getsockname()[1]}", KEY, connect_timeout_s=0.3)
         with pytest.raises(WorkerLost, match="cannot reach"):
             await client.connect()
         with pytest.raises(WorkerLost, match="cannot reach"):
@@ -158,7 +160,7 @@ async def test_nobody_there_is_lost_in_time() -> None:
 async def test_a_router_that_does_not_read_is_let_go_and_the_backlog_stays_bounded() -> None:
     async with serving(max_backlog_bytes=1 << 20) as worker:
         async with grpc.aio.insecure_channel(worker.address) as channel:
-            call = WorkerStub(channel).Session()
+            call = WorkerStub(channel).Session(metadata=session_metadata(KEY))
             await call.write(pb.Command(cancel=1))
             await worker.until(lambda: len(worker.heard) == 2)
             row = list(range(1000))
@@ -174,11 +176,11 @@ async def test_a_router_that_does_not_read_is_let_go_and_the_backlog_stays_bound
 
 async def test_a_malformed_command_ends_its_session_only() -> None:
     async with serving() as worker:
-        other = WorkerClient(worker.address)
+        other = WorkerClient(worker.address, KEY)
         await other.connect()
         await worker.until(lambda: len(worker.heard) == 1)
         async with grpc.aio.insecure_channel(worker.address) as channel:
-            call = WorkerStub(channel).Session()
+            call = WorkerStub(channel).Session(metadata=session_metadata(KEY))
             await call.write(pb.Command(generate=pb.Request(tokens=b"odd")))
             with pytest.raises(grpc.aio.AioRpcError) as error:
                 while await call.read() is not grpc.aio.EOF:
