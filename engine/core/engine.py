@@ -386,10 +386,14 @@ class EngineCore:
             result.logprobs = [output.logprobs[row] for row in rows]
 
     def _extended(self, state: RequestState, *, done: bool) -> None:
-        """Known tokens were computed: their full pages become shareable now, not at the end."""
+        """Known tokens were computed: their full pages become shareable now, not at the end.
+
+        A row that was taken away while the step ran announces nothing: it queues again without its pages, and whoever
+        reserved pages of its own for them would wait for one that waits.
+        """
         assert state.lease is not None
         self._kv.publish(state.lease, state.tokens, state.num_computed)
-        if state.leg is Leg.FIRST and not done:
+        if state.leg is Leg.FIRST and not done and state.stage is Stage.RUNNING:
             self._announce(state, state.num_computed, last=False)
 
     def _complete(self, state: RequestState) -> None:

@@ -114,6 +114,22 @@ def test_a_request_preempted_after_it_announced_pages_is_over_and_says_so(max_in
     assert "leased" not in bench.pages()
 
 
+def test_a_request_that_loses_its_row_while_its_step_runs_announces_nothing() -> None:
+    """A more urgent request takes its place while the step that completes its first page is in flight."""
+    bench = CoreBench(page_size=8, num_pages=3, max_step_tokens=4)
+    patient = make_request(1, range(1, 13), max_tokens=5, priority=3)
+    bench.core.submit(patient, hold=True)
+    bench.core.launch(0.0)
+    bench.core.submit(make_request(2, range(20, 32), max_tokens=1, priority=0))
+    while 2 not in bench.finished:
+        bench.step()
+        assert not bench.final[1], "pages of a request that waits for its turn"
+    bench.run()
+    assert not any(result.retracted for result in bench.results)
+    assert bench.final[1][0].start == 0 and bench.final[1][-1].last
+    assert bench.tokens[1] == bench.expected(patient)[:1]
+
+
 # ------------------------------------------------------------ adopted pages
 
 
