@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 import typer
-from torch.autograd import DeviceType
+from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from bench.engine import GPU_STEP_TOKENS, GPU_WORK, Work, choose, prompts_of

@@ -3,7 +3,12 @@
 A program owns BLOCK_N output features and walks all of D. The weight tile is the tall operand of the dot, the rows of x
 the narrow one, so a batch of 1 to 32 costs the same weight traffic. Fused behind the product, because at these sizes a
 launch costs as much as the work it starts: the bias, the residual addition, or SiLU(gate) * up for a packed gate-up
-weight. RMSNorm stays apart: repeated by every program it took longer than its own launch (H200).
+weight.
+
+RMSNorm (arXiv:1910.07467) is fused too, in two halves, since the divisor of a row is one number that commutes with the
+product: norm(h) W^T = (h * w) W^T / rms(h). The product that ends with h writes h * w and what each program knows of
+sum(h^2); the next product adds those parts up and divides. Its input tiles stay as they are in memory: norming them on
+the way took longer than a launch (H200).
 """
 
 from dataclasses import dataclass
@@ -27,10 +32,22 @@ class Tiles:
     num_stages: int
 
 
+@dataclass(frozen=True, slots=True)
+class Unscaled:
+    """A normed input whose rows are still to be divided by their root mean square."""
+
+    x_MD: torch.Tensor
+    """h * w: the residual stream times the norm's weight."""
+    squares_PM: torch.Tensor
+    """float32; the sum of h^2 of row m is the sum over P."""
+    eps: float
+
+
 @triton.jit
 def _linear_small_kernel(
-    x, weight, residual, bias, out, M, N: tl.constexpr, D: tl.constexpr,
-    SILU_MUL: tl.constexpr, RESIDUAL: tl.constexpr, BIAS: tl.constexpr, EVEN: tl.constexpr,
+    x, weight, residual, bias, out, squares_in, norm_weight, normed, squares_out, eps,
+    M, N: tl.constexpr, D: tl.constexpr, PARTS: tl.constexpr, PARTS_BLOCK: tl.constexpr,
+    SILU_MUL: tl.constexpr, RESIDUAL: tl.constexpr, BIAS: tl.constexpr, EVEN: tl.constexpr, NORM: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, NUM_STAGES: tl.constexpr,
 ):  # fmt: skip
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -55,6 +72,13 @@ def _linear_small_kernel(
             else:
                 tile = tl.load(up_rows + d[None, :], mask=n_inside[:, None] & (d < D)[None, :], other=0.0)
             up = tl.dot(tile, tl.trans(x_tile), up, input_precision="ieee")
+    if PARTS > 0:
+        part = tl.arange(0, PARTS_BLOCK)
+        seen = (part < PARTS)[:, None] & m_inside[None, :]
+        squares = tl.sum(tl.load(squares_in + part[:, None] * M + m[None, :], mask=seen, other=0.0), 0)
+        scale = tl.rsqrt(squares / D + eps)
+        acc *= scale[None, :]
+        up *= scale[None, :]
     if BIAS:
         acc += tl.load(bias + n, mask=n_inside, other=0.0).to(tl.float32)[:, None]
     if SILU_MUL:
@@ -63,11 +87,17 @@ def _linear_small_kernel(
     inside = n_inside[:, None] & m_inside[None, :]
     if RESIDUAL:
         acc += tl.load(residual + target, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out + target, acc.to(out.dtype.element_ty), mask=inside)
+    value = acc.to(out.dtype.element_ty)
+    tl.store(out + target, value, mask=inside)
+    if NORM:
+        stream = value.to(tl.float32)
+        gain = tl.load(norm_weight + n, mask=n_inside, other=0.0).to(tl.float32)
+        tl.store(normed + target, (stream * gain[:, None]).to(normed.dtype.element_ty), mask=inside)
+        tl.store(squares_out + tl.program_id(0) * M + m, tl.sum(stream * stream, 0), mask=m_inside)
 
 
 def linear_small(
-    x_MD: torch.Tensor,
+    x_MD: torch.Tensor | Unscaled,
     weight_ND: torch.Tensor,
     *,
     bias_N: torch.Tensor | None = None,
@@ -80,18 +110,59 @@ def linear_small(
     silu_mul: weight is [gate; up] stacked, the output has half its rows and there is no bias. residual_MN: added to the
     output. Returns out_MN in x's dtype.
     """
+    cut = tiles or choose_tiles(weight_ND.shape[0] // 2 if silu_mul else weight_ND.shape[0], weight_ND.element_size())
+    return _launch(x_MD, weight_ND, (bias_N, residual_MN), cut, silu_mul=silu_mul)[0]
+
+
+def linear_small_norm(
+    x_MD: torch.Tensor | Unscaled,
+    weight_ND: torch.Tensor,
+    residual_MN: torch.Tensor,
+    norm: tuple[torch.Tensor, float],
+    *,
+    bias_N: torch.Tensor | None = None,
+    tiles: Tiles | None = None,
+) -> tuple[torch.Tensor, Unscaled]:
+    """The residual stream h = x @ weight^T + residual, and its RMSNorm with `norm` (weight_N, eps) but for the divisor.
+
+    Not for float16, whose range h * w can leave.
+    """
+    cut = tiles or choose_tiles(weight_ND.shape[0], weight_ND.element_size())
+    return _launch(x_MD, weight_ND, (bias_N, residual_MN), cut, norm=norm)
+
+
+def _launch(
+    x: torch.Tensor | Unscaled,
+    weight_ND: torch.Tensor,
+    added: tuple[torch.Tensor | None, torch.Tensor | None],
+    cut: Tiles,
+    *,
+    silu_mul: bool = False,
+    norm: tuple[torch.Tensor, float] | None = None,
+) -> tuple[torch.Tensor, Unscaled]:
+    """The output, and without `norm` an Unscaled that says nothing."""
+    x_MD, squares_PM, eps = (x.x_MD, x.squares_PM, x.eps) if isinstance(x, Unscaled) else (x, None, 0.0)
+    bias_N, residual_MN = added
     num_rows, width = x_MD.shape
     num_out = weight_ND.shape[0] // 2 if silu_mul else weight_ND.shape[0]
-    cut = tiles or choose_tiles(num_out, weight_ND.element_size())
+    num_programs, num_parts = triton.cdiv(num_out, cut.block_n), 0 if squares_PM is None else len(squares_PM)
     out_MN = x_MD.new_empty(num_rows, num_out)
-    _linear_small_kernel[(triton.cdiv(num_out, cut.block_n),)](
+    unscaled = Unscaled(out_MN, out_MN, 0.0)
+    if norm is not None:
+        squares = x_MD.new_empty(num_programs, num_rows, dtype=torch.float32)
+        unscaled = Unscaled(torch.empty_like(out_MN), squares, norm[1])
+    _linear_small_kernel[(num_programs,)](
         x_MD, weight_ND,
         residual_MN if residual_MN is not None else x_MD, bias_N if bias_N is not None else x_MD, out_MN,
-        num_rows, num_out, width, SILU_MUL=silu_mul, RESIDUAL=residual_MN is not None, BIAS=bias_N is not None,
-        EVEN=num_out % cut.block_n == 0 and width % cut.block_d == 0, BLOCK_M=max(16, triton.next_power_of_2(num_rows)),
+        squares_PM if squares_PM is not None else x_MD, norm[0] if norm is not None else x_MD,
+        unscaled.x_MD, unscaled.squares_PM, eps,
+        num_rows, num_out, width, PARTS=num_parts, PARTS_BLOCK=triton.next_power_of_2(max(1, num_parts)),
+        SILU_MUL=silu_mul, RESIDUAL=residual_MN is not None, BIAS=bias_N is not None,
+        EVEN=num_out % cut.block_n == 0 and width % cut.block_d == 0, NORM=norm is not None,
+        BLOCK_M=max(16, triton.next_power_of_2(num_rows)),
         BLOCK_N=cut.block_n, BLOCK_D=cut.block_d, NUM_STAGES=cut.num_stages, num_warps=cut.num_warps,
     )  # fmt: skip
-    return out_MN
+    return out_MN, unscaled
 
 
 def choose_tiles(num_out: int, element_bytes: int) -> Tiles:

@@ -6,17 +6,21 @@ follows them fused behind them. Many: the vendor's products, with the residual a
 Shape suffixes: see engine.models.llama.
 """
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
 from engine.kernels.activation import silu_mul
-from engine.kernels.linear_small import MAX_ROWS, MAX_ROWS_SILU, linear_small
+from engine.kernels.linear_small import MAX_ROWS, MAX_ROWS_SILU, Unscaled, linear_small, linear_small_norm
 from engine.kernels.norm import add_rms_norm, rms_norm
 from engine.kernels.rope_write import rope_and_write
 from engine.models.base import PagedAttentionStep
 from engine.models.config import ModelConfig
 from engine.models.layers import Linear
 from engine.models.llama import Layer, Weights
+
+Normed = Tensor | Unscaled
+"""What a product reads: the normed residual stream; in few-row steps each row is still to be divided."""
 
 
 class FusedLlama:
@@ -30,32 +34,45 @@ class FusedLlama:
         self, tokens_T: Tensor, positions_T: Tensor, attention: PagedAttentionStep, wanted_S: Tensor | None = None
     ) -> Tensor:
         """See CausalLM. Positions must be below `config.max_position`."""
+        layers, last = self.weights.layers, len(self.weights.layers) - 1
         stream_TD = functional.embedding(tokens_T, self.weights.embedding_VD)
-        added_TD: Tensor | None = None
-        for index, layer in enumerate(self.weights.layers):
-            normed_TD = self._norm(stream_TD, added_TD, layer.input_norm_D)
-            out_TO = self._attention(index, normed_TD, positions_T, attention)
-            if wanted_S is not None and index == self.config.num_layers - 1:
+        normed: Normed = rms_norm(stream_TD, layers[0].input_norm_D, self.config.rms_norm_eps)
+        for index, layer in enumerate(layers):
+            out_TO = self._attention(index, normed, positions_T, attention)
+            if wanted_S is not None and index == last:
                 stream_TD, out_TO = stream_TD[wanted_S], out_TO[wanted_S]
-            stream_TD, added_TD = _add_product(stream_TD, out_TO, layer.output)
-            normed_TD = self._norm(stream_TD, added_TD, layer.mlp_norm_D)
-            stream_TD, added_TD = _add_product(stream_TD, _gate_up(normed_TD, layer), layer.down)
-        return self._norm(stream_TD, added_TD, self.weights.norm_D)
+            stream_TD, normed = self._add(stream_TD, out_TO, layer.output, layer.mlp_norm_D)
+            if index < last:
+                stream_TD, normed = self._add(
+                    stream_TD, _gate_up(normed, layer), layer.down, layers[index + 1].input_norm_D
+                )
+        return self._end(stream_TD, _gate_up(normed, layers[last]))
 
     def logits(self, hidden_SD: Tensor) -> Tensor:
         """Logits of the chosen rows, logits_SV in the model's precision."""
         return _product(hidden_SD, Linear(self.weights.head_VD))
 
-    def _norm(self, stream_TD: Tensor, added_TD: Tensor | None, weight_D: Tensor) -> Tensor:
-        """The norm of the residual stream, after adding (in place) what the last product left to be added."""
-        if added_TD is None:
-            return rms_norm(stream_TD, weight_D, self.config.rms_norm_eps)
-        return add_rms_norm(added_TD, stream_TD, weight_D, self.config.rms_norm_eps)
+    def _add(self, stream_TD: Tensor, x_TI: Tensor, linear: Linear, norm_D: Tensor) -> "tuple[Tensor, Normed]":
+        """The residual stream with the product added, perhaps in place, and its norm."""
+        eps = self.config.rms_norm_eps
+        if len(x_TI) > MAX_ROWS:
+            return stream_TD, add_rms_norm(linear(x_TI), stream_TD, norm_D, eps)
+        if x_TI.dtype is not torch.float16:
+            return linear_small_norm(x_TI, linear.weight_OI, stream_TD, (norm_D, eps), bias_N=linear.bias_O)
+        stream_TD = linear_small(x_TI, linear.weight_OI, bias_N=linear.bias_O, residual_MN=stream_TD)
+        return stream_TD, rms_norm(stream_TD, norm_D, eps)
 
-    def _attention(self, index: int, normed_TD: Tensor, positions_T: Tensor, attention: PagedAttentionStep) -> Tensor:
+    def _end(self, stream_TD: Tensor, x_TI: Tensor) -> Tensor:
+        """The last norm, whole: what follows is chosen by the caller."""
+        down, norm_D, eps = self.weights.layers[-1].down, self.weights.norm_D, self.config.rms_norm_eps
+        if len(x_TI) > MAX_ROWS:
+            return add_rms_norm(down(x_TI), stream_TD, norm_D, eps)
+        return rms_norm(linear_small(x_TI, down.weight_OI, bias_N=down.bias_O, residual_MN=stream_TD), norm_D, eps)
+
+    def _attention(self, index: int, normed: Normed, positions_T: Tensor, attention: PagedAttentionStep) -> Tensor:
         layer = self.weights.layers[index]
         q_THE, k_TKE, v_TKE = rope_and_write(
-            _product(normed_TD, layer.qkv),
+            _product(normed, layer.qkv),
             self.weights.cos_sin_PE,
             positions_T,
             attention.slots,
@@ -67,20 +84,14 @@ class FusedLlama:
         return out_THE.flatten(1)
 
 
-def _product(x_TI: Tensor, linear: Linear) -> Tensor:
-    if len(x_TI) <= MAX_ROWS:
-        return linear_small(x_TI, linear.weight_OI, bias_N=linear.bias_O)
-    return linear(x_TI)
+def _product(x: Normed, linear: Linear) -> Tensor:
+    if isinstance(x, Unscaled) or len(x) <= MAX_ROWS:
+        return linear_small(x, linear.weight_OI, bias_N=linear.bias_O)
+    return linear(x)
 
 
-def _add_product(stream_TD: Tensor, x_TI: Tensor, linear: Linear) -> tuple[Tensor, Tensor | None]:
-    """The stream with the product added, or the stream and what is still to be added."""
-    if len(x_TI) <= MAX_ROWS:
-        return linear_small(x_TI, linear.weight_OI, bias_N=linear.bias_O, residual_MN=stream_TD), None
-    return stream_TD, linear(x_TI)
-
-
-def _gate_up(normed_TD: Tensor, layer: Layer) -> Tensor:
-    if len(normed_TD) <= MAX_ROWS_SILU:
-        return linear_small(normed_TD, layer.gate_up.weight_OI, silu_mul=True)
-    return silu_mul(layer.gate_up(normed_TD))
+def _gate_up(normed: Normed, layer: Layer) -> Tensor:
+    linear = layer.gate_up
+    if linear.bias_O is None and (isinstance(normed, Unscaled) or len(normed) <= MAX_ROWS_SILU):
+        return linear_small(normed, linear.weight_OI, silu_mul=True)
+    return silu_mul(_product(normed, linear))

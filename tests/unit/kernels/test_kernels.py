@@ -5,7 +5,7 @@ import torch
 
 from engine.kernels.activation import silu_mul
 from engine.kernels.argmax import argmax
-from engine.kernels.linear_small import Tiles, linear_small
+from engine.kernels.linear_small import Tiles, linear_small, linear_small_norm
 from engine.kernels.norm import add_rms_norm, rms_norm
 from engine.kernels.rope_write import rope_and_write
 
@@ -81,6 +81,25 @@ def test_linear_small_stages(rows: int, features: int, width: int) -> None:
     packed = torch.randn(2 * features, width)
     gate, up = (x @ packed.T).chunk(2, -1)
     out = linear_small(x, packed, silu_mul=True, tiles=tiles)
+    torch.testing.assert_close(out, torch.nn.functional.silu(gate) * up, **close)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 32])
+@pytest.mark.parametrize(("features", "width"), [(40, 96), (64, 128)])
+def test_the_norm_between_two_products(rows: int, features: int, width: int) -> None:
+    tiles = Tiles(32, 64, 4, 2)
+    x, weight, residual = torch.randn(rows, width), torch.randn(features, width), torch.randn(rows, features)
+    bias, gain, packed = torch.randn(features), torch.randn(features), torch.randn(2 * features, features)
+    stream, unscaled = linear_small_norm(x, weight, residual, (gain, EPS), bias_N=bias, tiles=tiles)
+    close = {"rtol": 1e-4, "atol": 1e-3}
+    torch.testing.assert_close(stream, x @ weight.T + bias + residual, **close)
+    normed = norm_reference(stream, gain)
+    more = torch.randn(2 * features)
+    torch.testing.assert_close(
+        linear_small(unscaled, packed, bias_N=more, tiles=tiles), normed @ packed.T + more, **close
+    )
+    gate, up = (normed @ packed.T).chunk(2, -1)
+    out = linear_small(unscaled, packed, silu_mul=True, tiles=tiles)
     torch.testing.assert_close(out, torch.nn.functional.silu(gate) * up, **close)
 
 
