@@ -63,6 +63,12 @@ def _combine(
 
 
 @triton.jit
+def _store(out, lse, result, lse_value, q_inside, row_inside):
+    tl.store(out, result.to(out.dtype.element_ty), mask=q_inside)
+    tl.store(lse, lse_value, mask=row_inside)
+
+
+@triton.jit
 def _paged_attention_kernel(
     q, k_cache, v_cache, out, lse, parts, part_lse, arrivals, cu_seqlens_q, cache_seqlens, page_table,
     table_stride, q_stride, page_stride, slot_stride, head_stride, split_stride, lse_split_stride, softmax_scale,
@@ -114,7 +120,7 @@ def _paged_attention_kernel(
                 score = SOFT_CAP * (1.0 - 2.0 / (scaled + 1.0))
             seen = (key[None, :] <= position[:, None]) & (key < end)[None, :]
             if WINDOW > 0:
-                seen = seen & (key[None, :] > position[:, None] - WINDOW)
+                seen &= key[None, :] > position[:, None] - WINDOW
             score = tl.where(seen, score * LOG2_E, -float("inf"))
             new_top = tl.maximum(top, tl.max(score, 1))
             anchor = tl.where(new_top == -float("inf"), 0.0, new_top)  # a tile that no query sees must not make NaN
@@ -130,11 +136,10 @@ def _paged_attention_kernel(
         target = ((token * H + head) * E)[:, None] + e[None, :]
         lse_target = token * H + head
         if NUM_SPLITS == 1:
-            tl.store(out + target, result.to(out.dtype.element_ty), mask=q_inside)
-            tl.store(lse + lse_target, lse_value, mask=row_inside)
+            _store(out + target, lse + lse_target, result, lse_value, q_inside, row_inside)
         else:
-            tl.store(parts + split * split_stride + target, result, mask=q_inside)
-            tl.store(part_lse + split * lse_split_stride + lse_target, lse_value, mask=row_inside)
+            lse_part = part_lse + split * lse_split_stride + lse_target
+            _store(parts + split * split_stride + target, lse_part, result, lse_value, q_inside, row_inside)
             tl.debug_barrier()  # all of the program's stores come before its arrival
             group = (row * tl.num_programs(1) + tile) * (tl.num_programs(2) // NUM_SPLITS) + kv_head
             if tl.atomic_add(arrivals + group, 1, sem="acq_rel", scope="gpu") == NUM_SPLITS - 1:
@@ -144,8 +149,7 @@ def _paged_attention_kernel(
                     parts, part_lse, target, lse_target, q_inside, row_inside, split_stride, lse_split_stride,
                     BLOCK_Q * G_BLOCK, E_BLOCK, NUM_SPLITS,
                 )  # fmt: skip
-                tl.store(out + target, result.to(out.dtype.element_ty), mask=q_inside)
-                tl.store(lse + lse_target, lse_value, mask=row_inside)
+                _store(out + target, lse + lse_target, result, lse_value, q_inside, row_inside)
 
 
 def paged_attention(
