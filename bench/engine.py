@@ -26,6 +26,7 @@ from bench.engine_peer import TransformersPeer, write_random_checkpoint
 from bench.shapes import SHAPES, write_shape
 from engine.runtime.build import build_engine
 from engine.runtime.config import EngineConfig
+from engine.server.heap import keep_what_is_loaded
 
 CPU_KV_BYTES = 1 << 30
 GPU_STEP_TOKENS = 8192
@@ -159,6 +160,7 @@ def run_shape(shape: str, device: str, dtype: str, chosen: Sequence[Work], repea
         else:
             engine = build_engine(replace(config, model=name, random_weights=True, max_step_tokens=GPU_STEP_TOKENS))
         peer = TransformersPeer(folder, dtype) if on_cpu else None
+    keep_what_is_loaded()
     driver, limits = EngineDriver(engine), None if on_cpu else Limits.of_shape(facts)
     for work in chosen:
         timelines = repeat_work(work, driver, peer, repeats, facts["vocab_size"])

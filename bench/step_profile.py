@@ -23,6 +23,7 @@ from bench.engine_driver import EngineDriver
 from bench.shapes import SHAPES, write_shape
 from engine.runtime.build import build_engine
 from engine.runtime.config import EngineConfig
+from engine.server.heap import keep_what_is_loaded
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class Profile:
     busy_share: float
     """Of the span, the time in which some kernel or copy ran."""
     longest_pause_us: float
+    pause_between: tuple[str, str]
+    """The kernels before and after it."""
     kernels: tuple[KernelTime, ...]
     """By their total time, the largest first."""
 
@@ -52,15 +55,16 @@ def summarize_spans(work: str, spans: Iterable[tuple[str, float, float]], top: i
     """`spans`: name, begin and end in us of everything that ran on the device; overlaps count once."""
     ordered = sorted(spans, key=lambda span: span[1])
     totals: dict[str, list[float]] = defaultdict(list)
-    busy_us, pause_us, reached_us = 0.0, 0.0, ordered[0][1]
+    busy_us, pause_us, reached_us, latest, between = 0.0, 0.0, ordered[0][1], "", ("", "")
     for name, begin_us, end_us in ordered:
         totals[name].append(end_us - begin_us)
-        pause_us = max(pause_us, begin_us - reached_us)
+        if begin_us - reached_us > pause_us:
+            pause_us, between = begin_us - reached_us, (latest, name)
         busy_us += max(0.0, end_us - max(begin_us, reached_us))
-        reached_us = max(reached_us, end_us)
+        reached_us, latest = max(reached_us, end_us), name
     span_us = reached_us - ordered[0][1]
     kernels = sorted((KernelTime(name, len(us), sum(us)) for name, us in totals.items()), key=lambda k: -k.total_us)
-    return Profile(work, span_us / 1e3, busy_us / span_us, pause_us, tuple(kernels[:top]))
+    return Profile(work, span_us / 1e3, busy_us / span_us, pause_us, between, tuple(kernels[:top]))
 
 
 def profile_work(work: Work, driver: EngineDriver, vocab_size: int, top: int) -> Profile:
@@ -76,7 +80,7 @@ def profile_work(work: Work, driver: EngineDriver, vocab_size: int, top: int) ->
     with profile(activities=[ProfilerActivity.CUDA]) as recorded:
         driver.run(prompts, work.num_new)
         torch.cuda.synchronize()
-    events = [event for event in recorded.events() or () if event.device_type is DeviceType.CUDA]
+    events = [event for event in recorded.events() or () if event.device_type == DeviceType.CUDA]
     spans = [(event.name, event.time_range.start, event.time_range.end) for event in events]
     return summarize_spans(work.name, spans, top)
 
@@ -85,7 +89,7 @@ def show(found: Profile) -> None:
     """A table for a person."""
     print(
         f"{found.work}: {found.span_ms:.2f} ms, busy {found.busy_share:.1%}, "
-        f"longest pause {found.longest_pause_us:.0f} us"
+        f"longest pause {found.longest_pause_us:.0f} us between {' and '.join(found.pause_between)}"
     )
     for kernel in found.kernels:
         print(f"  {kernel.total_us / 1e3:9.3f} ms {kernel.count:6d} x {kernel.name[:100]}", flush=True)
@@ -98,6 +102,7 @@ def profile_shape(shape: str, chosen: Sequence[Work], top: int) -> list[Profile]
     with tempfile.TemporaryDirectory(prefix="baton-bench-") as name:
         write_shape(shape, Path(name))
         engine = build_engine(replace(config, model=name))
+    keep_what_is_loaded()
     driver = EngineDriver(engine)
     for work in chosen:
         found.append(profile_work(work, driver, facts["vocab_size"], top))

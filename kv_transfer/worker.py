@@ -8,6 +8,7 @@ from engine.core.types import WorkerInfo
 from engine.models.loader import Progress
 from engine.runtime.build import Engine, build_engine
 from engine.server.config import WorkerConfig
+from engine.server.heap import keep_what_is_loaded
 from engine.server.inbox import Inbox
 from engine.server.worker import RunningWorker, WorkerParts, new_incarnation
 from kv_transfer.api import TransferCommand, TransferOutcome
@@ -40,6 +41,7 @@ def run_worker(config: WorkerConfig, roles: tuple[str, ...], progress: Progress 
         info = _describe(config, engine, roles, incarnation, manager.descriptors)
         worker = RunningWorker(config, WorkerParts(info, engine.core, role, manager, inbox, engine.close))
         undo.pop_all()
+    keep_what_is_loaded()
     return worker
 
 

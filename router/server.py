@@ -14,6 +14,7 @@ import uvicorn
 from prometheus_client import CollectorRegistry, ProcessCollector
 
 from engine.core.errors import BatonError, Unavailable
+from engine.server.heap import keep_what_is_loaded
 from engine.wire.worker_client import WorkerClient
 from router.admin import create_admin_app
 from router.api import ServiceStatus
@@ -184,6 +185,7 @@ class RunningRouter:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
         self._server: RouterServer | None = None
+        keep_what_is_loaded()
         self._thread = threading.Thread(target=self._run, name="router", daemon=True)
         self._thread.start()
         self._started.wait()

@@ -4,7 +4,6 @@ Measured on an H200 (32/8 heads of 128, 1,100 cached tokens, page 128), us a lay
 batch 1: 7 / 10, 8: 14 / 16, 64: 70 / 76, 256: 265 / 285. Extending is slower than FlashAttention's.
 """
 
-import torch
 from torch import Tensor
 
 from engine.attention.base import AttentionBatch, AttentionShape, layer_views
@@ -32,7 +31,6 @@ class TritonAttention:
         self._num_kv_heads = shape.num_kv_heads
         self._batch: AttentionBatch | None = None
         self._num_splits = 1
-        self._arrivals = torch.zeros(PROGRAMS_ENOUGH, dtype=torch.int32, device=pool_NL2SKE.device)
 
     def plan(self, batch: AttentionBatch) -> None:
         """See AttentionBackend."""
@@ -56,7 +54,7 @@ class TritonAttention:
         """See AttentionBackend."""
         batch = self._planned()
         paged = PagedBatch(batch.cu_seqlens_q_B1, batch.cache_seqlens_B, batch.page_table_BP, batch.max_num_new)
-        return paged_attention(q_THE, self.caches(layer), paged, self._options[layer], self._num_splits, self._arrivals)
+        return paged_attention(q_THE, self.caches(layer), paged, self._options[layer], self._num_splits)
 
     def run(self, layer: int, q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor) -> Tensor:
         """See AttentionBackend."""

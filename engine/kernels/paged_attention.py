@@ -2,7 +2,7 @@
 
 Online softmax over key tiles (Milakov & Gimelshein 2018, arXiv:1805.02867; FlashAttention, arXiv:2205.14135). The query
 heads that share a kv head are packed into one tile, so a key tile is loaded once for the group. Long contexts with few
-queries are cut into splits; the program that ends last combines the partial results of all by their log-sum-exp.
+queries are cut into splits whose partial results a second kernel combines by their log-sum-exp.
 
     sequence  [ 0 ........ cached ........ | ...... new ...... ]
                                            cache_seqlen - num_q    cache_seqlen
@@ -38,40 +38,9 @@ class AttentionOptions:
 
 
 @triton.jit
-def _combine(
-    parts, part_lse, target, lse_target, q_inside, row_inside, split_stride, lse_split_stride,
-    ROWS: tl.constexpr, E_BLOCK: tl.constexpr, NUM_SPLITS: tl.constexpr,
-):  # fmt: skip
-    """The results of all splits as one, and its log-sum-exp.
-
-    Read from the second-level cache: what a first-level one holds may be older than the stores of other programs.
-    """
-    top = tl.full((ROWS,), -float("inf"), tl.float32)
-    for split in tl.static_range(NUM_SPLITS):
-        at = part_lse + split * lse_split_stride + lse_target
-        top = tl.maximum(top, tl.load(at, mask=row_inside, other=-float("inf"), cache_modifier=".cg"))
-    anchor = tl.where(top == -float("inf"), 0.0, top)
-    total = tl.zeros((ROWS,), tl.float32)
-    acc = tl.zeros((ROWS, E_BLOCK), tl.float32)
-    for split in tl.static_range(NUM_SPLITS):
-        at = part_lse + split * lse_split_stride + lse_target
-        weight = tl.exp(tl.load(at, mask=row_inside, other=-float("inf"), cache_modifier=".cg") - anchor)
-        part = tl.load(parts + split * split_stride + target, mask=q_inside, other=0.0, cache_modifier=".cg")
-        acc += part * weight[:, None]
-        total += weight
-    return acc / tl.where(total > 0, total, 1.0)[:, None], anchor + tl.log(total)
-
-
-@triton.jit
-def _store(out, lse, result, lse_value, q_inside, row_inside):
-    tl.store(out, result.to(out.dtype.element_ty), mask=q_inside)
-    tl.store(lse, lse_value, mask=row_inside)
-
-
-@triton.jit
 def _paged_attention_kernel(
-    q, k_cache, v_cache, out, lse, parts, part_lse, arrivals, cu_seqlens_q, cache_seqlens, page_table,
-    table_stride, q_stride, page_stride, slot_stride, head_stride, split_stride, lse_split_stride, softmax_scale,
+    q, k_cache, v_cache, out, lse, cu_seqlens_q, cache_seqlens, page_table, table_stride, q_stride,
+    page_stride, slot_stride, head_stride, out_split_stride, lse_split_stride, softmax_scale,
     WINDOW: tl.constexpr, SOFT_CAP: tl.constexpr, PAGE_SIZE: tl.constexpr, H: tl.constexpr, G: tl.constexpr,
     E: tl.constexpr, G_BLOCK: tl.constexpr, E_BLOCK: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_KV: tl.constexpr,
     NUM_SPLITS: tl.constexpr, NUM_STAGES: tl.constexpr, ALIGNED: tl.constexpr,
@@ -120,10 +89,12 @@ def _paged_attention_kernel(
                 score = SOFT_CAP * (1.0 - 2.0 / (scaled + 1.0))
             seen = (key[None, :] <= position[:, None]) & (key < end)[None, :]
             if WINDOW > 0:
-                seen &= key[None, :] > position[:, None] - WINDOW
+                seen = seen & (key[None, :] > position[:, None] - WINDOW)
             score = tl.where(seen, score * LOG2_E, -float("inf"))
             new_top = tl.maximum(top, tl.max(score, 1))
-            anchor = tl.where(new_top == -float("inf"), 0.0, new_top)  # a tile that no query sees must not make NaN
+            anchor = tl.where(
+                new_top == -float("inf"), 0.0, new_top
+            )  # a tile that a query cannot see must not make NaN
             weight = tl.exp2(score - anchor[:, None])
             decay = tl.exp2(top - anchor)
             v_tile = tl.load(v_cache + offset[:, None] + e[None, :], mask=kv_inside, other=0.0).to(q_tile.dtype)
@@ -132,24 +103,31 @@ def _paged_attention_kernel(
             top = new_top
 
         result = acc / tl.where(total > 0, total, 1.0)[:, None]
+        target = out + split * out_split_stride + ((token * H + head) * E)[:, None] + e[None, :]
+        tl.store(target, result.to(out.dtype.element_ty), mask=q_inside)
         lse_value = tl.where(total > 0, top / LOG2_E + tl.log(tl.where(total > 0, total, 1.0)), -float("inf"))
-        target = ((token * H + head) * E)[:, None] + e[None, :]
-        lse_target = token * H + head
-        if NUM_SPLITS == 1:
-            _store(out + target, lse + lse_target, result, lse_value, q_inside, row_inside)
-        else:
-            lse_part = part_lse + split * lse_split_stride + lse_target
-            _store(parts + split * split_stride + target, lse_part, result, lse_value, q_inside, row_inside)
-            tl.debug_barrier()  # all of the program's stores come before its arrival
-            group = (row * tl.num_programs(1) + tile) * (tl.num_programs(2) // NUM_SPLITS) + kv_head
-            if tl.atomic_add(arrivals + group, 1, sem="acq_rel", scope="gpu") == NUM_SPLITS - 1:
-                tl.debug_barrier()
-                tl.store(arrivals + group, 0)  # for the next launch
-                result, lse_value = _combine(
-                    parts, part_lse, target, lse_target, q_inside, row_inside, split_stride, lse_split_stride,
-                    BLOCK_Q * G_BLOCK, E_BLOCK, NUM_SPLITS,
-                )  # fmt: skip
-                _store(out + target, lse + lse_target, result, lse_value, q_inside, row_inside)
+        lse_offset = split * lse_split_stride + token * H + head
+        tl.store(lse + lse_offset, lse_value, mask=row_inside)
+
+
+@triton.jit
+def _combine_kernel(
+    parts, part_lse, out, lse, split_stride, lse_split_stride,
+    E: tl.constexpr, E_BLOCK: tl.constexpr, NUM_SPLITS: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    e = tl.arange(0, E_BLOCK)
+    split = tl.arange(0, NUM_SPLITS)
+    lses = tl.load(part_lse + split * lse_split_stride + row)
+    top = tl.max(lses, 0)
+    anchor = tl.where(top == -float("inf"), 0.0, top)
+    weight = tl.exp(lses - anchor)
+    total = tl.sum(weight, 0)
+    inside = (split >= 0)[:, None] & (e < E)[None, :]
+    part = tl.load(parts + split[:, None].to(tl.int64) * split_stride + row * E + e[None, :], mask=inside, other=0.0)
+    value = tl.sum(part * (weight / tl.where(total > 0, total, 1.0))[:, None], 0)
+    tl.store(out + row * E + e, value.to(out.dtype.element_ty), mask=e < E)
+    tl.store(lse + row, anchor + tl.log(total))
 
 
 def paged_attention(
@@ -158,15 +136,13 @@ def paged_attention(
     batch: PagedBatch,
     options: AttentionOptions,
     num_splits: int = 1,
-    arrivals: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Causal attention of packed queries over their pages; returns out_THE in q's dtype and lse_TH in float32.
 
     q_THE: heads dense, tokens at any stride. caches: (k, v) views [num_pages, page_size, K, E] of one layer,
     last dimension dense, equal strides.
     num_splits: parts that each sequence's keys are cut into (a power of two); more than 1 pays for few queries on long
-    contexts. arrivals: then int32 zeros, one for each (row, tile of queries, kv head), that are zeros again afterwards;
-    a caller that launches again and again keeps them.
+    contexts.
     """
     k_cache, v_cache = caches
     num_tokens, num_heads, head_dim = q_THE.shape
@@ -181,19 +157,21 @@ def paged_attention(
     out_THE = q_THE.new_empty(num_tokens, num_heads, head_dim)
     lse_TH = q_THE.new_empty(num_tokens, num_heads, dtype=torch.float32)
     parts, part_lse = out_THE, lse_TH
-    grid = (batch.cache_seqlens.shape[0], triton.cdiv(batch.max_num_q, block_q), num_kv_heads * num_splits)
     if num_splits > 1:
         parts = q_THE.new_empty(num_splits, num_tokens, num_heads, head_dim, dtype=torch.float32)
         part_lse = q_THE.new_empty(num_splits, num_tokens, num_heads, dtype=torch.float32)
-        if arrivals is None:
-            arrivals = torch.zeros(grid[0] * grid[1] * num_kv_heads, dtype=torch.int32, device=q_THE.device)
+    grid = (batch.cache_seqlens.shape[0], triton.cdiv(batch.max_num_q, block_q), num_kv_heads * num_splits)
     _paged_attention_kernel[grid](
-        q_THE, k_cache, v_cache, out_THE, lse_TH, parts, part_lse, arrivals if arrivals is not None else lse_TH,
-        batch.cu_seqlens_q, batch.cache_seqlens, batch.page_table,
+        q_THE, k_cache, v_cache, parts, part_lse, batch.cu_seqlens_q, batch.cache_seqlens, batch.page_table,
         batch.page_table.stride(0), q_THE.stride(0), k_cache.stride(0), k_cache.stride(1), k_cache.stride(2),
         num_tokens * num_heads * head_dim, num_tokens * num_heads, options.softmax_scale,
         WINDOW=options.window, SOFT_CAP=options.soft_cap, PAGE_SIZE=page_size, H=num_heads, G=group, E=head_dim,
         G_BLOCK=group_block, E_BLOCK=e_block, BLOCK_Q=block_q, BLOCK_KV=block_kv, NUM_SPLITS=num_splits,
         NUM_STAGES=3 if head_dim <= 128 else 2, ALIGNED=options.window == 0 and page_size % block_kv == 0, num_warps=4,
     )  # fmt: skip
+    if num_splits > 1:
+        _combine_kernel[(num_tokens * num_heads,)](
+            parts, part_lse, out_THE, lse_TH, num_tokens * num_heads * head_dim, num_tokens * num_heads,
+            E=head_dim, E_BLOCK=e_block, NUM_SPLITS=num_splits, num_warps=1,
+        )  # fmt: skip
     return out_THE, lse_TH

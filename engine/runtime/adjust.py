@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from engine.core.types import Sampling
+from engine.runtime.device import to_device
 from engine.runtime.rows import FREQUENCY, PRESENCE, REPETITION, RowTable
 from engine.runtime.traits import is_penalized
 
@@ -39,16 +40,16 @@ def _add_bias(logits_SV: Tensor, settings: list[Sampling]) -> None:
     if entries:
         rows, tokens, biases = zip(*entries, strict=True)
         device = logits_SV.device
-        where = (torch.tensor(rows, device=device), torch.tensor(tokens, device=device))
-        logits_SV.index_put_(where, torch.tensor(biases, device=device), accumulate=True)
+        where = (to_device(rows, device), to_device(tokens, device))
+        logits_SV.index_put_(where, to_device(biases, device), accumulate=True)
 
 
 def _penalize(logits_SV: Tensor, table: RowTable, rows: list[int], slots: list[int], positions: list[int]) -> None:
     device = logits_SV.device
-    rows_A = torch.tensor(rows, device=device)
-    slots_A = torch.tensor([slots[row] for row in rows], device=device)
-    lengths_A1 = torch.tensor([[positions[row]] for row in rows], device=device)
-    prompts_A1 = torch.tensor([[table.num_prompt[slots[row]]] for row in rows], device=device)
+    rows_A = to_device(rows, device)
+    slots_A = to_device([slots[row] for row in rows], device)
+    lengths_A1 = to_device([[positions[row]] for row in rows], device)
+    prompts_A1 = to_device([[table.num_prompt[slots[row]]] for row in rows], device)
     fields_AF = table.fields_RF[slots_A]
     index_C = torch.arange(int(max(positions[row] for row in rows)), device=device)
     history_AC = table.tokens_RC[slots_A, : len(index_C)].long()
@@ -74,5 +75,5 @@ def _forbid_stops(logits_SV: Tensor, settings: list[Sampling], num_drawn: list[i
         for token in sampling.stop_token_ids
     ]
     if entries:
-        rows, tokens = torch.tensor(entries, device=logits_SV.device).T
+        rows, tokens = to_device(entries, logits_SV.device).T
         logits_SV[rows, tokens] = -math.inf

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from engine.attention.base import AttentionBatch
 from engine.core.types import StepPlan
+from engine.runtime.device import to_device
 from engine.runtime.rows import RowTable
 
 
@@ -31,7 +32,7 @@ def build_batch(plan: StepPlan, table: RowTable) -> StepBatch:
     """Lay out a plan whose bookkeeping `table` has applied. Only three numbers a row go to the device."""
     slots = table.slots(plan.ids)
     ends = [start + num_new for start, num_new in zip(plan.starts, plan.num_new, strict=True)]
-    slots_B, starts_B, num_new_B = torch.tensor([slots, plan.starts, plan.num_new]).to(table.device, non_blocking=True)
+    slots_B, starts_B, num_new_B = to_device([slots, plan.starts, plan.num_new], table.device)
     cu_seqlens_B1 = torch.nn.functional.pad(num_new_B.cumsum(0), (1, 0))
     if plan.num_tokens == len(slots):  # one token a row
         slots_T, positions_T = slots_B, starts_B

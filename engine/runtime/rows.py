@@ -3,12 +3,13 @@
 Rows keep their place ("slot") from `added` to `removed`, so that the host sends only what changed. A drawn token is
 written where the next step of its row reads it: feedback needs no trip through the host and no case of its own.
 
-Shape suffixes: R slots, C token capacity, P pages of a row, F sampling fields.
+Shape suffixes: R slots, C token capacity, P pages of a row, F sampling fields, M pages that rows have got.
 """
 
 import torch
 
 from engine.core.types import NewRow, Sampling, StepPlan
+from engine.runtime.device import to_device
 from engine.runtime.noise import seed_bits
 from engine.runtime.traits import is_plain
 
@@ -64,9 +65,11 @@ class RowTable:
             self.special.add(slot)
         self.num_prompt[slot] = row.num_prompt
         self._num_pages[slot] = 0
-        self.tokens_RC[slot, : len(row.tokens)] = torch.frombuffer(row.tokens, dtype=torch.int32)
+        self.tokens_RC[slot, : len(row.tokens)] = to_device(
+            torch.frombuffer(row.tokens, dtype=torch.int32), self.device
+        )
         self.pages_RP[slot].fill_(self._filler_page)
-        self.fields_RF[slot] = torch.tensor(_fields(sampling))
+        self.fields_RF[slot] = to_device(_fields(sampling), self.device)
         self.seeds_R[slot] = seed_bits(sampling.seed)
 
     def _append_pages(self, new_pages: list[tuple[int, list[int]]]) -> None:
@@ -80,8 +83,8 @@ class RowTable:
             rows += [slot] * len(appended)
             columns += range(first, first + len(appended))
             pages += appended
-        index = torch.tensor([rows, columns], device=self.device)
-        self.pages_RP[index[0], index[1]] = torch.tensor(pages, dtype=torch.int32, device=self.device)
+        rows_M, columns_M, pages_M = to_device([rows, columns, pages], self.device)
+        self.pages_RP[rows_M, columns_M] = pages_M.int()
 
 
 def _fields(sampling: Sampling) -> list[float]:

@@ -15,7 +15,7 @@ from engine.attention.base import AttentionBackend
 from engine.core.types import StepOutput, StepPlan, TokenLogprob
 from engine.models.base import CausalLM
 from engine.runtime.batch import StepBatch, build_batch
-from engine.runtime.device import Stopwatch, to_host
+from engine.runtime.device import Stopwatch, to_device, to_host
 from engine.runtime.logprobs import Logprobs, chunks, logprobs_of
 from engine.runtime.rows import RowTable
 from engine.runtime.sampler import draw
@@ -101,7 +101,7 @@ class StepRunner:
     def _run(self, plan: StepPlan, pending: PendingStep) -> None:
         batch, drawing = build_batch(plan, self._table), pending.drawing
         self._attention.plan(batch.attention)
-        rows_S = torch.tensor(drawing, dtype=torch.int64).to(self._table.device, non_blocking=True)
+        rows_S = to_device(drawing, self._table.device, torch.int64)
         last_S = batch.attention.cu_seqlens_q_B1[rows_S + 1].long() - 1
         reports = any(self._table.sampling[slot].num_prompt_logprobs is not None for slot in batch.slots)
         wants_all = reports or len(drawing) == plan.num_tokens
@@ -117,14 +117,14 @@ class StepRunner:
         """Draw, keep the tokens where the next steps read them, and send home what was asked for."""
         table, drawing = self._table, pending.drawing
         logits_SV = logits_SV.float()
-        slots_S, positions_S = torch.tensor([slots, positions]).to(table.device, non_blocking=True)
+        slots_S, positions_S = to_device([slots, positions], table.device)
         tokens_S = draw(logits_SV, table, slots, positions)
         table.tokens_RC[slots_S, positions_S] = tokens_S.int()
         pending.tokens_S = to_host(tokens_S)
         num_top = [table.sampling[slot].num_logprobs for slot in slots]
         wanted = [index for index, num in enumerate(num_top) if num is not None]
         if wanted:
-            wanted_L = torch.tensor(wanted, device=table.device)
+            wanted_L = to_device(wanted, table.device)
             asked = [num for num in num_top if num is not None]
             pending.logprobs = logprobs_of(logits_SV[wanted_L], tokens_S[wanted_L], asked)
             pending.logprob_rows = [drawing[index] for index in wanted]

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from engine.runtime.adjust import adjust
+from engine.runtime.device import to_device
 from engine.runtime.noise import uniform
 from engine.runtime.rows import MIN_P, TEMPERATURE, TOP_K, TOP_P, RowTable
 from engine.runtime.traits import GREEDY_BELOW, is_adjusted, is_greedy, is_truncated
@@ -41,7 +42,7 @@ def draw(logits_SV: Tensor, table: RowTable, slots: list[int], positions: list[i
         logits_SV = adjust(logits_SV, table, slots, positions)
     if all(is_greedy(sampling) for sampling in settings):
         return logits_SV.argmax(-1)
-    slots_S, positions_S = torch.tensor([slots, positions], device=logits_SV.device)
+    slots_S, positions_S = to_device([slots, positions], logits_SV.device)
     fields_SF = table.fields_RF[slots_S]
     greedy_S = fields_SF[:, TEMPERATURE] < GREEDY_BELOW
     scaled_SV = logits_SV / torch.where(greedy_S, 1.0, fields_SF[:, TEMPERATURE])[:, None]

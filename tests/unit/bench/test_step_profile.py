@@ -8,5 +8,5 @@ def test_overlaps_count_once_and_pauses_are_seen() -> None:
     found = summarize_spans("some", spans, top=1)
     assert found.span_ms == 0.04
     assert found.busy_share == 32 / 40
-    assert found.longest_pause_us == 8.0
+    assert found.longest_pause_us == 8.0 and found.pause_between == ("norm", "product")
     assert [(kernel.name, kernel.count, kernel.total_us) for kernel in found.kernels] == [("product", 2, 30.0)]
