@@ -5,6 +5,7 @@ import torch
 
 from engine.kernels.activation import silu_mul
 from engine.kernels.argmax import argmax
+from engine.kernels.caches import Caches
 from engine.kernels.linear_small import Tiles, linear_small
 from engine.kernels.norm import add_rms_norm, rms_norm
 from engine.kernels.rope_write import rope_and_write
@@ -41,7 +42,7 @@ def test_rope_and_write(head_dim: int, with_norm: bool) -> None:
     positions = torch.tensor([3, 4, 5, 0, 31, 7])
     slots = torch.tensor([7, 8, 19, 0, -1, 2])
     slab = torch.full((num_pages, num_layers, 2, page_size, kv_heads, head_dim), 7.0)
-    caches = slab[:, 1, 0], slab[:, 1, 1]
+    caches = Caches(slab[:, 1, 0], slab[:, 1, 1])
     weight = torch.randn(heads + kv_heads, head_dim)
     norm = (weight, EPS) if with_norm else None
     original = qkv.clone()
