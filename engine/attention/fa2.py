@@ -17,7 +17,6 @@ from engine.core.errors import InvalidRequest
 from engine.kernels.caches import Caches
 
 
-
 class FlashAttention2:
     """AttentionBackend over flash-attn; bfloat16 or float16, head dims up to 256."""
 

@@ -1,8 +1,8 @@
 """FlashAttention-3's functions as four packages ship them: the same kernels behind unequal signatures.
 
-    flash_attn_interface, flash_attn_3   upstream (Dao-AILab's hopper folder)
-    sgl_kernel                           SGLang's copy: no schedule to compute beforehand
-    vllm                                 one function for both: pages are named by block_table and seqused_k
+flash_attn_interface, flash_attn_3   upstream (Dao-AILab's hopper folder)
+sgl_kernel                           SGLang's copy: no schedule to compute beforehand
+vllm                                 one function for both: pages are named by block_table and seqused_k
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""The attention backend of this device: facts gathered, the choice made (choice.py), the adapters imported and built."""
+"""The attention backend of this device: facts gathered, the choice made (choice.py), the adapters built."""
 
 import logging
 from collections.abc import Callable

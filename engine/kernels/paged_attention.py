@@ -167,7 +167,8 @@ def paged_attention(
     _paged_attention_kernel[grid](
         q_THE, k_cache, v_cache, parts, part_lse, batch.cu_seqlens_q, batch.cache_seqlens, batch.page_table,
         batch.page_table.stride(0), q_THE.stride(0), k_cache.stride(0), k_cache.stride(1), k_cache.stride(2),
-        num_tokens * num_heads * head_dim, num_tokens * num_heads, options.softmax_scale * caches.k_scale, caches.v_scale,
+        num_tokens * num_heads * head_dim, num_tokens * num_heads,
+        options.softmax_scale * caches.k_scale, caches.v_scale,
         WINDOW=options.window, SOFT_CAP=options.soft_cap, PAGE_SIZE=page_size, H=num_heads, G=group, E=head_dim,
         G_BLOCK=group_block, E_BLOCK=e_block, BLOCK_Q=block_q, BLOCK_KV=block_kv, NUM_SPLITS=num_splits,
         NUM_STAGES=3 if head_dim <= 128 else 2, ALIGNED=options.window == 0 and page_size % block_kv == 0, num_warps=4,

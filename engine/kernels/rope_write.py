@@ -29,7 +29,8 @@ def _stored(value, factor, FP8: tl.constexpr):
 @triton.jit
 def _rope_write_kernel(
     qkv, k_cache, v_cache, cos_sin, positions, slots, qk_weight, eps, k_factor, v_factor,
-    page_stride, slot_stride, head_stride, PAGE_SIZE: tl.constexpr, H: tl.constexpr, K: tl.constexpr, E: tl.constexpr, HALF_BLOCK: tl.constexpr,
+    page_stride, slot_stride, head_stride,
+    PAGE_SIZE: tl.constexpr, H: tl.constexpr, K: tl.constexpr, E: tl.constexpr, HALF_BLOCK: tl.constexpr,
     HEADS: tl.constexpr, HAS_NORM: tl.constexpr, FP8: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)

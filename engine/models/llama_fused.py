@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from engine.kernels.activation import silu_mul
+from engine.kernels.fp8 import Quantized, scaled_product, silu_mul_quantize
 from engine.kernels.linear_small import MAX_ROWS, MAX_ROWS_SILU, linear_small
 from engine.kernels.norm import add_rms_norm, rms_norm
 from engine.kernels.rope_write import rope_and_write
@@ -69,18 +70,29 @@ class FusedLlama:
 
 def _product(x_TI: Tensor, linear: Linear) -> Tensor:
     if len(x_TI) <= MAX_ROWS:
-        return linear_small(x_TI, linear.weight_OI, bias_N=linear.bias_O)
+        return linear_small(x_TI, linear.weight_OI, scale_N=linear.scale_O, bias_N=linear.bias_O)
+    return _large_product(x_TI, linear)
+
+
+def _large_product(x_TI: Tensor | Quantized, linear: Linear) -> Tensor:
+    """The vendor's product, of 8-bit floats where the weight has them."""
+    if linear.scale_O is not None:
+        return scaled_product(x_TI, linear.weight_OI, linear.scale_O, linear.bias_O)
+    assert isinstance(x_TI, Tensor), "only 8-bit products take 8-bit input"
     return linear(x_TI)
 
 
-def _add_product(stream_TD: Tensor, x_TI: Tensor, linear: Linear) -> tuple[Tensor, Tensor | None]:
+def _add_product(stream_TD: Tensor, x_TI: Tensor | Quantized, linear: Linear) -> tuple[Tensor, Tensor | None]:
     """The stream with the product added, or the stream and what is still to be added."""
-    if len(x_TI) <= MAX_ROWS:
-        return linear_small(x_TI, linear.weight_OI, bias_N=linear.bias_O, residual_MN=stream_TD), None
-    return stream_TD, linear(x_TI)
+    if isinstance(x_TI, Tensor) and len(x_TI) <= MAX_ROWS:
+        scale_O, bias_O = linear.scale_O, linear.bias_O
+        return linear_small(x_TI, linear.weight_OI, scale_N=scale_O, bias_N=bias_O, residual_MN=stream_TD), None
+    return stream_TD, _large_product(x_TI, linear)
 
 
-def _gate_up(normed_TD: Tensor, layer: Layer) -> Tensor:
-    if len(normed_TD) <= MAX_ROWS_SILU:
-        return linear_small(normed_TD, layer.gate_up.weight_OI, silu_mul=True)
-    return silu_mul(layer.gate_up(normed_TD))
+def _gate_up(normed_TD: Tensor, layer: Layer) -> Tensor | Quantized:
+    """SiLU(gate) * up; for many tokens already rounded to what the down product takes."""
+    if len(normed_TD) <= MAX_ROWS_SILU and layer.gate_up.bias_O is None:
+        return linear_small(normed_TD, layer.gate_up.weight_OI, scale_N=layer.gate_up.scale_O, silu_mul=True)
+    packed_T2F = _large_product(normed_TD, layer.gate_up)
+    return silu_mul(packed_T2F) if layer.down.scale_O is None else silu_mul_quantize(packed_T2F)

@@ -7,6 +7,9 @@ from engine.core.errors import InvalidRequest
 
 MIN_PAGE_SIZE, MAX_PAGE_SIZE = 1, 1024
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+KV_DTYPES = {"auto": "", "bfloat16": "bfloat16", "float16": "float16", "fp8_e4m3": "float8_e4m3fn"}
+"""Names on the command line, and torch's."""
+QUANTIZATIONS = ("auto", "none", "fp8")
 _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
 _UNITS |= {"ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}
 
@@ -21,8 +24,13 @@ class EngineConfig:
     """"cpu", "cuda", "cuda:1"; auto takes CUDA where there is one."""
     dtype: str = "auto"
     """One of DTYPES, of weights, activations and KV pages; auto is the checkpoint's own."""
+    kv_dtype: str = "auto"
+    """One of KV_DTYPES, of KV pages; auto is `dtype`."""
+    quantization: str = "auto"
+    """One of QUANTIZATIONS. fp8: the layers' products are kept in 8-bit floats; auto: where the checkpoint has them so;
+    none: never."""
     page_size: int | None = None
-    """Tokens in a page. None: 16 on CPU, 128 on CUDA."""
+    """Tokens in a page. None: 16 on CPU, 128 on CUDA, 256 for attention backend fa2, which has no smaller ones."""
     kv_memory: int | float | None = None
     """Memory of the pages: an int is bytes, a float in (0, 1] a fraction of what the device has free once the
     model is loaded. None: 1 GiB on CPU, 0.9 of the rest on CUDA."""
@@ -36,6 +44,8 @@ class EngineConfig:
     """A name that engine.attention.select knows; auto takes the best one that the device can run."""
     decode_graphs: bool = True
     """Decode steps run as CUDA graphs where there is a CUDA device."""
+    warm_up: bool = True
+    """On a CUDA device: compile kernels and capture graphs before `build_engine` returns."""
     random_weights: bool = False
     """Draw the weights from `seed` instead of reading them; `model` then needs only its config.json."""
     seed: int = 0
@@ -43,6 +53,12 @@ class EngineConfig:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise InvalidRequest(f"dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}", param="dtype")
+        for name, value, choices in (
+            ("kv_dtype", self.kv_dtype, KV_DTYPES),
+            ("quantization", self.quantization, QUANTIZATIONS),
+        ):
+            if value not in choices:
+                raise InvalidRequest(f"{name} must be one of {', '.join(choices)}, not {value!r}", param=name)
         if self.page_size is not None and not MIN_PAGE_SIZE <= self.page_size <= MAX_PAGE_SIZE:
             raise InvalidRequest(f"page_size must be {MIN_PAGE_SIZE} to {MAX_PAGE_SIZE} tokens", param="page_size")
         if isinstance(self.kv_memory, float) and not 0.0 < self.kv_memory <= 1.0:

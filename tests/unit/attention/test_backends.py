@@ -139,7 +139,9 @@ def fp8_shape(**options: object) -> AttentionShape:
     return shape_of(head_dim=64, kv_scales=((1.0, 1.0), (0.25, 2.0)), **options)
 
 
-@pytest.mark.parametrize("make", [TorchReference, lambda pool, shape: TorchCPU(pool, shape, torch.float32), TritonAttention])
+@pytest.mark.parametrize(
+    "make", [TorchReference, lambda pool, shape: TorchCPU(pool, shape, torch.float32), TritonAttention]
+)
 @pytest.mark.parametrize("rows", [RAGGED, [(17, 1), (40, 1), (0, 1)], [(0, 7), (0, 7), (0, 20)]])
 @pytest.mark.parametrize("window", [None, 20])
 def test_pages_of_8_bit_floats(make: Make, rows: list[tuple[int, int]], window: int | None) -> None:
