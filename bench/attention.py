@@ -23,7 +23,7 @@ from engine.core.errors import InvalidRequest
 
 MEMORY_BYTES_PER_S = 4.3e12
 FLOPS_PER_S = 790e12
-SHAPE = {"num_heads": 32, "num_kv_heads": 8, "head_dim": 128}
+HEADS, KV_HEADS, HEAD_DIM = 32, 8, 128
 MAX_POOL_BYTES = 8 << 30
 MIN_READ_BYTES = 256 << 20
 """Of all layers of a measurement together: several times the last-level cache."""
@@ -104,13 +104,11 @@ def measure(case: Case, name: str, page_size: int, kv_dtype: torch.dtype) -> dic
     """One row of the table; a backend that cannot run it says why."""
     dtype, row = torch.bfloat16, {"case": case.name, "backend": name, "page": page_size}
     batch, num_pages = make_batch(case, page_size, "cuda")
-    token_bytes = 2 * SHAPE["num_kv_heads"] * SHAPE["head_dim"] * kv_dtype.itemsize
+    token_bytes = 2 * KV_HEADS * HEAD_DIM * kv_dtype.itemsize
     layer_bytes = num_pages * page_size * token_bytes
     layers = max(2, min(MAX_LAYERS, MAX_POOL_BYTES // layer_bytes, max(4, -(-MIN_READ_BYTES // layer_bytes))))
-    shape = AttentionShape(**SHAPE, softmax_scale=SHAPE["head_dim"] ** -0.5, windows=(None,) * layers)
-    pool = torch.empty(
-        num_pages, layers, 2, page_size, SHAPE["num_kv_heads"], SHAPE["head_dim"], dtype=kv_dtype, device="cuda"
-    )
+    shape = AttentionShape(HEADS, KV_HEADS, HEAD_DIM, HEAD_DIM**-0.5, (None,) * layers)
+    pool = torch.empty(num_pages, layers, 2, page_size, KV_HEADS, HEAD_DIM, dtype=kv_dtype, device="cuda")
     for page in pool.split(max(1, (1 << 28) // (pool[0].numel() * 4))):
         page.copy_(torch.randn(page.shape, device="cuda"))
     try:
@@ -124,10 +122,10 @@ def rate(
     case: Case, backend: AttentionBackend, batch: AttentionBatch, layers: int, token_bytes: int
 ) -> dict[str, object]:
     """Microseconds a layer, and TB/s or TFLOP/s with their share of the chip's."""
-    tokens, head_dim = case.batch * case.num_new, SHAPE["head_dim"]
+    tokens = case.batch * case.num_new
     q, k, v = (
-        torch.randn(layers, tokens, heads, head_dim, dtype=torch.bfloat16, device="cuda")
-        for heads in (SHAPE["num_heads"], SHAPE["num_kv_heads"], SHAPE["num_kv_heads"])
+        torch.randn(layers, tokens, heads, HEAD_DIM, dtype=torch.bfloat16, device="cuda")
+        for heads in (HEADS, KV_HEADS, KV_HEADS)
     )
     backend.plan(batch)
 
@@ -140,7 +138,7 @@ def rate(
         bytes_per_s = case.batch * case.length * token_bytes / us * 1e6
         return {"us": us, "tb_per_s": bytes_per_s / 1e12, "of_limit": bytes_per_s / MEMORY_BYTES_PER_S}
     pairs = case.num_new * case.num_cached + case.num_new * (case.num_new + 1) // 2
-    flops_per_s = 4 * SHAPE["num_heads"] * head_dim * pairs / us * 1e6
+    flops_per_s = 4 * HEADS * HEAD_DIM * pairs / us * 1e6
     return {"us": us, "tflop_per_s": flops_per_s / 1e12, "of_limit": flops_per_s / FLOPS_PER_S}
 
 

@@ -22,9 +22,13 @@ Options = dict[str, Any]
 class Kernels(Protocol):
     """What the backend needs; results are out_THE and lse_HT."""
 
-    package: str
-    schedule: Callable[..., Tensor] | None
-    """get_scheduler_metadata, where the package has it."""
+    @property
+    def package(self) -> str:
+        """Where they come from."""
+
+    @property
+    def schedule(self) -> Callable[..., Tensor] | None:
+        """get_scheduler_metadata, where the package has it."""
 
     def new(self, q: Tensor, k: Tensor, v: Tensor, batch: AttentionBatch, options: Options) -> tuple[Tensor, Tensor]:
         """Causal attention among the new tokens."""

@@ -125,8 +125,8 @@ def _reads(parameter: Parameter, tensor: Tensor, scale: Tensor | None, stored: d
     rows = torch.split(tensor, counts)
     scale_rows = [None] * len(counts) if scale is None else list(torch.split(scale, counts))
     return [
-        Read(source, stored[source.name], *filled)
-        for source, *filled in zip(parameter.sources, rows, scale_rows, strict=True)
+        Read(source, stored[source.name], filled, scales)
+        for source, filled, scales in zip(parameter.sources, rows, scale_rows, strict=True)
     ]
 
 

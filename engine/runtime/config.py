@@ -53,12 +53,12 @@ class EngineConfig:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise InvalidRequest(f"dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}", param="dtype")
-        for name, value, choices in (
-            ("kv_dtype", self.kv_dtype, KV_DTYPES),
+        for field, word, choices in (
+            ("kv_dtype", self.kv_dtype, tuple(KV_DTYPES)),
             ("quantization", self.quantization, QUANTIZATIONS),
         ):
-            if value not in choices:
-                raise InvalidRequest(f"{name} must be one of {', '.join(choices)}, not {value!r}", param=name)
+            if word not in choices:
+                raise InvalidRequest(f"{field} must be one of {', '.join(choices)}, not {word!r}", param=field)
         if self.page_size is not None and not MIN_PAGE_SIZE <= self.page_size <= MAX_PAGE_SIZE:
             raise InvalidRequest(f"page_size must be {MIN_PAGE_SIZE} to {MAX_PAGE_SIZE} tokens", param="page_size")
         if isinstance(self.kv_memory, float) and not 0.0 < self.kv_memory <= 1.0:
