@@ -26,7 +26,7 @@ from bench.engine_limits import Limits
 from bench.engine_peer import TransformersPeer, write_random_checkpoint
 from bench.shapes import SHAPES, write_shape
 from engine.runtime.build import build_engine
-from engine.runtime.config import EngineConfig
+from engine.runtime.config import EngineConfig, Formats, Launching
 
 CPU_KV_BYTES = 1 << 30
 GPU_STEP_TOKENS = 8192
@@ -152,15 +152,18 @@ def choose(names: str, known: Sequence[Work]) -> list[Work]:
 
 
 def engine_fields(text: str) -> dict[str, Any]:
-    """ "page_size=64,kv_dtype=fp8_e4m3" as fields of EngineConfig. Raises typer.BadParameter."""
-    known = {each.name: each for each in fields(EngineConfig)}
-    found: dict[str, Any] = {}
+    """ "page_size=64,kv_dtype=fp8_e4m3" as fields of EngineConfig and its parts. Raises typer.BadParameter."""
+    parts: dict[str, type[Any]] = {"formats": Formats, "launching": Launching}
+    known = {each.name: part for part, kind in parts.items() for each in fields(kind)}
+    known |= {each.name: "" for each in fields(EngineConfig) if each.name not in parts}
+    found: dict[str, dict[str, Any]] = {}
     for pair in filter(None, text.split(",")):
         name, _, value = pair.partition("=")
         if name not in known:
             raise typer.BadParameter(f"{name}; known: {', '.join(known)}")
-        found[name] = int(value) if value.isdigit() else {"true": True, "false": False}.get(value, value)
-    return found
+        typed = int(value) if value.isdigit() else {"true": True, "false": False}.get(value, value)
+        found.setdefault(known[name], {})[name] = typed
+    return found.pop("", {}) | {part: parts[part](**values) for part, values in found.items()}
 
 
 def run_shape(
@@ -186,7 +189,9 @@ def run_shape(
 
 def _limits(facts: dict[str, Any], config: EngineConfig) -> Limits:
     return Limits.of_shape(
-        facts, weight_bytes=1 if config.quantization == "fp8" else 2, kv_bytes=1 if "fp8" in config.kv_dtype else 2
+        facts,
+        weight_bytes=1 if config.formats.quantization == "fp8" else 2,
+        kv_bytes=1 if "fp8" in config.formats.kv_dtype else 2,
     )
 
 
@@ -214,7 +219,13 @@ def main(
         )
         print("  ".join(words), flush=True)
     if as_json:
-        header = {"shape": shape, "device": device, "engine": settings, "threads": torch.get_num_threads()}
+        header = {
+            "shape": shape,
+            "device": device,
+            "dtype": settings["dtype"],
+            "engine": engine,
+            "threads": torch.get_num_threads(),
+        }
         print(json.dumps(header | {"work": results}))
 
 

@@ -20,6 +20,7 @@ import typer
 
 PYTEST = ("-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "--maxfail", "40")
 ENGINE = ("-m", "bench.engine", "--device", "cuda", "--json", "--repeats", "3", "--work")
+ATTENTION = ("-m", "bench.attention", "--json")
 DECODE = "decode-1x1024,decode-8x1024,decode-64x1024"
 SIZES_KIB = ("64", "256", "1024", "8192", "16384")
 Rows = list[dict[str, Any]]
@@ -57,10 +58,10 @@ def stages(num_gpus: int) -> list[Stage]:
         Stage("engine", (*ENGINE, f"{DECODE},prefill-1x2048"), 180, work),
         Stage("engine-weights-8", (*ENGINE, f"{DECODE},prefill-1x2048", "--engine", "quantization=fp8"), 180, work),
         Stage("engine-all-8", (*ENGINE, f"{DECODE},prefill-1x2048,extend-1x256", *fp8), 180, work),
-        Stage("attention", ("-m", "bench.attention", "--json"), 300, _key("rows")),
+        Stage("attention", ATTENTION, 300, _key("rows")),
         Stage(
             "attention-8",
-            ("-m", "bench.attention", "--json", "--kv-dtype", "float8_e4m3fn", "--backends", "triton,fa3", "--pages", "128"),
+            (*ATTENTION, "--kv-dtype", "float8_e4m3fn", "--backends", "triton,fa3", "--pages", "128"),
             120,
             _key("rows"),
         ),

@@ -9,7 +9,7 @@ import typer
 
 from deploy.cluster import EMBEDDED
 from engine.core.errors import InvalidRequest
-from engine.runtime.config import KV_DTYPES, EngineConfig, parse_kv_memory
+from engine.runtime.config import KV_DTYPES, EngineConfig, Formats, parse_kv_memory
 from engine.server.config import TRANSPORTS
 from router.policies.registry import POLICY_NAMES
 
@@ -100,8 +100,7 @@ def service_config(values: dict[str, Any], *, ray_address: str) -> ServiceConfig
         model=values["model"],
         device=values["device"],
         dtype=values["dtype"],
-        kv_dtype=values["kv_dtype"],
-        quantization=values["quantization"],
+        formats=Formats(values["kv_dtype"], values["quantization"]),
         page_size=values["page_size"],
         kv_memory=None if kv_memory is None else parse_kv_memory(kv_memory),
         max_model_len=values["max_model_len"],

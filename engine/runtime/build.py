@@ -79,7 +79,7 @@ def build_engine(config: EngineConfig, progress: Progress | None = None) -> Engi
         name = model_hash(folder, facts)
         facts = replace(facts, attention=replace(facts.attention, kv_scales=read_kv_scales(folder, facts.num_layers)))
     if quantize != (facts.quantization == FP8):  # not the function that the checkpoint names
-        name = blake2b(f"{name} {config.quantization}".encode(), digest_size=16).hexdigest()
+        name = blake2b(f"{name} {config.formats.quantization}".encode(), digest_size=16).hexdigest()
     return assemble(config, facts, model, name)
 
 
@@ -96,7 +96,7 @@ def assemble(config: EngineConfig, facts: ModelConfig, model: CausalLM, name: st
         num_kv_heads=facts.attention.num_kv_heads,
         head_dim=facts.attention.head_dim,
         page_size=config.page_size or _page_size(config, device),
-        dtype=KV_DTYPES[config.kv_dtype] or str(_dtype(config, facts)).removeprefix("torch."),
+        dtype=KV_DTYPES[config.formats.kv_dtype] or str(_dtype(config, facts)).removeprefix("torch."),
     )
     num_pages = memory.num_pages(config.kv_memory, layout.page_bytes, device, memory.free_bytes(device))
     max_len = memory.max_model_len(config.max_model_len, facts.max_position, num_pages, layout.page_size)
@@ -107,7 +107,7 @@ def assemble(config: EngineConfig, facts: ModelConfig, model: CausalLM, name: st
     model = _fused(model, device)
     graphs = _decode_graphs(config, model, backend, table)
     executor = ThreadedExecutor(StepRunner(model, backend, table, graphs))
-    if device.type == "cuda" and config.warm_up:
+    if device.type == "cuda" and config.launching.warm_up:
         sizes = [size for size in (1, 2, 4, 8) if size <= config.max_rows] if graphs is None else graphs.sizes
         warm_up(executor, WarmUp(layout.page_size, num_pages, max_len, config.max_step_tokens, sizes))
     scheduler = SchedulerConfig(
@@ -116,7 +116,7 @@ def assemble(config: EngineConfig, facts: ModelConfig, model: CausalLM, name: st
         max_model_len=max_len,
         max_step_tokens=config.max_step_tokens,
         max_rows=config.max_rows,
-        max_in_flight=config.max_in_flight,
+        max_in_flight=config.launching.max_in_flight,
         max_queued=config.max_queued,
     )
     generations = cast(MutableSequence[int], pool.generations[:num_pages])  # a memoryview is one in all but name
@@ -135,7 +135,7 @@ def _fused(model: CausalLM, device: torch.device) -> CausalLM:
 def _decode_graphs(
     config: EngineConfig, model: CausalLM, backend: AttentionBackend, table: RowTable
 ) -> "DecodeGraphs | None":
-    if table.device.type != "cuda" or not config.decode_graphs or not backend.capturable:
+    if table.device.type != "cuda" or not config.launching.decode_graphs or not backend.capturable:
         return None
     from engine.runtime.graphs import DecodeGraphs
 
@@ -175,7 +175,7 @@ def resolve_device(name: str) -> torch.device:
 
 def _quantize(config: EngineConfig, facts: ModelConfig, device: torch.device) -> bool:
     """Whether the layers' products are kept in 8 bits. Raises InvalidRequest: the model's widths do not allow it."""
-    wanted = FP8 in (config.quantization, facts.quantization) and config.quantization != "none"
+    wanted = FP8 in (config.formats.quantization, facts.quantization) and config.formats.quantization != "none"
     if wanted and device.type == "cuda":
         from engine.kernels.fp8 import check_widths
 

@@ -15,6 +15,37 @@ _UNITS |= {"ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}
 
 
 @dataclass(frozen=True, slots=True)
+class Formats:
+    """What weights and pages are kept in, where that is not the type that the model computes in."""
+
+    kv_dtype: str = "auto"
+    """One of KV_DTYPES, of KV pages; auto is the model's dtype."""
+    quantization: str = "auto"
+    """One of QUANTIZATIONS. fp8: the layers' products are kept in 8-bit floats; auto: where the checkpoint has them so;
+    none: never."""
+
+    def __post_init__(self) -> None:
+        for field, word, choices in (
+            ("kv_dtype", self.kv_dtype, tuple(KV_DTYPES)),
+            ("quantization", self.quantization, QUANTIZATIONS),
+        ):
+            if word not in choices:
+                raise InvalidRequest(f"{field} must be one of {', '.join(choices)}, not {word!r}", param=field)
+
+
+@dataclass(frozen=True, slots=True)
+class Launching:
+    """How steps get to the device."""
+
+    max_in_flight: int = 2
+    """Steps that are launched and not collected."""
+    decode_graphs: bool = True
+    """Decode steps run as CUDA graphs where there is a CUDA device."""
+    warm_up: bool = True
+    """On a CUDA device: compile kernels and capture graphs before `build_engine` returns."""
+
+
+@dataclass(frozen=True, slots=True)
 class EngineConfig:
     """Everything `build_engine` needs. `None` and "auto" are resolved there, by device and checkpoint."""
 
@@ -24,11 +55,7 @@ class EngineConfig:
     """"cpu", "cuda", "cuda:1"; auto takes CUDA where there is one."""
     dtype: str = "auto"
     """One of DTYPES, of weights, activations and KV pages; auto is the checkpoint's own."""
-    kv_dtype: str = "auto"
-    """One of KV_DTYPES, of KV pages; auto is `dtype`."""
-    quantization: str = "auto"
-    """One of QUANTIZATIONS. fp8: the layers' products are kept in 8-bit floats; auto: where the checkpoint has them so;
-    none: never."""
+    formats: Formats = Formats()
     page_size: int | None = None
     """Tokens in a page. None: 16 on CPU, 128 on CUDA, 256 for attention backend fa2, which has no smaller ones."""
     kv_memory: int | float | None = None
@@ -38,14 +65,10 @@ class EngineConfig:
     """Tokens of prompt and output together. None: the model's own limit, or fewer when the pages hold fewer."""
     max_step_tokens: int = 2048
     max_rows: int = 256
-    max_in_flight: int = 2
     max_queued: int = 4096
     attention_backend: str = "auto"
     """A name that engine.attention.select knows; auto takes the best one that the device can run."""
-    decode_graphs: bool = True
-    """Decode steps run as CUDA graphs where there is a CUDA device."""
-    warm_up: bool = True
-    """On a CUDA device: compile kernels and capture graphs before `build_engine` returns."""
+    launching: Launching = Launching()
     random_weights: bool = False
     """Draw the weights from `seed` instead of reading them; `model` then needs only its config.json."""
     seed: int = 0
@@ -53,12 +76,6 @@ class EngineConfig:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise InvalidRequest(f"dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}", param="dtype")
-        for field, word, choices in (
-            ("kv_dtype", self.kv_dtype, tuple(KV_DTYPES)),
-            ("quantization", self.quantization, QUANTIZATIONS),
-        ):
-            if word not in choices:
-                raise InvalidRequest(f"{field} must be one of {', '.join(choices)}, not {word!r}", param=field)
         if self.page_size is not None and not MIN_PAGE_SIZE <= self.page_size <= MAX_PAGE_SIZE:
             raise InvalidRequest(f"page_size must be {MIN_PAGE_SIZE} to {MAX_PAGE_SIZE} tokens", param="page_size")
         if isinstance(self.kv_memory, float) and not 0.0 < self.kv_memory <= 1.0:
@@ -68,7 +85,7 @@ class EngineConfig:
             "max_model_len": self.max_model_len,
             "max_step_tokens": self.max_step_tokens,
             "max_rows": self.max_rows,
-            "max_in_flight": self.max_in_flight,
+            "max_in_flight": self.launching.max_in_flight,
             "max_queued": self.max_queued,
         }
         for name, value in counts.items():

@@ -18,7 +18,7 @@ from typing import Any, TextIO
 from engine.attention.choice import AUTO
 from engine.attention.choice import BACKENDS as NAMED
 from engine.core.errors import BatonError, InvalidRequest
-from engine.runtime.config import KV_DTYPES, QUANTIZATIONS, EngineConfig, parse_kv_memory
+from engine.runtime.config import KV_DTYPES, QUANTIZATIONS, EngineConfig, Formats, parse_kv_memory
 from engine.server.config import CLUSTER_KEY_VARIABLE, TRANSPORTS, WorkerConfig
 from engine.server.worker import STOP_TIMEOUT_S, RunningWorker
 
@@ -71,8 +71,7 @@ def config_of(arguments: argparse.Namespace, environment: "os._Environ[str] | di
         model=arguments.model,
         device=arguments.device,
         dtype=arguments.dtype,
-        kv_dtype=arguments.kv_dtype,
-        quantization=arguments.quantization,
+        formats=Formats(arguments.kv_dtype, arguments.quantization),
         page_size=arguments.page_size,
         kv_memory=None if arguments.kv_memory is None else parse_kv_memory(arguments.kv_memory),
         max_model_len=arguments.max_model_len,

@@ -11,6 +11,7 @@ from engine.kernels.fp8 import quantize, scaled_product, silu_mul_quantize
 from engine.kernels.linear_small import linear_small
 from engine.models.fp8 import quantize_rows
 from engine.runtime.build import Engine
+from engine.runtime.config import Formats, Launching
 from tests.gpu.test_engine import engine_of, generate, prompts
 from tests.gpu.test_engine import folder as folder
 from tests.unit.kernels.test_kernels import check_rope_into_8_bit_pages
@@ -71,12 +72,12 @@ def test_rope_writes_8_bit_pages() -> None:
     check_rope_into_8_bit_pages("cuda", rounding=1 / 16)
 
 
-@pytest.mark.parametrize("options", [{"quantization": "fp8"}, {"kv_dtype": "fp8_e4m3"}])
-def test_logits_stay_near_those_of_16_bits(folder: Path, options: dict[str, str]) -> None:
+@pytest.mark.parametrize("formats", [Formats(quantization="fp8"), Formats(kv_dtype="fp8_e4m3")])
+def test_logits_stay_near_those_of_16_bits(folder: Path, formats: Formats) -> None:
     """The drawn tokens' log probabilities and the logits' order, not bit for bit: on the same forced continuation."""
     reports = []
-    for settings in ({}, options):
-        engine = engine_of(folder, dtype="bfloat16", **settings)
+    for each in (Formats(), formats):
+        engine = engine_of(folder, dtype="bfloat16", formats=each)
         sampling = Sampling(max_tokens=1, temperature=0.0, num_prompt_logprobs=0)
         reports.append(prompt_logprobs(engine, sampling))
         engine.close()
@@ -106,7 +107,10 @@ def test_everything_in_8_bits_at_once(folder: Path) -> None:
     answers = []
     for decode_graphs in (True, False):
         engine = engine_of(
-            folder, dtype="bfloat16", quantization="fp8", kv_dtype="fp8_e4m3", decode_graphs=decode_graphs
+            folder,
+            dtype="bfloat16",
+            formats=Formats("fp8_e4m3", "fp8"),
+            launching=Launching(decode_graphs=decode_graphs),
         )
         assert engine.pool.layout.dtype == "float8_e4m3fn"
         answers.append([generate(engine, prompts()[:count], greedy) for count in (1, 3, 9)])

@@ -51,58 +51,62 @@ def of_rows(k: Tensor, v: Tensor, cu: Tensor) -> Callable[[int], tuple[Tensor, T
     return lambda row: (k[cu[row] : cu[row + 1]], v[cu[row] : cu[row + 1]])
 
 
-def schedule(
-    batch_size: int, max_seqlen_q: int, max_seqlen_k: int, num_heads_q: int, num_heads_kv: int, headdim: int,
-    cache_seqlens: Tensor, qkv_dtype: torch.dtype = torch.bfloat16, headdim_v: int | None = None,
-    cu_seqlens_q: Tensor | None = None, page_size: int | None = None, causal: bool = False,
-    window_size: tuple[int, int] = (-1, -1), has_softcap: bool = False,
-) -> Tensor:  # fmt: skip
-    assert causal and page_size and len(cache_seqlens) == batch_size and cu_seqlens_q is not None
-    return torch.tensor([batch_size, *window_size])
+MASK = ("softmax_scale", "causal", "window_size", "softcap")
 
 
-def with_kvcache(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, *, cache_seqlens: Tensor, page_table: Tensor, cu_seqlens_q: Tensor,
-    max_seqlen_q: int, softmax_scale: float, causal: bool, window_size: tuple[int, int], softcap: float,
-    scheduler_metadata: Tensor | None, return_softmax_lse: bool, k_descale: Tensor | None = None,
-    v_descale: Tensor | None = None,
-) -> Any:  # fmt: skip
-    how = {"softmax_scale": softmax_scale, "causal": causal, "window_size": window_size, "softcap": softcap}
-    if scheduler_metadata is not None:
-        assert scheduler_metadata.tolist() == [len(cache_seqlens), *window_size]
-    assert return_softmax_lse and max_seqlen_q == int(cu_seqlens_q.diff().max())
-    if k_descale is not None and v_descale is not None:
-        assert q.dtype == k_cache.dtype == FP8 and k_descale.shape == (len(cache_seqlens), k_cache.shape[2])
-        k, v = k_cache.float() * k_descale[0, 0], v_cache.float() * v_descale[0, 0]
-        return *packed(q.float(), cu_seqlens_q, of_pages(k, v, page_table, cache_seqlens), how), None, None
-    return *packed(q, cu_seqlens_q, of_pages(k_cache, v_cache, page_table, cache_seqlens), how), None, None
+def check_names(given: dict[str, Any], allowed: str) -> dict[str, Any]:
+    """What a real function would refuse is refused; gives back the arguments that say what is computed."""
+    unknown = set(given) - set(allowed.split()) - set(MASK)
+    assert not unknown, f"no such arguments: {unknown}"
+    return {name: given[name] for name in MASK}
 
 
-def upstream_varlen(
-    q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, max_seqlen_q: int, max_seqlen_k: int,
-    *, softmax_scale: float, causal: bool, window_size: tuple[int, int], softcap: float, return_attn_probs: bool,
-) -> Any:  # fmt: skip
-    assert return_attn_probs and max_seqlen_q == max_seqlen_k == int(cu_seqlens_q.diff().max())
-    how = {"softmax_scale": softmax_scale, "causal": causal, "window_size": window_size, "softcap": softcap}
-    return packed(q, cu_seqlens_q, of_rows(k, v, cu_seqlens_k), how)
+def schedule(*lengths: Any, **given: Any) -> Tensor:
+    """batch_size, max_seqlen_q, max_seqlen_k, num_heads_q, num_heads_kv, headdim, cache_seqlens"""
+    assert set(given) == set("qkv_dtype cu_seqlens_q page_size causal window_size has_softcap".split())
+    assert len(lengths) == 7 and given["causal"] and lengths[0] == len(lengths[6]) and lengths[1] == 1
+    assert lengths[2] >= int(lengths[6].max())
+    return torch.tensor([lengths[0], *given["window_size"]])
+
+
+def with_kvcache(q: Tensor, k_cache: Tensor, v_cache: Tensor, **given: Any) -> Any:
+    how = check_names(
+        given,
+        "cache_seqlens page_table cu_seqlens_q max_seqlen_q scheduler_metadata return_softmax_lse k_descale v_descale",
+    )
+    lengths, cu = given["cache_seqlens"], given["cu_seqlens_q"]
+    if given["scheduler_metadata"] is not None:
+        assert given["scheduler_metadata"].tolist() == [len(lengths), *given["window_size"]]
+    assert given["return_softmax_lse"] and given["max_seqlen_q"] == int(cu.diff().max())
+    if "k_descale" in given:
+        assert q.dtype == k_cache.dtype == FP8 and given["k_descale"].shape == (len(lengths), k_cache.shape[2])
+        q, k_cache = q.float(), k_cache.float() * given["k_descale"][0, 0]
+        v_cache = v_cache.float() * given["v_descale"][0, 0]
+    return *packed(q, cu, of_pages(k_cache, v_cache, given["page_table"], lengths), how), None, None
+
+
+def upstream_varlen(q: Tensor, k: Tensor, v: Tensor, *lengths: Any, **given: Any) -> Any:
+    """lengths: cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k"""
+    how = check_names(given, "return_attn_probs")
+    cu_q, cu_k, longest_q, longest_k = lengths
+    assert given["return_attn_probs"] and longest_q == longest_k == int(cu_q.diff().max())
+    return packed(q, cu_q, of_rows(k, v, cu_k), how)
 
 
 def sglang_varlen(*arguments: Any, return_softmax_lse: bool, **options: Any) -> Any:
     return *upstream_varlen(*arguments, return_attn_probs=return_softmax_lse, **options), None
 
 
-def vllm_varlen(
-    q: Tensor, k: Tensor, v: Tensor, max_seqlen_q: int, cu_seqlens_q: Tensor, max_seqlen_k: int,
-    cu_seqlens_k: Tensor | None = None, seqused_k: Tensor | None = None, *, softmax_scale: float, causal: bool,
-    window_size: tuple[int, int], softcap: float, block_table: Tensor | None = None, return_softmax_lse: bool,
-    scheduler_metadata: Tensor | None = None, fa_version: int = 2,
-) -> Any:  # fmt: skip
-    assert fa_version == 3 and return_softmax_lse and (cu_seqlens_k is None) == (block_table is not None)
-    how = {"softmax_scale": softmax_scale, "causal": causal, "window_size": window_size, "softcap": softcap}
-    if cu_seqlens_k is not None:
-        return packed(q, cu_seqlens_q, of_rows(k, v, cu_seqlens_k), how)
-    assert seqused_k is not None and block_table is not None and max_seqlen_k >= int(seqused_k.max())
-    return packed(q, cu_seqlens_q, of_pages(k, v, block_table, seqused_k), how)
+def vllm_varlen(q: Tensor, k: Tensor, v: Tensor, *lengths: Any, **given: Any) -> Any:
+    """lengths: max_seqlen_q, cu_seqlens_q, max_seqlen_k"""
+    names = "cu_seqlens_k seqused_k block_table return_softmax_lse scheduler_metadata fa_version"
+    how = check_names(given, names)
+    longest_q, cu_q, longest_k = lengths
+    assert given["fa_version"] == 3 and given["return_softmax_lse"] and longest_q == int(cu_q.diff().max())
+    if "cu_seqlens_k" in given:
+        return packed(q, cu_q, of_rows(k, v, given["cu_seqlens_k"]), how)
+    assert longest_k >= int(given["seqused_k"].max())
+    return packed(q, cu_q, of_pages(k, v, given["block_table"], given["seqused_k"]), how)
 
 
 FA3_STANDINS: dict[str, dict[str, Any]] = {
@@ -120,29 +124,25 @@ FA3_STANDINS: dict[str, dict[str, Any]] = {
 }
 
 
-def fa2_varlen(
-    q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, max_seqlen_q: int, max_seqlen_k: int,
-    *, softmax_scale: float, causal: bool, window_size: tuple[int, int], softcap: float,
-    return_attn_probs: bool = False, block_table: Tensor | None = None,
-) -> Any:  # fmt: skip
-    how = {"softmax_scale": softmax_scale, "causal": causal, "window_size": window_size, "softcap": softcap}
-    assert max_seqlen_q == int(cu_seqlens_q.diff().max()) and max_seqlen_k == int(cu_seqlens_k.diff().max())
-    keys = of_rows(k, v, cu_seqlens_k) if block_table is None else of_pages(k, v, block_table, cu_seqlens_k.diff())
-    out, lse = packed(q, cu_seqlens_q, keys, how)
-    return (out, lse, None) if return_attn_probs else out
+def fa2_varlen(q: Tensor, k: Tensor, v: Tensor, *lengths: Any, **given: Any) -> Any:
+    """lengths: cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k"""
+    how = check_names(given, "return_attn_probs block_table")
+    cu_q, cu_k, longest_q, longest_k = lengths
+    assert longest_q == int(cu_q.diff().max()) and longest_k == int(cu_k.diff().max())
+    table = given.get("block_table")
+    keys = of_rows(k, v, cu_k) if table is None else of_pages(k, v, table, cu_k.diff())
+    out, lse = packed(q, cu_q, keys, how)
+    return (out, lse, None) if given.get("return_attn_probs") else out
 
 
-def fa2_with_kvcache(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, *, cache_seqlens: Tensor, block_table: Tensor, softmax_scale: float,
-    causal: bool, window_size: tuple[int, int], softcap: float, return_softmax_lse: bool = False,
-) -> Any:  # fmt: skip
-    if softcap:
+def fa2_with_kvcache(q: Tensor, k_cache: Tensor, v_cache: Tensor, **given: Any) -> Any:
+    how = check_names(given, "cache_seqlens block_table return_softmax_lse")
+    if given["softcap"]:
         raise RuntimeError("This flash attention build does not support softcap.\nmore lines")
     assert q.dim() == 4 and q.shape[1] == 1
-    how = {"softmax_scale": softmax_scale, "causal": causal, "window_size": window_size, "softcap": softcap}
-    cu = torch.arange(len(q) + 1)
-    out, lse = packed(q[:, 0], cu, of_pages(k_cache, v_cache, block_table, cache_seqlens), how)
-    return (out[:, None], lse.T[:, :, None]) if return_softmax_lse else out[:, None]
+    keys = of_pages(k_cache, v_cache, given["block_table"], given["cache_seqlens"])
+    out, lse = packed(q[:, 0], torch.arange(len(q) + 1), keys, how)
+    return (out[:, None], lse.T[:, :, None]) if given.get("return_softmax_lse") else out[:, None]
 
 
 def install(monkeypatch: pytest.MonkeyPatch, package: str, names: dict[str, Any]) -> None:
