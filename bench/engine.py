@@ -3,19 +3,20 @@
 python -m bench.engine --device cpu --json                  beside transformers' generate: same weights, batch, threads
 python -m bench.engine --model-shape llama-8b --device cuda --json     beside the limits of one H200
 python -m bench.engine --device cpu --work decode-16x256 --repeats 9
+python -m bench.engine --device cuda --engine quantization=fp8,kv_dtype=fp8_e4m3      fields of EngineConfig
 
 Work is named kind-BATCHxTOKENS. Every repetition has fresh random prompts; a peer runs right before or after with the
 same ones, and the ratio is the median over repetitions, so that a machine that slows down slows both. The last line is
-one JSON object.
+one JSON object. On a GPU `busy` is its share of steady decode: the time inside of graphs over the time between results.
 """
 
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from statistics import median
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import typer
@@ -25,7 +26,7 @@ from bench.engine_limits import Limits
 from bench.engine_peer import TransformersPeer, write_random_checkpoint
 from bench.shapes import SHAPES, write_shape
 from engine.runtime.build import build_engine
-from engine.runtime.config import EngineConfig
+from engine.runtime.config import EngineConfig, Formats, Launching
 from engine.server.heap import keep_what_is_loaded
 
 CPU_KV_BYTES = 1 << 30
@@ -133,6 +134,9 @@ def summarize(
         result["same_outputs"] = sum(same) / len(same)
     if work.target_ms is not None:
         result |= {"target_ms": work.target_ms, "meets_target": seconds * 1e3 <= work.target_ms}
+    shares = [ours.busy_share for ours, _ in timelines if ours.busy_share is not None]
+    if work.kind == "decode" and shares and limits is not None:
+        result["busy"] = median(shares)
     if limits is not None:
         limit_s = work.limit_s(limits)
         result |= {"limit_ms": limit_s * 1e3, "of_limit": limit_s / seconds}
@@ -148,10 +152,27 @@ def choose(names: str, known: Sequence[Work]) -> list[Work]:
     return [by_name[name] for name in names.split(",") if name] or list(known)
 
 
-def run_shape(shape: str, device: str, dtype: str, chosen: Sequence[Work], repeats: int) -> Iterator[dict[str, object]]:
+def engine_fields(text: str) -> dict[str, Any]:
+    """ "page_size=64,kv_dtype=fp8_e4m3" as fields of EngineConfig and its parts. Raises typer.BadParameter."""
+    parts: dict[str, type[Any]] = {"formats": Formats, "launching": Launching}
+    known = {each.name: part for part, kind in parts.items() for each in fields(kind)}
+    known |= {each.name: "" for each in fields(EngineConfig) if each.name not in parts}
+    found: dict[str, dict[str, Any]] = {}
+    for pair in filter(None, text.split(",")):
+        name, _, value = pair.partition("=")
+        if name not in known:
+            raise typer.BadParameter(f"{name}; known: {', '.join(known)}")
+        typed = int(value) if value.isdigit() else {"true": True, "false": False}.get(value, value)
+        found.setdefault(known[name], {})[name] = typed
+    return found.pop("", {}) | {part: parts[part](**values) for part, values in found.items()}
+
+
+def run_shape(
+    shape: str, device: str, settings: dict[str, Any], chosen: Sequence[Work], repeats: int
+) -> Iterator[dict[str, object]]:
     """One result for each work, as it comes."""
     facts, on_cpu = SHAPES[shape], device == "cpu"
-    config = EngineConfig("", device=device, dtype=dtype, max_model_len=facts["max_position_embeddings"])
+    config = EngineConfig("", **{"device": device, "max_model_len": facts["max_position_embeddings"]} | settings)
     with tempfile.TemporaryDirectory(prefix="baton-bench-") as name:
         folder = write_shape(shape, Path(name))
         if on_cpu:
@@ -159,19 +180,27 @@ def run_shape(shape: str, device: str, dtype: str, chosen: Sequence[Work], repea
             engine = build_engine(replace(config, model=name, kv_memory=CPU_KV_BYTES))
         else:
             engine = build_engine(replace(config, model=name, random_weights=True, max_step_tokens=GPU_STEP_TOKENS))
-        peer = TransformersPeer(folder, dtype) if on_cpu else None
+        peer = TransformersPeer(folder, config.dtype) if on_cpu else None
     keep_what_is_loaded()
-    driver, limits = EngineDriver(engine), None if on_cpu else Limits.of_shape(facts)
+    driver, limits = EngineDriver(engine), None if on_cpu else _limits(facts, config)
     for work in chosen:
         timelines = repeat_work(work, driver, peer, repeats, facts["vocab_size"])
         yield summarize(work, timelines, limits)
     engine.close()
 
 
+def _limits(facts: dict[str, Any], config: EngineConfig) -> Limits:
+    return Limits.of_shape(
+        facts,
+        weight_bytes=1 if config.formats.quantization == "fp8" else 2,
+        kv_bytes=1 if "fp8" in config.formats.kv_dtype else 2,
+    )
+
+
 def main(
     device: str = "cpu",
     model_shape: str = "",
-    dtype: str = "",
+    engine: str = typer.Option("", help="Fields of EngineConfig: dtype=float16,page_size=64"),
     work: str = "",
     repeats: int = 5,
     threads: int = 0,
@@ -183,16 +212,22 @@ def main(
         raise typer.BadParameter(f"{shape}; known: {', '.join(SHAPES)}")
     if threads:
         torch.set_num_threads(threads)
-    dtype = dtype or SHAPES[shape]["dtype"]
+    settings = {"dtype": SHAPES[shape]["dtype"]} | engine_fields(engine)
     results = []
-    for result in run_shape(shape, device, dtype, choose(work, CPU_WORK if device == "cpu" else GPU_WORK), repeats):
+    for result in run_shape(shape, device, settings, choose(work, CPU_WORK if device == "cpu" else GPU_WORK), repeats):
         results.append(result)
         words = (
             f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in result.items()
         )
         print("  ".join(words), flush=True)
     if as_json:
-        header = {"shape": shape, "device": device, "dtype": dtype, "threads": torch.get_num_threads()}
+        header = {
+            "shape": shape,
+            "device": device,
+            "dtype": settings["dtype"],
+            "engine": engine,
+            "threads": torch.get_num_threads(),
+        }
         print(json.dumps(header | {"work": results}))
 
 

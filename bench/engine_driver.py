@@ -22,6 +22,16 @@ class Timeline:
     end_s: float = 0.0
     tokens: list[list[int]] = field(default_factory=list)
     """Drawn tokens of each request."""
+    full_step_busy_s: list[float] = field(default_factory=list)
+    """That the device had worked until then, since the engine began."""
+
+    @property
+    def busy_share(self) -> float | None:
+        """What the device worked of the time in which all requests decode. None when there were too few steps."""
+        if len(self.full_step_busy_s) < 3:
+            return None
+        busy_s = self.full_step_busy_s[-1] - self.full_step_busy_s[1]
+        return busy_s / (self.full_step_s[-1] - self.full_step_s[1])
 
     @property
     def prefill_s(self) -> float:
@@ -45,6 +55,7 @@ class EngineDriver:
 
     def __init__(self, engine: Engine) -> None:
         self._core = engine.core
+        self._executor = engine.executor
         self._num_requests = 0
 
     def run(self, prompts: Sequence[Sequence[int]], num_new: int) -> Timeline:
@@ -67,6 +78,7 @@ class EngineDriver:
                 drawn.append(token)
             if len(result.ids) == len(prompts):
                 timeline.full_step_s.append(now_s)
+                timeline.full_step_busy_s.append(self._executor.busy_s)
             num_finished += len(result.finished)
         timeline.end_s = time.perf_counter() - start_s
         return timeline

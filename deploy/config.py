@@ -9,7 +9,7 @@ import typer
 
 from deploy.cluster import EMBEDDED
 from engine.core.errors import InvalidRequest
-from engine.runtime.config import EngineConfig, parse_kv_memory
+from engine.runtime.config import KV_DTYPES, EngineConfig, Formats, parse_kv_memory
 from engine.server.config import TRANSPORTS
 from router.policies.registry import POLICY_NAMES
 
@@ -81,6 +81,8 @@ FLAGS = (
     Flag("admin_port", int, 0, "Port for `baton drain` and the like, on loopback; 0 takes a free one."),
     Flag("device", str, "auto", "cpu, cuda, or auto: CUDA where there is a GPU for each worker."),
     Flag("dtype", str, "auto", "float32, bfloat16, float16; auto is the checkpoint's own."),
+    Flag("kv_dtype", str, "auto", f"Of KV pages: {', '.join(KV_DTYPES)}; auto is the dtype."),
+    Flag("quantization", str, "auto", "fp8: 8-bit weights; none: never; auto: where the checkpoint has them."),
     Flag("page_size", int | None, None, "Tokens in a KV page; 16 on CPU and 128 on CUDA when left out."),
     Flag("kv_memory", str | None, None, "Memory of each worker's KV pages: bytes (1GiB: CPU) or a share (0.9: CUDA)."),
     Flag("transport", str, "auto", f"How pages move between workers: {', '.join(TRANSPORTS)}."),
@@ -98,6 +100,7 @@ def service_config(values: dict[str, Any], *, ray_address: str) -> ServiceConfig
         model=values["model"],
         device=values["device"],
         dtype=values["dtype"],
+        formats=Formats(values["kv_dtype"], values["quantization"]),
         page_size=values["page_size"],
         kv_memory=None if kv_memory is None else parse_kv_memory(kv_memory),
         max_model_len=values["max_model_len"],

@@ -14,6 +14,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from engine.kernels.caches import Caches
+
 
 @dataclass(frozen=True, slots=True)
 class AttentionShape:
@@ -28,6 +30,12 @@ class AttentionShape:
     """Per layer: keys that a token sees, itself included; None sees all."""
     soft_cap: float | None = None
     """Scores become soft_cap * tanh(score / soft_cap), before the mask."""
+    kv_scales: tuple[tuple[float, float], ...] = ()
+    """Of k and v in each layer: pages of 8-bit values hold k / scale and v / scale. Empty: 1 everywhere."""
+
+    def scales(self, layer: int) -> tuple[float, float]:
+        """Scales of k and v of one layer."""
+        return self.kv_scales[layer] if self.kv_scales else (1.0, 1.0)
 
 
 @dataclass(slots=True)
@@ -86,8 +94,8 @@ class AttentionBackend(Protocol):
     def slots(self) -> Tensor:
         """slots_T of the batch planned last."""
 
-    def caches(self, layer: int) -> tuple[Tensor, Tensor]:
-        """k_NSKE and v_NSKE of one layer."""
+    def caches(self, layer: int) -> Caches:
+        """k_NSKE and v_NSKE of one layer, and what their values are scaled by."""
 
     def plan(self, batch: AttentionBatch) -> None:
         """Prepare one step; the methods below refer to the batch planned last."""
@@ -98,7 +106,8 @@ class AttentionBackend(Protocol):
     def attend(self, layer: int, q_THE: Tensor, new: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """Attention of the new tokens over the pool: out_THE in q's dtype and lse_TH, the log of each softmax's sum.
 
-        `new` is k_TKE and v_TKE of the step where the caller still has them; the pool holds the same.
+        `new` is k_TKE and v_TKE of the step where the caller still has them; the pool holds the same (8-bit pages hold
+        them rounded: then a backend that reads `new` is the more exact one).
 
         lse is float32 (float64 for float64 input). Results over disjoint key sets can be merged with it.
         """

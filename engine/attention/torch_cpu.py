@@ -16,9 +16,11 @@ import sys
 import torch
 from torch import Tensor
 
-from engine.attention.base import AttentionBatch, AttentionShape, layer_views
+from engine.attention.base import AttentionBatch, AttentionShape
 from engine.attention.cpu_plan import CPUStep, ExtendRun, Group
+from engine.attention.pages import Pages
 from engine.attention.torch_ref import visible
+from engine.kernels.caches import Caches
 
 SCRATCH_BYTES = 3 << 19
 """Of gathered keys and values together: what stays in one core's second-level cache of 2 MiB."""
@@ -32,20 +34,27 @@ _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
 class TorchCPU:
-    """AttentionBackend for CPU tensors in float32, bfloat16, float16 or float64. No soft cap: TorchReference has it."""
+    """AttentionBackend for CPU tensors in float32, bfloat16, float16 or float64. No soft cap: TorchReference has it.
+
+    Pages of another type than the queries' are converted as they are gathered.
+    """
 
     name = "torch_cpu"
     capturable = False
 
-    def __init__(self, pool_NL2SKE: Tensor, shape: AttentionShape) -> None:
+    def __init__(self, pool_NL2SKE: Tensor, shape: AttentionShape, dtype: torch.dtype | None = None) -> None:
+        """`dtype` of the queries; None: that of the pool."""
         assert shape.soft_cap is None
+        dtype = dtype or pool_NL2SKE.dtype
         page_size, num_kv_heads, head_dim = pool_NL2SKE.shape[3:]
         self._shape = shape
-        self._layers = [layer_views(pool_NL2SKE, layer) for layer in range(pool_NL2SKE.shape[1])]
+        self._pages = Pages(pool_NL2SKE, shape)
+        self._converts = dtype != pool_NL2SKE.dtype
+        self._layers = [self._pages.caches(layer) for layer in range(pool_NL2SKE.shape[1])]
         self._page_size = page_size
-        page_bytes = page_size * num_kv_heads * head_dim * pool_NL2SKE.element_size()
+        page_bytes = page_size * num_kv_heads * head_dim * dtype.itemsize
         max_pages = max(1, SCRATCH_BYTES // (2 * page_bytes))
-        self._scratch_2NSKE = pool_NL2SKE.new_empty(2, max_pages, page_size, num_kv_heads, head_dim)
+        self._scratch_2NSKE = torch.empty(2, max_pages, page_size, num_kv_heads, head_dim, dtype=dtype)
         self._narrowest_window = min((window for window in shape.windows if window), default=sys.maxsize)
         self._step: CPUStep | None = None
 
@@ -58,27 +67,37 @@ class TorchCPU:
         """See AttentionBackend."""
         return self._planned().slots_T
 
-    def caches(self, layer: int) -> tuple[Tensor, Tensor]:
+    def caches(self, layer: int) -> Caches:
         """See AttentionBackend."""
         return self._layers[layer]
 
     def write(self, layer: int, k_TKE: Tensor, v_TKE: Tensor) -> None:
         """See AttentionBackend."""
         step = self._planned()
-        for pool_NSKE, new_TKE in zip(self._layers[layer], (k_TKE, v_TKE), strict=True):
+        if self._converts:
+            self._pages.write(layer, step.slots_T, k_TKE, v_TKE)
+            return
+        for pool_NSKE, new_TKE in zip(self._layers[layer][:2], (k_TKE, v_TKE), strict=True):
             pool_NSKE.index_put_((step.page_T, step.position_T), new_TKE.to(pool_NSKE.dtype))
 
     def attend(self, layer: int, q_THE: Tensor, new: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """See AttentionBackend. Without `new`, reads the new tokens back from the pool."""
-        step = self._planned()
-        k_NSKE, v_NSKE = self._layers[layer]
-        where = (step.page_T, step.position_T)
-        return self._attend(layer, q_THE, *(new or (k_NSKE[where], v_NSKE[where])))
+        return self._attend(layer, q_THE, *(new or self._new_tokens(layer)))
 
     def run(self, layer: int, q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor) -> Tensor:
         """See AttentionBackend."""
         self.write(layer, k_TKE, v_TKE)
         return self._attend(layer, q_THE, k_TKE, v_TKE)[0]
+
+    def _new_tokens(self, layer: int) -> tuple[Tensor, Tensor]:
+        """k_TKE and v_TKE of the step, out of the pool."""
+        step = self._planned()
+        if self._converts:
+            k_TSKE, v_TSKE = self._pages.read(layer, step.page_T, self._scratch_2NSKE.dtype)
+            token_T = torch.arange(len(step.page_T))
+            return k_TSKE[token_T, step.position_T], v_TSKE[token_T, step.position_T]
+        where = (step.page_T, step.position_T)
+        return self._layers[layer].k[where], self._layers[layer].v[where]
 
     def _planned(self) -> CPUStep:
         assert self._step is not None, "plan() comes first"
@@ -122,8 +141,14 @@ class TorchCPU:
         return out_RKGE, lse_RKG
 
     def _decode_group(self, layer: int, group: Group, q_RKGE: Tensor) -> tuple[Tensor, Tensor]:
-        for pool_NSKE, gathered_NSKE in zip(self._layers[layer], group.gathered_2NSKE, strict=True):
-            torch.index_select(pool_NSKE, 0, group.pages, out=gathered_NSKE)
+        if self._converts:
+            for read_NSKE, gathered_NSKE in zip(
+                self._pages.read(layer, group.pages, self._scratch_2NSKE.dtype), group.gathered_2NSKE, strict=True
+            ):
+                gathered_NSKE.copy_(read_NSKE)
+        else:
+            for pool_NSKE, gathered_NSKE in zip(self._layers[layer][:2], group.gathered_2NSKE, strict=True):
+                torch.index_select(pool_NSKE, 0, group.pages, out=gathered_NSKE)
         group.blank_unseen()
         return self._kernel(q_RKGE[group.rows_b], *group.seen_2bKCE, mask=group.mask_b11C)
 
@@ -160,7 +185,7 @@ class TorchCPU:
         first_page = begin // self._page_size
         pages = pages_P[first_page : math.ceil(end / self._page_size)]
         origin = first_page * self._page_size
-        k_NSKE, v_NSKE = (pool_NSKE.index_select(0, pages) for pool_NSKE in self._layers[layer])
+        k_NSKE, v_NSKE = self._pages.read(layer, pages, self._scratch_2NSKE.dtype)
         seen = slice(begin - origin, end - origin)
         return k_NSKE.flatten(0, 1)[seen].transpose(0, 1)[None], v_NSKE.flatten(0, 1)[seen].transpose(0, 1)[None]
 

@@ -9,7 +9,9 @@ import math
 import torch
 from torch import Tensor
 
-from engine.attention.base import AttentionBatch, AttentionShape, layer_views
+from engine.attention.base import AttentionBatch, AttentionShape
+from engine.attention.pages import Pages
+from engine.kernels.caches import Caches
 
 
 class TorchReference:
@@ -19,7 +21,7 @@ class TorchReference:
     capturable = False
 
     def __init__(self, pool_NL2SKE: Tensor, shape: AttentionShape) -> None:
-        self._pool_NL2SKE = pool_NL2SKE
+        self._pages = Pages(pool_NL2SKE, shape)
         self._shape = shape
         self._batch: AttentionBatch | None = None
 
@@ -33,14 +35,14 @@ class TorchReference:
         assert self._batch is not None
         return self._batch.slots_T
 
-    def caches(self, layer: int) -> tuple[Tensor, Tensor]:
+    def caches(self, layer: int) -> Caches:
         """See AttentionBackend."""
-        return layer_views(self._pool_NL2SKE, layer)
+        return self._pages.caches(layer)
 
     def write(self, layer: int, k_TKE: Tensor, v_TKE: Tensor) -> None:
         """See AttentionBackend."""
         assert self._batch is not None
-        write_slots(self._pool_NL2SKE, layer, self._batch.slots_T, k_TKE, v_TKE)
+        self._pages.write(layer, self._batch.slots_T, k_TKE, v_TKE)
 
     def attend(self, layer: int, q_THE: Tensor, new: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """See AttentionBackend."""
@@ -48,8 +50,8 @@ class TorchReference:
         assert batch is not None
         outs, lses, first = [], [], 0
         for row, (start, num_new) in enumerate(zip(batch.starts, batch.num_new, strict=True)):
-            k_CKE, v_CKE = self._keys_values(layer, batch.page_table_BP[row], start + num_new)
             q_MHE = q_THE[first : first + num_new]
+            k_CKE, v_CKE = self._keys_values(layer, batch.page_table_BP[row], start + num_new, q_MHE.dtype)
             out_MHE, lse_MH = dense_attention(q_MHE, k_CKE, v_CKE, self._shape, self._shape.windows[layer])
             outs.append(out_MHE.to(q_THE.dtype))
             lses.append(lse_MH)
@@ -61,10 +63,12 @@ class TorchReference:
         self.write(layer, k_TKE, v_TKE)
         return self.attend(layer, q_THE)[0]
 
-    def _keys_values(self, layer: int, page_table_P: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
-        k_NSKE, v_NSKE = layer_views(self._pool_NL2SKE, layer)
-        pages = page_table_P[: math.ceil(num_tokens / k_NSKE.shape[1])].long()
-        return k_NSKE[pages].flatten(0, 1)[:num_tokens], v_NSKE[pages].flatten(0, 1)[:num_tokens]
+    def _keys_values(
+        self, layer: int, page_table_P: Tensor, num_tokens: int, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        pages = page_table_P[: math.ceil(num_tokens / self._pages.page_size)].long()
+        k_PSKE, v_PSKE = self._pages.read(layer, pages, torch.promote_types(dtype, torch.float32))
+        return k_PSKE.flatten(0, 1)[:num_tokens], v_PSKE.flatten(0, 1)[:num_tokens]
 
 
 def dense_attention(
@@ -90,13 +94,3 @@ def visible(num_queries: int, num_keys: int, window: int | None, device: torch.d
     query_M1 = torch.arange(num_keys - num_queries, num_keys, device=device)[:, None]
     mask_MC = key_C <= query_M1
     return mask_MC if window is None else mask_MC & (key_C > query_M1 - window)
-
-
-def write_slots(pool_NL2SKE: Tensor, layer: int, slots_T: Tensor, k_TKE: Tensor, v_TKE: Tensor) -> None:
-    """Scatter new keys and values of one layer into their slots; tokens with slot -1 go nowhere."""
-    keep_T = slots_T >= 0
-    page_size = pool_NL2SKE.shape[3]
-    slots = slots_T[keep_T]
-    pages, positions = slots // page_size, slots % page_size
-    pool_NL2SKE[pages, layer, 0, positions] = k_TKE[keep_T].to(pool_NL2SKE.dtype)
-    pool_NL2SKE[pages, layer, 1, positions] = v_TKE[keep_T].to(pool_NL2SKE.dtype)

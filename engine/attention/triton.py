@@ -6,8 +6,9 @@ batch 1: 7 / 10, 8: 14 / 16, 64: 70 / 76, 256: 265 / 285. Extending is slower th
 
 from torch import Tensor
 
-from engine.attention.base import AttentionBatch, AttentionShape, layer_views
-from engine.attention.torch_ref import write_slots
+from engine.attention.base import AttentionBatch, AttentionShape
+from engine.attention.pages import Pages
+from engine.kernels.caches import Caches
 from engine.kernels.paged_attention import AttentionOptions, PagedBatch, paged_attention
 
 PROGRAMS_ENOUGH = 256
@@ -24,7 +25,7 @@ class TritonAttention:
     capturable = True
 
     def __init__(self, pool_NL2SKE: Tensor, shape: AttentionShape) -> None:
-        self._pool_NL2SKE = pool_NL2SKE
+        self._pages = Pages(pool_NL2SKE, shape)
         self._options = [
             AttentionOptions(shape.softmax_scale, window or 0, shape.soft_cap or 0.0) for window in shape.windows
         ]
@@ -42,13 +43,13 @@ class TritonAttention:
         """See AttentionBackend."""
         return self._planned().slots_T
 
-    def caches(self, layer: int) -> tuple[Tensor, Tensor]:
+    def caches(self, layer: int) -> Caches:
         """See AttentionBackend."""
-        return layer_views(self._pool_NL2SKE, layer)
+        return self._pages.caches(layer)
 
     def write(self, layer: int, k_TKE: Tensor, v_TKE: Tensor) -> None:
         """See AttentionBackend."""
-        write_slots(self._pool_NL2SKE, layer, self.slots, k_TKE, v_TKE)
+        self._pages.write(layer, self.slots, k_TKE, v_TKE)
 
     def attend(self, layer: int, q_THE: Tensor, new: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """See AttentionBackend."""

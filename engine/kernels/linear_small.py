@@ -43,12 +43,13 @@ class Unscaled:
     eps: float
 
 
-@triton.jit
+# M masks rows and counts them: a kernel for each of its divisors would be the same code, compiled again.
+@triton.jit(do_not_specialize=["M"])
 def _linear_small_kernel(
-    x, weight, residual, bias, out, squares_in, norm_weight, normed, squares_out, eps,
+    x, weight, scale, residual, bias, out, squares_in, norm_weight, normed, squares_out, eps,
     M, N: tl.constexpr, D: tl.constexpr, PARTS: tl.constexpr, PARTS_BLOCK: tl.constexpr,
-    SILU_MUL: tl.constexpr, RESIDUAL: tl.constexpr, BIAS: tl.constexpr, EVEN: tl.constexpr, NORM: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, NUM_STAGES: tl.constexpr,
+    SILU_MUL: tl.constexpr, SCALED: tl.constexpr, RESIDUAL: tl.constexpr, BIAS: tl.constexpr, EVEN: tl.constexpr,
+    NORM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, NUM_STAGES: tl.constexpr,
 ):  # fmt: skip
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     m = tl.arange(0, BLOCK_M)
@@ -65,20 +66,24 @@ def _linear_small_kernel(
         else:
             x_tile = tl.load(x + m[:, None] * D + d[None, :], mask=m_inside[:, None] & (d < D)[None, :], other=0.0)
             tile = tl.load(rows + d[None, :], mask=n_inside[:, None] & (d < D)[None, :], other=0.0)
-        acc = tl.dot(tile, tl.trans(x_tile), acc, input_precision="ieee")
+        acc = tl.dot(tile.to(x_tile.dtype), tl.trans(x_tile), acc, input_precision="ieee")
         if SILU_MUL:
             if EVEN:
                 tile = tl.load(up_rows + d[None, :])
             else:
                 tile = tl.load(up_rows + d[None, :], mask=n_inside[:, None] & (d < D)[None, :], other=0.0)
-            up = tl.dot(tile, tl.trans(x_tile), up, input_precision="ieee")
+            up = tl.dot(tile.to(x_tile.dtype), tl.trans(x_tile), up, input_precision="ieee")
+    if SCALED:
+        acc *= tl.load(scale + n, mask=n_inside, other=0.0)[:, None]
+        if SILU_MUL:
+            up *= tl.load(scale + N + n, mask=n_inside, other=0.0)[:, None]
     if PARTS > 0:
         part = tl.arange(0, PARTS_BLOCK)
         seen = (part < PARTS)[:, None] & m_inside[None, :]
         squares = tl.sum(tl.load(squares_in + part[:, None] * M + m[None, :], mask=seen, other=0.0), 0)
-        scale = tl.rsqrt(squares / D + eps)
-        acc *= scale[None, :]
-        up *= scale[None, :]
+        inverse_rms = tl.rsqrt(squares / D + eps)
+        acc *= inverse_rms[None, :]
+        up *= inverse_rms[None, :]
     if BIAS:
         acc += tl.load(bias + n, mask=n_inside, other=0.0).to(tl.float32)[:, None]
     if SILU_MUL:
@@ -100,6 +105,7 @@ def linear_small(
     x_MD: torch.Tensor | Unscaled,
     weight_ND: torch.Tensor,
     *,
+    scale_N: torch.Tensor | None = None,
     bias_N: torch.Tensor | None = None,
     residual_MN: torch.Tensor | None = None,
     silu_mul: bool = False,
@@ -107,11 +113,11 @@ def linear_small(
 ) -> torch.Tensor:
     """x @ weight^T for at most MAX_ROWS rows (MAX_ROWS_SILU with silu_mul), all operands contiguous.
 
-    silu_mul: weight is [gate; up] stacked, the output has half its rows and there is no bias. residual_MN: added to the
-    output. Returns out_MN in x's dtype.
+    silu_mul: weight is [gate; up] stacked, the output has half its rows and there is no bias. scale_N: float32, one
+    for each row of an 8-bit weight, which is converted to x's dtype as it is read. residual_MN: added to the output.
+    Returns out_MN in x's dtype.
     """
-    cut = tiles or choose_tiles(weight_ND.shape[0] // 2 if silu_mul else weight_ND.shape[0], weight_ND.element_size())
-    return _launch(x_MD, weight_ND, (bias_N, residual_MN), cut, silu_mul=silu_mul)[0]
+    return _launch(x_MD, weight_ND, (scale_N, bias_N, residual_MN), tiles, silu_mul=silu_mul)[0]
 
 
 def linear_small_norm(
@@ -120,31 +126,32 @@ def linear_small_norm(
     residual_MN: torch.Tensor,
     norm: tuple[torch.Tensor, float],
     *,
+    scale_N: torch.Tensor | None = None,
     bias_N: torch.Tensor | None = None,
     tiles: Tiles | None = None,
 ) -> tuple[torch.Tensor, Unscaled]:
     """The residual stream h = x @ weight^T + residual, and its RMSNorm with `norm` (weight_N, eps) but for the divisor.
 
-    Not for float16, whose range h * w can leave.
+    Not for float16, whose range h * w can leave. The rest as linear_small.
     """
-    cut = tiles or choose_tiles(weight_ND.shape[0], weight_ND.element_size())
-    return _launch(x_MD, weight_ND, (bias_N, residual_MN), cut, norm=norm)
+    return _launch(x_MD, weight_ND, (scale_N, bias_N, residual_MN), tiles, norm=norm)
 
 
 def _launch(
     x: torch.Tensor | Unscaled,
     weight_ND: torch.Tensor,
-    added: tuple[torch.Tensor | None, torch.Tensor | None],
-    cut: Tiles,
+    factors: tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None],
+    tiles: Tiles | None,
     *,
     silu_mul: bool = False,
     norm: tuple[torch.Tensor, float] | None = None,
 ) -> tuple[torch.Tensor, Unscaled]:
-    """The output, and without `norm` an Unscaled that says nothing."""
+    """The output, and without `norm` an Unscaled that says nothing. `factors`: scale, bias, residual."""
     x_MD, squares_PM, eps = (x.x_MD, x.squares_PM, x.eps) if isinstance(x, Unscaled) else (x, None, 0.0)
-    bias_N, residual_MN = added
+    scale_N, bias_N, residual_MN = factors
     num_rows, width = x_MD.shape
     num_out = weight_ND.shape[0] // 2 if silu_mul else weight_ND.shape[0]
+    cut = tiles or choose_tiles(num_out, weight_ND.element_size(), num_rows)
     num_programs, num_parts = triton.cdiv(num_out, cut.block_n), 0 if squares_PM is None else len(squares_PM)
     out_MN = x_MD.new_empty(num_rows, num_out)
     unscaled = Unscaled(out_MN, out_MN, 0.0)
@@ -152,12 +159,12 @@ def _launch(
         squares = x_MD.new_empty(num_programs, num_rows, dtype=torch.float32)
         unscaled = Unscaled(torch.empty_like(out_MN), squares, norm[1])
     _linear_small_kernel[(num_programs,)](
-        x_MD, weight_ND,
+        x_MD, weight_ND, scale_N if scale_N is not None else x_MD,
         residual_MN if residual_MN is not None else x_MD, bias_N if bias_N is not None else x_MD, out_MN,
         squares_PM if squares_PM is not None else x_MD, norm[0] if norm is not None else x_MD,
         unscaled.x_MD, unscaled.squares_PM, eps,
         num_rows, num_out, width, PARTS=num_parts, PARTS_BLOCK=triton.next_power_of_2(max(1, num_parts)),
-        SILU_MUL=silu_mul, RESIDUAL=residual_MN is not None, BIAS=bias_N is not None,
+        SILU_MUL=silu_mul, SCALED=scale_N is not None, RESIDUAL=residual_MN is not None, BIAS=bias_N is not None,
         EVEN=num_out % cut.block_n == 0 and width % cut.block_d == 0, NORM=norm is not None,
         BLOCK_M=max(16, triton.next_power_of_2(num_rows)),
         BLOCK_N=cut.block_n, BLOCK_D=cut.block_d, NUM_STAGES=cut.num_stages, num_warps=cut.num_warps,
@@ -165,11 +172,14 @@ def _launch(
     return out_MN, unscaled
 
 
-def choose_tiles(num_out: int, element_bytes: int) -> Tiles:
+def choose_tiles(num_out: int, element_bytes: int, num_rows: int = 1) -> Tiles:
     """Enough programs for every multiprocessor, tiles in flight within its shared memory.
 
-    Measured in bfloat16 on an H200 over the products of an 8B model, 1 to 32 rows.
+    Measured in bfloat16 on an H200 over the products of an 8B model, 1 to 32 rows. Of 8-bit weights a tile has twice
+    the width, so that as many bytes are in flight, as long as the tile of x leaves room for it.
     """
+    if element_bytes == 1 and num_rows <= 16:
+        return Tiles(64, 256, 4, 4) if num_out > 64 * 80 else Tiles(32, 512, 4, 4)
     shrink = max(1, element_bytes // 2)
     if num_out >= 8192:
         return Tiles(64, 128 // shrink, 4, 4)

@@ -15,6 +15,8 @@ import torch
 import triton
 import triton.language as tl
 
+from engine.kernels.caches import Caches
+
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
@@ -37,10 +39,11 @@ class AttentionOptions:
     soft_cap: float = 0.0
 
 
-@triton.jit
+# The table's width differs from step to step; compiling for its divisors only makes more variants.
+@triton.jit(do_not_specialize=["table_stride"])
 def _paged_attention_kernel(
     q, k_cache, v_cache, out, lse, cu_seqlens_q, cache_seqlens, page_table, table_stride, q_stride,
-    page_stride, slot_stride, head_stride, out_split_stride, lse_split_stride, softmax_scale,
+    page_stride, slot_stride, head_stride, out_split_stride, lse_split_stride, softmax_scale, v_scale,
     WINDOW: tl.constexpr, SOFT_CAP: tl.constexpr, PAGE_SIZE: tl.constexpr, H: tl.constexpr, G: tl.constexpr,
     E: tl.constexpr, G_BLOCK: tl.constexpr, E_BLOCK: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_KV: tl.constexpr,
     NUM_SPLITS: tl.constexpr, NUM_STAGES: tl.constexpr, ALIGNED: tl.constexpr,
@@ -102,7 +105,7 @@ def _paged_attention_kernel(
             total = total * decay + tl.sum(weight, 1)
             top = new_top
 
-        result = acc / tl.where(total > 0, total, 1.0)[:, None]
+        result = acc * v_scale / tl.where(total > 0, total, 1.0)[:, None]
         target = out + split * out_split_stride + ((token * H + head) * E)[:, None] + e[None, :]
         tl.store(target, result.to(out.dtype.element_ty), mask=q_inside)
         lse_value = tl.where(total > 0, top / LOG2_E + tl.log(tl.where(total > 0, total, 1.0)), -float("inf"))
@@ -132,19 +135,19 @@ def _combine_kernel(
 
 def paged_attention(
     q_THE: torch.Tensor,
-    caches: tuple[torch.Tensor, torch.Tensor],
+    caches: Caches,
     batch: PagedBatch,
     options: AttentionOptions,
     num_splits: int = 1,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Causal attention of packed queries over their pages; returns out_THE in q's dtype and lse_TH in float32.
 
-    q_THE: heads dense, tokens at any stride. caches: (k, v) views [num_pages, page_size, K, E] of one layer,
-    last dimension dense, equal strides.
+    q_THE: heads dense, tokens at any stride. caches: in q's dtype, or in one that fits into it, such as
+    float8_e4m3fn.
     num_splits: parts that each sequence's keys are cut into (a power of two); more than 1 pays for few queries on long
     contexts.
     """
-    k_cache, v_cache = caches
+    k_cache, v_cache = caches.k, caches.v
     num_tokens, num_heads, head_dim = q_THE.shape
     page_size, num_kv_heads = k_cache.shape[1], k_cache.shape[2]
     group = num_heads // num_kv_heads
@@ -164,7 +167,8 @@ def paged_attention(
     _paged_attention_kernel[grid](
         q_THE, k_cache, v_cache, parts, part_lse, batch.cu_seqlens_q, batch.cache_seqlens, batch.page_table,
         batch.page_table.stride(0), q_THE.stride(0), k_cache.stride(0), k_cache.stride(1), k_cache.stride(2),
-        num_tokens * num_heads * head_dim, num_tokens * num_heads, options.softmax_scale,
+        num_tokens * num_heads * head_dim, num_tokens * num_heads,
+        options.softmax_scale * caches.k_scale, caches.v_scale,
         WINDOW=options.window, SOFT_CAP=options.soft_cap, PAGE_SIZE=page_size, H=num_heads, G=group, E=head_dim,
         G_BLOCK=group_block, E_BLOCK=e_block, BLOCK_Q=block_q, BLOCK_KV=block_kv, NUM_SPLITS=num_splits,
         NUM_STAGES=3 if head_dim <= 128 else 2, ALIGNED=options.window == 0 and page_size % block_kv == 0, num_warps=4,

@@ -13,14 +13,25 @@ import torch
 import triton
 import triton.language as tl
 
+from engine.kernels.caches import Caches
+
 BLOCK_HEADS = 16
 
 
 @triton.jit
+def _stored(value, factor, FP8: tl.constexpr):
+    """What goes into a page of 8-bit values is scaled, and saturated where the conversion would make NaN."""
+    if FP8:
+        value = tl.minimum(tl.maximum(value.to(tl.float32) * factor, -448.0), 448.0)
+    return value
+
+
+@triton.jit
 def _rope_write_kernel(
-    qkv, k_cache, v_cache, cos_sin, positions, slots, qk_weight, eps, page_stride, slot_stride, head_stride,
+    qkv, k_cache, v_cache, cos_sin, positions, slots, qk_weight, eps, k_factor, v_factor,
+    page_stride, slot_stride, head_stride,
     PAGE_SIZE: tl.constexpr, H: tl.constexpr, K: tl.constexpr, E: tl.constexpr, HALF_BLOCK: tl.constexpr,
-    HEADS: tl.constexpr, HAS_NORM: tl.constexpr,
+    HEADS: tl.constexpr, HAS_NORM: tl.constexpr, FP8: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
@@ -50,12 +61,12 @@ def _rope_write_kernel(
     in_cache = (slot // PAGE_SIZE) * page_stride + (slot % PAGE_SIZE) * slot_stride
     is_key = ((head >= H) & (head < H + K) & (slot >= 0))[:, None] & half_inside
     target = k_cache + in_cache + (head[:, None] - H) * head_stride + half[None, :]
-    tl.store(target, rotated_low.to(k_cache.dtype.element_ty), mask=is_key)
-    tl.store(target + E // 2, rotated_high.to(k_cache.dtype.element_ty), mask=is_key)
+    tl.store(target, _stored(rotated_low, k_factor, FP8).to(k_cache.dtype.element_ty), mask=is_key)
+    tl.store(target + E // 2, _stored(rotated_high, k_factor, FP8).to(k_cache.dtype.element_ty), mask=is_key)
     is_value = ((head >= H + K) & (head < H + 2 * K) & (slot >= 0))[:, None] & half_inside
     target = v_cache + in_cache + (head[:, None] - H - K) * head_stride + half[None, :]
-    tl.store(target, low_raw.to(v_cache.dtype.element_ty), mask=is_value)
-    tl.store(target + E // 2, high_raw.to(v_cache.dtype.element_ty), mask=is_value)
+    tl.store(target, _stored(low_raw, v_factor, FP8).to(v_cache.dtype.element_ty), mask=is_value)
+    tl.store(target + E // 2, _stored(high_raw, v_factor, FP8).to(v_cache.dtype.element_ty), mask=is_value)
 
 
 def rope_and_write(
@@ -63,28 +74,27 @@ def rope_and_write(
     cos_sin_PE: torch.Tensor,
     positions_T: torch.Tensor,
     slots_T: torch.Tensor,
-    caches: tuple[torch.Tensor, torch.Tensor],
+    caches: Caches,
     num_heads: int,
     qk_norm: tuple[torch.Tensor, float] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Rotate q and k inside qkv; copy k and v of every token with a slot >= 0 into the caches.
 
     cos_sin_PE: float32, row p = [cos(E/2) | sin(E/2)] of position p, attention scaling included.
-    caches: (k, v) views [num_pages, page_size, K, E] of one layer of the slab; equal strides, last dimension dense.
     qk_norm: (weight of each query head, then of each key head, [H + K, E]; eps) of Qwen3-style attention.
     Returns q_THE, k_TKE and v_TKE, views of qkv_TX.
     """
-    k_cache, v_cache = caches
+    k_cache, v_cache = caches.k, caches.v
     page_size, num_kv_heads, head_dim = k_cache.shape[1:]
     num_tokens = qkv_TX.shape[0]
     if num_tokens:
         weight, eps = qk_norm if qk_norm is not None else (cos_sin_PE, 0.0)
         _rope_write_kernel[(num_tokens, triton.cdiv(num_heads + 2 * num_kv_heads, BLOCK_HEADS))](
             qkv_TX, k_cache, v_cache, cos_sin_PE, positions_T, slots_T, weight, eps,
-            k_cache.stride(0), k_cache.stride(1), k_cache.stride(2),
+            1.0 / caches.k_scale, 1.0 / caches.v_scale, k_cache.stride(0), k_cache.stride(1), k_cache.stride(2),
             PAGE_SIZE=page_size, H=num_heads, K=num_kv_heads, E=head_dim,
             HALF_BLOCK=triton.next_power_of_2(head_dim // 2), HEADS=BLOCK_HEADS, HAS_NORM=qk_norm is not None,
-            num_warps=2,
+            FP8=k_cache.dtype == torch.float8_e4m3fn, num_warps=2,
         )  # fmt: skip
     heads = qkv_TX.view(num_tokens, num_heads + 2 * num_kv_heads, head_dim)
     q_THE, k_TKE, v_TKE = heads.split((num_heads, num_kv_heads, num_kv_heads), dim=1)

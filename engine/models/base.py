@@ -4,6 +4,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from engine.kernels.caches import Caches
+
 # Shape suffixes: T tokens of the step, D hidden, H query heads, K kv heads, E head dim, S sampled rows, V vocabulary.
 
 
@@ -21,8 +23,8 @@ class PagedAttentionStep(AttentionStep, Protocol):
     def slots(self) -> Tensor:
         """slots_T, int64: page * page_size + position in page of each new token; -1 writes nothing."""
 
-    def caches(self, layer: int) -> tuple[Tensor, Tensor]:
-        """k and v of the layer over all pages, each [pages, page_size, K, E], last dimension dense."""
+    def caches(self, layer: int) -> Caches:
+        """k and v of the layer over all pages, and what the values in them are scaled by."""
 
     def attend(self, layer: int, q_THE: Tensor, new: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """Causal attention over what the pool holds, new tokens included: out_THE and lse_TH.

@@ -48,6 +48,8 @@ class AttentionConfig:
     output_bias: bool = False
     qk_norm: bool = False
     """RMSNorm over each head's query and key before rotation (Qwen3)."""
+    kv_scales: tuple[tuple[float, float], ...] = ()
+    """Of k and v in each layer, for KV pages of 8-bit floats; empty where the checkpoint has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,8 @@ class ModelConfig:
     mlp_bias: bool = False
     tied_embeddings: bool = False
     """The output projection is the embedding table."""
+    quantization: str = ""
+    """How the published weights of the layers' products are stored: "fp8", or empty for `dtype`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,10 +20,15 @@ class Linear:
 
     weight_OI: Tensor
     bias_O: Tensor | None = None
+    scale_O: Tensor | None = None
+    """float32: W is weight_OI, of 8-bit floats, times this, row by row. None: W is weight_OI."""
 
     def __call__(self, x_TI: Tensor) -> Tensor:
-        """out_TO."""
-        return product(x_TI, self.weight_OI, self.bias_O)
+        """out_TO. An 8-bit weight is converted to x's type each time: the reference, and the CPU's way."""
+        if self.scale_O is None:
+            return product(x_TI, self.weight_OI, self.bias_O)
+        out_TO = product(x_TI, self.weight_OI.to(x_TI.dtype)) * self.scale_O.to(x_TI.dtype)
+        return out_TO if self.bias_O is None else out_TO + self.bias_O
 
 
 def product(x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:

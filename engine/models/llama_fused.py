@@ -6,11 +6,14 @@ follows them fused behind them. Many: the vendor's products, with the residual a
 Shape suffixes: see engine.models.llama.
 """
 
+from typing import TypeGuard
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from engine.kernels.activation import silu_mul
+from engine.kernels.fp8 import Quantized, scaled_product, silu_mul_quantize
 from engine.kernels.linear_small import MAX_ROWS, MAX_ROWS_SILU, Unscaled, linear_small, linear_small_norm
 from engine.kernels.norm import add_rms_norm, rms_norm
 from engine.kernels.rope_write import rope_and_write
@@ -46,28 +49,32 @@ class FusedLlama:
                 stream_TD, normed = self._add(
                     stream_TD, _gate_up(normed, layer), layer.down, layers[index + 1].input_norm_D
                 )
-        return self._end(stream_TD, _gate_up(normed, layers[last]))
+        down, norm_D = layers[last].down, self.weights.norm_D
+        return self._add_normed(stream_TD, _gate_up(normed, layers[last]), down, norm_D)[1]
 
     def logits(self, hidden_SD: Tensor) -> Tensor:
         """Logits of the chosen rows, logits_SV in the model's precision."""
         return _product(hidden_SD, Linear(self.weights.head_VD))
 
-    def _add(self, stream_TD: Tensor, x_TI: Tensor, linear: Linear, norm_D: Tensor) -> "tuple[Tensor, Normed]":
+    def _add(
+        self, stream_TD: Tensor, x_TI: Tensor | Quantized, linear: Linear, norm_D: Tensor
+    ) -> "tuple[Tensor, Normed]":
         """The residual stream with the product added, perhaps in place, and its norm."""
-        eps = self.config.rms_norm_eps
-        if len(x_TI) > MAX_ROWS:
-            return stream_TD, add_rms_norm(linear(x_TI), stream_TD, norm_D, eps)
-        if x_TI.dtype is not torch.float16:
-            return linear_small_norm(x_TI, linear.weight_OI, stream_TD, (norm_D, eps), bias_N=linear.bias_O)
-        stream_TD = linear_small(x_TI, linear.weight_OI, bias_N=linear.bias_O, residual_MN=stream_TD)
-        return stream_TD, rms_norm(stream_TD, norm_D, eps)
+        if not _is_small(x_TI) or stream_TD.dtype is torch.float16:
+            return self._add_normed(stream_TD, x_TI, linear, norm_D)
+        norm, scale_O, bias_O = (norm_D, self.config.rms_norm_eps), linear.scale_O, linear.bias_O
+        return linear_small_norm(x_TI, linear.weight_OI, stream_TD, norm, scale_N=scale_O, bias_N=bias_O)
 
-    def _end(self, stream_TD: Tensor, x_TI: Tensor) -> Tensor:
-        """The last norm, whole: what follows is chosen by the caller."""
-        down, norm_D, eps = self.weights.layers[-1].down, self.weights.norm_D, self.config.rms_norm_eps
-        if len(x_TI) > MAX_ROWS:
-            return add_rms_norm(down(x_TI), stream_TD, norm_D, eps)
-        return rms_norm(linear_small(x_TI, down.weight_OI, bias_N=down.bias_O, residual_MN=stream_TD), norm_D, eps)
+    def _add_normed(
+        self, stream_TD: Tensor, x_TI: Tensor | Quantized, linear: Linear, norm_D: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The same with the norm whole."""
+        eps = self.config.rms_norm_eps
+        if not _is_small(x_TI):
+            return stream_TD, add_rms_norm(_large_product(x_TI, linear), stream_TD, norm_D, eps)
+        scale_O, bias_O = linear.scale_O, linear.bias_O
+        stream_TD = linear_small(x_TI, linear.weight_OI, scale_N=scale_O, bias_N=bias_O, residual_MN=stream_TD)
+        return stream_TD, rms_norm(stream_TD, norm_D, eps)
 
     def _attention(self, index: int, normed: Normed, positions_T: Tensor, attention: PagedAttentionStep) -> Tensor:
         layer = self.weights.layers[index]
@@ -84,14 +91,30 @@ class FusedLlama:
         return out_THE.flatten(1)
 
 
+def _is_small(x: Normed | Quantized) -> TypeGuard[Normed]:
+    """Few enough rows for the product that is limited by memory."""
+    return isinstance(x, Unscaled) or (isinstance(x, Tensor) and len(x) <= MAX_ROWS)
+
+
 def _product(x: Normed, linear: Linear) -> Tensor:
-    if isinstance(x, Unscaled) or len(x) <= MAX_ROWS:
-        return linear_small(x, linear.weight_OI, bias_N=linear.bias_O)
+    if _is_small(x):
+        return linear_small(x, linear.weight_OI, scale_N=linear.scale_O, bias_N=linear.bias_O)
+    return _large_product(x, linear)
+
+
+def _large_product(x: Normed | Quantized, linear: Linear) -> Tensor:
+    """The vendor's product, of 8-bit floats where the weight has them."""
+    assert not isinstance(x, Unscaled), "rows are left to be divided by few-row products only"
+    if linear.scale_O is not None:
+        return scaled_product(x, linear.weight_OI, linear.scale_O, linear.bias_O)
+    assert isinstance(x, Tensor), "only 8-bit products take 8-bit input"
     return linear(x)
 
 
-def _gate_up(normed: Normed, layer: Layer) -> Tensor:
+def _gate_up(normed: Normed, layer: Layer) -> Tensor | Quantized:
+    """SiLU(gate) * up; for many tokens already rounded to what the down product takes."""
     linear = layer.gate_up
     if linear.bias_O is None and (isinstance(normed, Unscaled) or len(normed) <= MAX_ROWS_SILU):
-        return linear_small(normed, linear.weight_OI, silu_mul=True)
-    return silu_mul(_product(normed, linear))
+        return linear_small(normed, linear.weight_OI, scale_N=linear.scale_O, silu_mul=True)
+    packed_T2F = _product(normed, linear)
+    return silu_mul(packed_T2F) if layer.down.scale_O is None else silu_mul_quantize(packed_T2F)

@@ -10,6 +10,7 @@ from pathlib import Path
 from engine.core.errors import CheckpointError
 from engine.models.config import DTYPES, AttentionConfig, ModelConfig, load_generation_config
 from engine.models.facts import Facts
+from engine.models.quantization_config import parse_quantization
 from engine.models.rope_config import parse_rope
 
 
@@ -30,8 +31,6 @@ def load_config(folder: Path, max_model_len: int | None = None) -> ModelConfig:
     if name is None:
         found, known = ", ".join(names) or "missing", ", ".join(ARCHITECTURES)
         raise CheckpointError(f"{facts.path}: architecture {found} is not supported, expected one of {known}")
-    if facts.nested("quantization_config"):
-        raise facts.wrong("quantization_config", "none (float32, bfloat16 or float16 weights)")
     if facts.text("hidden_act", "silu") != "silu":
         raise facts.wrong("hidden_act", '"silu"')
     attention = ARCHITECTURES[name](facts, _heads(facts))
@@ -49,6 +48,7 @@ def load_config(folder: Path, max_model_len: int | None = None) -> ModelConfig:
         eos_token_ids=load_generation_config(folder).eos_token_ids,
         mlp_bias=facts.boolean("mlp_bias", False),
         tied_embeddings=facts.boolean("tie_word_embeddings", False),
+        quantization=parse_quantization(facts),
     )
 
 

@@ -7,8 +7,42 @@ from engine.core.errors import InvalidRequest
 
 MIN_PAGE_SIZE, MAX_PAGE_SIZE = 1, 1024
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+KV_DTYPES = {"auto": "", "bfloat16": "bfloat16", "float16": "float16", "fp8_e4m3": "float8_e4m3fn"}
+"""Names on the command line, and torch's."""
+QUANTIZATIONS = ("auto", "none", "fp8")
 _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
 _UNITS |= {"ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}
+
+
+@dataclass(frozen=True, slots=True)
+class Formats:
+    """What weights and pages are kept in, where that is not the type that the model computes in."""
+
+    kv_dtype: str = "auto"
+    """One of KV_DTYPES, of KV pages; auto is the model's dtype."""
+    quantization: str = "auto"
+    """One of QUANTIZATIONS. fp8: the layers' products are kept in 8-bit floats; auto: where the checkpoint has them so;
+    none: never."""
+
+    def __post_init__(self) -> None:
+        for field, word, choices in (
+            ("kv_dtype", self.kv_dtype, tuple(KV_DTYPES)),
+            ("quantization", self.quantization, QUANTIZATIONS),
+        ):
+            if word not in choices:
+                raise InvalidRequest(f"{field} must be one of {', '.join(choices)}, not {word!r}", param=field)
+
+
+@dataclass(frozen=True, slots=True)
+class Launching:
+    """How steps get to the device."""
+
+    max_in_flight: int = 2
+    """Steps that are launched and not collected."""
+    decode_graphs: bool = True
+    """Decode steps run as CUDA graphs where there is a CUDA device."""
+    warm_up: bool = True
+    """On a CUDA device: compile kernels and capture graphs before `build_engine` returns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +55,9 @@ class EngineConfig:
     """"cpu", "cuda", "cuda:1"; auto takes CUDA where there is one."""
     dtype: str = "auto"
     """One of DTYPES, of weights, activations and KV pages; auto is the checkpoint's own."""
+    formats: Formats = Formats()
     page_size: int | None = None
-    """Tokens in a page. None: 16 on CPU, 128 on CUDA."""
+    """Tokens in a page. None: 16 on CPU, 128 on CUDA, 256 for attention backend fa2, which has no smaller ones."""
     kv_memory: int | float | None = None
     """Memory of the pages: an int is bytes, a float in (0, 1] a fraction of what the device has free once the
     model is loaded. None: 1 GiB on CPU, 0.9 of the rest on CUDA."""
@@ -30,12 +65,10 @@ class EngineConfig:
     """Tokens of prompt and output together. None: the model's own limit, or fewer when the pages hold fewer."""
     max_step_tokens: int = 2048
     max_rows: int = 256
-    max_in_flight: int = 2
     max_queued: int = 4096
     attention_backend: str = "auto"
     """A name that engine.attention.select knows; auto takes the best one that the device can run."""
-    decode_graphs: bool = True
-    """Decode steps run as CUDA graphs where there is a CUDA device."""
+    launching: Launching = Launching()
     random_weights: bool = False
     """Draw the weights from `seed` instead of reading them; `model` then needs only its config.json."""
     seed: int = 0
@@ -52,7 +85,7 @@ class EngineConfig:
             "max_model_len": self.max_model_len,
             "max_step_tokens": self.max_step_tokens,
             "max_rows": self.max_rows,
-            "max_in_flight": self.max_in_flight,
+            "max_in_flight": self.launching.max_in_flight,
             "max_queued": self.max_queued,
         }
         for name, value in counts.items():

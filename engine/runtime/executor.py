@@ -17,6 +17,8 @@ class ThreadedExecutor:
         self._runner = runner
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="executor", initializer=runner.use_device)
         self._launched: deque[Future[PendingStep]] = deque()
+        self.busy_s = 0.0
+        """That the device worked at the steps which were collected."""
 
     def launch(self, plan: StepPlan) -> None:
         """See Executor."""
@@ -24,7 +26,9 @@ class ThreadedExecutor:
 
     def collect(self) -> StepOutput:
         """See Executor."""
-        return self._launched.popleft().result().wait()
+        output = self._launched.popleft().result().wait()
+        self.busy_s += output.step_s
+        return output
 
     def close(self) -> None:
         """See Executor. Steps that were launched and not collected still run to their end."""

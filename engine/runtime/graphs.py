@@ -19,11 +19,17 @@ from engine.attention.base import AttentionBackend, AttentionBatch
 from engine.core.types import StepPlan
 from engine.kernels.argmax import argmax
 from engine.models.base import CausalLM
+from engine.runtime.device import Stopwatch
 from engine.runtime.rows import RowTable
 
 SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512)
 WARMUPS = 2
 """Runs before a capture: kernels compile and libraries make their workspaces, which a capture must not see."""
+
+
+def sizes(max_rows: int) -> list[int]:
+    """Rows of the graphs that serve up to `max_rows`."""
+    return [size for size in SIZES if size < max_rows] + [max_rows]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +49,7 @@ class DecodeGraphs:
         self._model = model
         self._attention = attention
         self._table = table
-        self._sizes = [size for size in SIZES if size < max_rows] + [max_rows]
+        self.sizes = sizes(max_rows)
         self._rows_2B = torch.zeros(2, max_rows, dtype=torch.int64, device=table.device)
         """Slot and position of each row: the only input of every graph."""
         self._graphs: dict[int, DecodeGraph] = {}
@@ -52,18 +58,22 @@ class DecodeGraphs:
 
     def takes(self, plan: StepPlan) -> bool:
         """Whether every row of the plan extends by one token and draws one."""
-        return len(plan.ids) <= self._sizes[-1] and plan.num_tokens == len(plan.ids) and all(plan.samples)
+        return 0 < len(plan.ids) <= self.sizes[-1] and plan.num_tokens == len(plan.ids) and all(plan.samples)
 
-    def replay(self, slots: list[int], starts: list[int]) -> tuple[Tensor, Tensor]:
-        """Run one step: logits_BV and tokens_B of its rows, valid until the next replay."""
+    def replay(self, slots: list[int], starts: list[int], stopwatch: Stopwatch) -> tuple[Tensor, Tensor]:
+        """Run one step: logits_BV and tokens_B of its rows, valid until the next replay.
+
+        `stopwatch` is begun right before the launch, so that no wait for the host counts as the device's work.
+        """
         num_rows = len(slots)
-        size = self._sizes[bisect_left(self._sizes, num_rows)]
+        size = self.sizes[bisect_left(self.sizes, num_rows)]
         spare = [self._table.spare_slot] * (size - num_rows)
         rows_2B = torch.tensor([slots + spare, starts + [0] * len(spare)]).pin_memory()
         self._rows_2B[:, :size].copy_(rows_2B, non_blocking=True)
         captured = self._graphs.get(size)
         if captured is None:
             captured = self._graphs[size] = self._capture(size)
+        stopwatch.begin()
         captured.graph.replay()
         return captured.logits_BV[:num_rows], captured.tokens_B[:num_rows]
 

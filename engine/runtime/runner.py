@@ -77,22 +77,23 @@ class StepRunner:
 
     @torch.inference_mode()
     def start(self, plan: StepPlan) -> PendingStep:
-        """Enqueue one step. Plans must come in order, each once."""
+        """Enqueue one step; a plan without rows is its bookkeeping only. Plans must come in order, each once."""
         self._table.apply(plan)
         stopwatch = Stopwatch(self._table.device)
-        stopwatch.begin()
         drawing = [row for row, samples in enumerate(plan.samples) if samples]
         pending = PendingStep(plan.step_id, len(plan.ids), stopwatch, drawing)
         if self._graphs is not None and self._graphs.takes(plan):
             self._replay(self._graphs, plan, pending)
         else:
-            self._run(plan, pending)
+            stopwatch.begin()
+            if plan.ids:
+                self._run(plan, pending)
         stopwatch.end()
         return pending
 
     def _replay(self, graphs: "DecodeGraphs", plan: StepPlan, pending: PendingStep) -> None:
         slots = self._table.slots(plan.ids)
-        logits_BV, tokens_B = graphs.replay(slots, plan.starts)
+        logits_BV, tokens_B = graphs.replay(slots, plan.starts, pending.stopwatch)
         if self._table.special.isdisjoint(slots):
             pending.tokens_S = to_host(tokens_B)
             return

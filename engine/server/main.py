@@ -15,13 +15,16 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
+from engine.attention.choice import AUTO
+from engine.attention.choice import BACKENDS as NAMED
 from engine.core.errors import BatonError, InvalidRequest
-from engine.runtime.config import EngineConfig, parse_kv_memory
+from engine.runtime.config import KV_DTYPES, QUANTIZATIONS, EngineConfig, Formats, parse_kv_memory
 from engine.server.config import CLUSTER_KEY_VARIABLE, TRANSPORTS, WorkerConfig
 from engine.server.worker import STOP_TIMEOUT_S, RunningWorker
 
 logger = logging.getLogger(__name__)
 
+BACKENDS = (AUTO, *NAMED)
 SIGNAL_POLL_S = 0.25
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
 
@@ -44,12 +47,14 @@ def parser(kind: str) -> argparse.ArgumentParser:
     flags.add_argument("--transport", default="auto", choices=TRANSPORTS, help="how pages move")
     flags.add_argument("--device", default="auto")
     flags.add_argument("--dtype", default="auto")
+    flags.add_argument("--kv-dtype", default="auto", choices=tuple(KV_DTYPES), help="of KV pages; auto: as --dtype")
+    flags.add_argument("--quantization", default="auto", choices=QUANTIZATIONS, help="auto: as the checkpoint is")
     flags.add_argument("--page-size", type=int)
     flags.add_argument("--kv-memory", help="bytes (2GiB) or a fraction (0.8) of the memory that is free")
     flags.add_argument("--max-model-len", type=int)
     flags.add_argument("--max-step-tokens", type=int, default=2048)
     flags.add_argument("--max-rows", type=int, default=256)
-    flags.add_argument("--attention-backend", default="auto")
+    flags.add_argument("--attention-backend", default="auto", help=f"one of {', '.join(BACKENDS)}")
     flags.add_argument("--random-weights", action="store_true", help="draw weights from --seed; needs config.json only")
     flags.add_argument("--seed", type=int, default=0)
     flags.add_argument("--drain-grace", type=float, default=25.0, help="seconds that SIGTERM gives requests to move")
@@ -66,6 +71,7 @@ def config_of(arguments: argparse.Namespace, environment: "os._Environ[str] | di
         model=arguments.model,
         device=arguments.device,
         dtype=arguments.dtype,
+        formats=Formats(arguments.kv_dtype, arguments.quantization),
         page_size=arguments.page_size,
         kv_memory=None if arguments.kv_memory is None else parse_kv_memory(arguments.kv_memory),
         max_model_len=arguments.max_model_len,

@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from engine.core.types import FinishReason, Request, Sampling
 from engine.runtime.build import Engine, build_engine
-from engine.runtime.config import EngineConfig
+from engine.runtime.config import EngineConfig, Launching
 
 NUM_NEW = 24
 LENGTHS = (1, 15, 16, 17, 127, 128, 129, 300, 700)
@@ -80,7 +80,7 @@ def test_graphs_draw_what_launches_draw(folder: Path, temperature: float) -> Non
     sampling = Sampling(max_tokens=NUM_NEW, temperature=temperature, top_p=0.9, seed=5)
     answers = []
     for decode_graphs in (True, False):
-        engine = engine_of(folder, dtype="bfloat16", decode_graphs=decode_graphs)
+        engine = engine_of(folder, dtype="bfloat16", launching=Launching(decode_graphs=decode_graphs))
         answers.append([generate(engine, prompts()[:count], sampling) for count in (1, 3, 9)])
         engine.close()
     assert answers[0] == answers[1]

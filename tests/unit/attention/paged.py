@@ -39,20 +39,25 @@ def make_paged(
     page_size: int = 16,
     dtype: torch.dtype = torch.float64,
     seed: int = 0,
+    kv_dtype: torch.dtype | None = None,
 ) -> Paged:
+    """`kv_dtype`: of the pages, where it is not `dtype`; all keys and values are then such as those hold."""
     rng = torch.Generator().manual_seed(seed)
     width = max(math.ceil((start + new) / page_size) for start, new in rows) + 1
     num_pages = len(rows) * width
     kv_shape = (shape.num_kv_heads, shape.head_dim)
-    pool = torch.full((num_pages, LAYERS, 2, page_size, *kv_shape), math.nan, dtype=dtype)
+    pool = torch.full((num_pages, LAYERS, 2, page_size, *kv_shape), math.nan, dtype=torch.float64)
     table = torch.randperm(num_pages, generator=rng).view(len(rows), width)
     dense, slots, new_k, new_v = [], [], [], []
     for row, (start, new) in enumerate(rows):
         k, v = torch.randn(2, start + new, *kv_shape, generator=rng, dtype=torch.float64).to(dtype)
+        k_scale, v_scale = shape.scales(1)
+        stored_k, stored_v = (k / k_scale).to(kv_dtype or dtype), (v / v_scale).to(kv_dtype or dtype)
+        k, v = stored_k.to(dtype) * k_scale, stored_v.to(dtype) * v_scale
         where = torch.arange(start + new)
         pages, positions = table[row][where // page_size], where % page_size
-        pool[pages[:start], 1, 0, positions[:start]] = k[:start]
-        pool[pages[:start], 1, 1, positions[:start]] = v[:start]
+        pool[pages[:start], 1, 0, positions[:start]] = stored_k[:start].double()
+        pool[pages[:start], 1, 1, positions[:start]] = stored_v[:start].double()
         slots.append((pages * page_size + positions)[start:])
         dense.append((k, v))
         new_k.append(k[start:])
@@ -67,7 +72,7 @@ def make_paged(
         page_table_BP=table.int(),
         slots_T=torch.cat(slots),
     )
-    return Paged(pool, batch, q, torch.cat(new_k), torch.cat(new_v), dense)
+    return Paged(pool.to(kv_dtype or dtype), batch, q, torch.cat(new_k), torch.cat(new_v), dense)
 
 
 def by_definition(paged: Paged, shape: AttentionShape) -> tuple[Tensor, Tensor]:

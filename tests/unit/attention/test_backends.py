@@ -8,8 +8,10 @@ from torch import Tensor
 
 import engine.attention.torch_cpu as torch_cpu
 from engine.attention.base import AttentionBackend, AttentionShape
+from engine.attention.pages import from_fp8, to_fp8
 from engine.attention.torch_cpu import TorchCPU, merge
 from engine.attention.torch_ref import TorchReference
+from engine.attention.triton import TritonAttention
 from tests.unit.attention.paged import by_definition, make_paged, shape_of
 
 RAGGED = [(0, 1), (0, 5), (15, 1), (16, 1), (17, 1), (0, 33), (31, 17), (40, 2), (63, 1)]
@@ -130,3 +132,50 @@ def test_merge_is_attention_over_the_union() -> None:
     out, lse = merge(flash(q, k[:, :, :4], v[:, :, :4]), flash(q, k[:, :, 4:], v[:, :, 4:]))
     torch.testing.assert_close(out, whole)
     torch.testing.assert_close(lse, whole_lse)
+
+
+def fp8_shape(**options: object) -> AttentionShape:
+    """Unequal scales, powers of two: what pages hold is then exactly what was written."""
+    return shape_of(head_dim=64, kv_scales=((1.0, 1.0), (0.25, 2.0)), **options)
+
+
+@pytest.mark.parametrize(
+    "make", [TorchReference, lambda pool, shape: TorchCPU(pool, shape, torch.float32), TritonAttention]
+)
+@pytest.mark.parametrize("rows", [RAGGED, [(17, 1), (40, 1), (0, 1)], [(0, 7), (0, 7), (0, 20)]])
+@pytest.mark.parametrize("window", [None, 20])
+def test_pages_of_8_bit_floats(make: Make, rows: list[tuple[int, int]], window: int | None) -> None:
+    shape = fp8_shape(windows=(None, window))
+    paged = make_paged(rows, shape, 16, torch.float32, kv_dtype=torch.float8_e4m3fn)
+    want, want_lse = by_definition(paged, shape)
+    backend = make(paged.pool_NL2SKE, shape)
+    backend.plan(paged.batch)
+    out = backend.run(paged.layer, paged.q_THE, paged.k_TKE, paged.v_TKE)
+    again, lse = backend.attend(paged.layer, paged.q_THE)
+    for got in (out, again):
+        torch.testing.assert_close(got.double(), want, atol=2e-5, rtol=2e-5)
+    torch.testing.assert_close(lse.double(), want_lse, atol=2e-5, rtol=2e-5)
+    assert not backend.caches(0).k_scale != 1.0 and backend.caches(1)[2:] == (0.25, 2.0)
+
+
+def test_8_bit_values_round_and_saturate() -> None:
+    values = torch.cat([torch.randn(1000) * 10, torch.tensor([0.0, 1e4, -1e4])])
+    kept = from_fp8(to_fp8(values, 0.5), 0.5, torch.float32)
+    assert kept[-2:].tolist() == [224.0, -224.0], "448 times the scale, never NaN"
+    error = (kept - values)[:-2].abs()
+    assert bool((error <= values[:-2].abs() / 16 + 0.5 * 2**-10).all()), "half a unit of the last of 3 bits"
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (7, 1), (12, 2)])
+@pytest.mark.parametrize("head_dim", [64, 96, 128, 256])
+def test_triton_equals_the_definition(heads: int, kv_heads: int, head_dim: int) -> None:
+    rows = [(9, 1), (20, 3), (0, 18)]
+    shape = shape_of(heads, kv_heads, head_dim)
+    paged = make_paged(rows, shape, 16, torch.float32)
+    want, want_lse = by_definition(paged, shape)
+    backend = TritonAttention(paged.pool_NL2SKE, shape)
+    backend.plan(paged.batch)
+    backend.write(paged.layer, paged.k_TKE, paged.v_TKE)
+    out, lse = backend.attend(paged.layer, paged.q_THE)
+    torch.testing.assert_close(out.double(), want, atol=2e-5, rtol=2e-5)
+    torch.testing.assert_close(lse.double(), want_lse, atol=2e-5, rtol=2e-5)

@@ -3,11 +3,15 @@
 import pytest
 import torch
 
+from engine.core.errors import InvalidRequest
 from engine.kernels.activation import silu_mul
 from engine.kernels.argmax import argmax
+from engine.kernels.caches import Caches
+from engine.kernels.fp8 import check_widths, quantize, silu_mul_quantize
 from engine.kernels.linear_small import Tiles, linear_small, linear_small_norm
 from engine.kernels.norm import add_rms_norm, rms_norm
 from engine.kernels.rope_write import rope_and_write
+from engine.models.fp8 import quantize_rows
 
 EPS = 1e-5
 
@@ -41,7 +45,7 @@ def test_rope_and_write(head_dim: int, with_norm: bool) -> None:
     positions = torch.tensor([3, 4, 5, 0, 31, 7])
     slots = torch.tensor([7, 8, 19, 0, -1, 2])
     slab = torch.full((num_pages, num_layers, 2, page_size, kv_heads, head_dim), 7.0)
-    caches = slab[:, 1, 0], slab[:, 1, 1]
+    caches = Caches(slab[:, 1, 0], slab[:, 1, 1])
     weight = torch.randn(heads + kv_heads, head_dim)
     norm = (weight, EPS) if with_norm else None
     original = qkv.clone()
@@ -110,3 +114,69 @@ def test_argmax_takes_the_first_of_equals(num_vocab: int) -> None:
     logits[1, num_vocab // 2] = 0.0
     expected = [row.index(max(row)) for row in logits.tolist()]
     assert argmax(logits).tolist() == expected
+
+
+def representable(*shape: int) -> torch.Tensor:
+    """Numbers that 8-bit floats hold. Triton's interpreter, unlike a device, rounds 31.9 to 16 instead of 32."""
+    return torch.randn(*shape).mul(30).to(torch.float8_e4m3fn).float()
+
+
+def check_rope_into_8_bit_pages(device: str, rounding: float) -> None:
+    """Pages get k / k_scale and v / v_scale within `rounding`, saturated; 0: no rotation, numbers that fit exactly."""
+    heads, kv_heads, head_dim, page_size = 4, 2, 64, 4
+    qkv = representable(6, (heads + 2 * kv_heads) * head_dim).to(device) / 8
+    qkv[0, -1] = 1e6
+    angle = torch.rand(32, head_dim // 2, device=device) * (3 if rounding else 0)
+    positions, slots = torch.arange(6, device=device), torch.tensor([7, 8, 19, 0, -1, 2], device=device)
+    slab = torch.zeros(5, 3, 2, page_size, kv_heads, head_dim, device=device).to(torch.float8_e4m3fn)
+    caches = Caches(slab[:, 1, 0], slab[:, 1, 1], 0.25, 2.0)
+    _, k, v = rope_and_write(qkv, torch.cat([angle.cos(), angle.sin()], -1), positions, slots, caches, heads)
+    written = slots >= 0
+    for half, (new, scale) in enumerate(((k, 0.25), (v, 2.0))):
+        stored = slab.float()[slots[written] // page_size, 1, half, slots[written] % page_size] * scale
+        expected = new[written].clamp(-448 * scale, 448 * scale)
+        smallest = scale * 2**-9
+        assert bool(((stored - expected).abs() <= expected.abs() * rounding + smallest).all())
+    assert bool((slab.float()[1, 1, 0, 0] == 0).all()) and int((slab.float()[:, 0] != 0).sum()) == 0
+
+
+def test_rope_into_8_bit_pages() -> None:
+    check_rope_into_8_bit_pages("cpu", rounding=0)
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+def test_rows_are_quantized_each_with_its_own_scale(rows: int) -> None:
+    x = representable(rows, 100) * torch.tensor([2.0**power for power in range(rows)])[:, None]
+    x[:, 0] = torch.tensor([448.0 * 2**power for power in range(rows)])
+    x8 = quantize(x)
+    assert x8.scale_T1[:, 0].tolist() == [2.0**power for power in range(rows)]
+    torch.testing.assert_close(x8.values_TI.float() * x8.scale_T1, x)
+    gate_up = torch.randn(rows, 2 * 72)
+    expected = torch.nn.functional.silu(gate_up[:, :72]) * gate_up[:, 72:]
+    x8 = silu_mul_quantize(gate_up)
+    assert len(x8) == rows
+    torch.testing.assert_close(x8.scale_T1[:, 0], expected.abs().amax(1) / 448)
+    near = ((x8.values_TI.float() * x8.scale_T1 - expected).abs() <= expected.abs() / 8).float().mean()
+    assert near > 0.9, "the rest are the interpreter's"
+
+
+@pytest.mark.parametrize("rows", [1, 17])
+def test_linear_small_with_8_bit_weights(rows: int) -> None:
+    tiles, features, width = Tiles(32, 64, 4, 2), 64, 96
+    x, residual = torch.randn(rows, width), torch.randn(rows, features)
+    values, scale = quantize_rows(torch.randn(2 * features, width))
+    exact = x @ (values.float() * scale[:, None]).T
+    close = {"rtol": 1e-4, "atol": 1e-3}
+    torch.testing.assert_close(linear_small(x, values, scale_N=scale, tiles=tiles), exact, **close)
+    few, bias = values[:features], torch.randn(features)
+    out = linear_small(x, few, scale_N=scale[:features], bias_N=bias, residual_MN=residual, tiles=tiles)
+    torch.testing.assert_close(out, exact[:, :features] + bias + residual, **close)
+    gate, up = exact.chunk(2, -1)
+    out = linear_small(x, values, scale_N=scale, silu_mul=True, tiles=tiles)
+    torch.testing.assert_close(out, torch.nn.functional.silu(gate) * up, **close)
+
+
+def test_widths_that_the_products_cannot_take_are_refused() -> None:
+    check_widths([64, 4096])
+    with pytest.raises(InvalidRequest, match="multiples of 16, not 40"):
+        check_widths([64, 40])

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from engine.kernels.caches import Caches
 from engine.kernels.paged_attention import AttentionOptions, PagedBatch, paged_attention
 
 
@@ -75,6 +76,6 @@ def check(
     starts = torch.tensor([0, *(new for new, _ in rows)]).cumsum(0).int()
     lengths = torch.tensor([total for _, total in rows]).int()
     batch = PagedBatch(starts, lengths, page_table, max(new for new, _ in rows))
-    out, lse = paged_attention(torch.cat(queries), (slab[:, 1, 0], slab[:, 1, 1]), batch, options, num_splits)
+    out, lse = paged_attention(torch.cat(queries), Caches(slab[:, 1, 0], slab[:, 1, 1]), batch, options, num_splits)
     torch.testing.assert_close(out.double(), torch.cat(outs), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(lse.double(), torch.cat(lses), rtol=1e-4, atol=1e-4)

@@ -1,63 +1,76 @@
-"""The fused decoder computes what the plain one does, its kernels under Triton's interpreter."""
+"""The fused decoder, interpreted, against the plain one: prompts, a cached prefix, 8-bit weights and pages."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from engine.attention.base import AttentionBatch
+from engine.attention.base import AttentionBackend, AttentionBatch, AttentionShape
 from engine.attention.torch_ref import TorchReference
+from engine.attention.triton import TritonAttention
 from engine.models.llama import Llama
 from engine.models.llama_fused import FusedLlama
-from engine.models.loader import load_model
-from engine.models.registry import load_config
-from engine.runtime.build import attention_shape
-from tests.fakes.checkpoints import tiny_checkpoint
+from engine.models.loader import random_model
+from tests.unit.runtime.tiny import CONFIG, SHAPE, VOCAB
 
-PAGE_SIZE, NUM_PAGES = 16, 16
-VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama": ("llama", {}),
-    "biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
-    "key and query norms": ("qwen3", {}),
-}
-STEPS = (
-    ((0, 33),),  # products of many rows, but for the gate-up one
-    ((33, 1), (0, 3)),  # of few rows
-)
-"""(cached, new) of the rows of each step; a second row begins in a page of its own."""
+PAGE_SIZE, NUM_PAGES = 16, 9
+FP8 = torch.float8_e4m3fn
+Backend = Callable[[Tensor, AttentionShape], AttentionBackend]
 
 
-def batch_of(rows: tuple[tuple[int, int], ...]) -> tuple[AttentionBatch, torch.Tensor]:
-    """Row r has pages r * 8 to r * 8 + 7; also the position of each token."""
-    starts, num_new = [start for start, _ in rows], [new for _, new in rows]
-    ends = [start + new for start, new in rows]
-    table = torch.arange(len(rows) * 8, dtype=torch.int32).view(len(rows), 8)
-    positions = torch.cat([torch.arange(start, end) for start, end in zip(starts, ends, strict=True)])
-    first = torch.repeat_interleave(torch.arange(len(rows)) * 8 * PAGE_SIZE, torch.tensor(num_new))
-    cu = torch.tensor([0, *num_new]).cumsum(0, dtype=torch.int32)
-    batch = AttentionBatch(starts, num_new, cu, torch.tensor(ends, dtype=torch.int32), table, first + positions)
-    return batch, positions
+def batch_of(starts: list[int], num_new: list[int]) -> AttentionBatch:
+    """Rows on pages in reverse order, three a row."""
+    table = torch.arange(NUM_PAGES - 1, -1, -1, dtype=torch.int32).view(3, 3)[: len(starts)]
+    slots = [
+        int(table[row, position // PAGE_SIZE]) * PAGE_SIZE + position % PAGE_SIZE
+        for row, (start, new) in enumerate(zip(starts, num_new, strict=True))
+        for position in range(start, start + new)
+    ]
+    lengths = torch.tensor(starts) + torch.tensor(num_new)
+    cu = torch.tensor([0, *num_new]).cumsum(0).int()
+    return AttentionBatch(starts, num_new, cu, lengths.int(), table, torch.tensor(slots))
 
 
-def logits(model: Llama | FusedLlama) -> torch.Tensor:
-    """Of the wanted rows of all steps: each row's last token."""
-    facts = model.config.attention
-    pool = torch.zeros(NUM_PAGES, model.config.num_layers, 2, PAGE_SIZE, facts.num_kv_heads, facts.head_dim)
-    attention, found = TorchReference(pool, attention_shape(facts)), []
-    for index, rows in enumerate(STEPS):
-        batch, positions = batch_of(rows)
-        tokens = torch.randint(0, 256, (len(positions),), generator=torch.Generator().manual_seed(index))
+def logits(model: Llama | FusedLlama, backend: Backend, pool: Tensor) -> Tensor:
+    """A step of new prompts, one of mixed rows over them, one of decode: all logits."""
+    attention, rng, found = backend(pool, SHAPE), torch.Generator().manual_seed(1), []
+    for starts, num_new in (([0, 0, 0], [7, 21, 12]), ([7, 21, 12], [1, 9, 3]), ([8, 30, 15], [1, 1, 1])):
+        batch = batch_of(starts, num_new)
+        positions = torch.cat([torch.arange(start, start + new) for start, new in zip(starts, num_new, strict=True)])
+        tokens = torch.randint(0, VOCAB, (len(positions),), generator=rng)
         attention.plan(batch)
-        wanted = batch.cu_seqlens_q_B1[1:].long() - 1
-        found.append(model.logits(model.forward(tokens, positions, attention, wanted)))
+        found.append(model.logits(model.forward(tokens, positions, attention)))
     return torch.cat(found)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_logits_equal_those_of_the_plain_decoder(variant: str) -> None:
-    architecture, overrides = VARIANTS[variant]
-    folder = tiny_checkpoint(architecture, **overrides)
-    plain = load_model(folder, load_config(folder), dtype=torch.float32, device=torch.device("cpu"))
+def vendor_product(x8: Tensor, weight8: Tensor, **given: Any) -> Tensor:
+    """torch._scaled_mm by its definition, with the checks that it makes on a device."""
+    assert x8.dtype == weight8.dtype == FP8 and x8.is_contiguous() and weight8.t().is_contiguous()
+    scale_a, scale_b = given["scale_a"], given["scale_b"]
+    assert scale_a.shape == (len(x8), 1) and scale_b.shape == (1, weight8.shape[1])
+    assert scale_a.dtype == scale_b.dtype == torch.float32 and scale_a.is_contiguous() and scale_b.is_contiguous()
+    assert not any(width % 16 for width in weight8.shape)
+    assert given["out_dtype"] == torch.bfloat16 and given["use_fast_accum"]
+    return x8.float() @ weight8.float() * scale_a * scale_b
+
+
+@pytest.mark.parametrize("quantize", [False, True])
+@pytest.mark.parametrize("kv_dtype", [torch.float32, FP8])
+def test_fused_and_plain_decoders_agree(monkeypatch: pytest.MonkeyPatch, quantize: bool, kv_dtype: torch.dtype) -> None:
+    monkeypatch.setattr(torch, "_scaled_mm", vendor_product)
+    model = random_model(CONFIG, dtype=torch.float32, device=torch.device("cpu"), seed=3, quantize=quantize)
+    pools = [torch.zeros(NUM_PAGES, 2, 2, PAGE_SIZE, 2, 8).to(kv_dtype) for _ in range(2)]
     with torch.inference_mode():
-        expected, actual = logits(plain), logits(FusedLlama(plain.config, plain.weights))
-    torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
+        want = logits(model, TorchReference, pools[0])
+        got = logits(FusedLlama(CONFIG, model.weights), TritonAttention, pools[1])
+    error = float((got - want).norm() / want.norm())
+    # 40 rows are too many for the few-row product, so they round their activations, which the plain decoder does not.
+    # Triton's interpreter, moreover, rounds some numbers to 8 bits twice too small.
+    exact = not quantize and kv_dtype == torch.float32
+    assert error < (1e-5 if exact else 0.12), f"{error:.1e}"
+
+
+def test_widths_of_a_tiny_model_fit_the_vendor() -> None:
+    assert all(width % 16 == 0 for width in (CONFIG.hidden_size, CONFIG.intermediate_size))

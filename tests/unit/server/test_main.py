@@ -5,8 +5,10 @@ import json
 import pytest
 
 from engine.core.errors import InvalidRequest
+from engine.runtime.build import build_engine
 from engine.server.config import WorkerConfig
 from engine.server.main import config_of, main, parser, ready_line
+from tests.fakes.checkpoints import tiny_checkpoint
 from tests.fakes.thread_worker import Worker, start_fake_worker
 
 KEY = {"BATON_CLUSTER_KEY": "a cluster key for tests only"}
@@ -20,8 +22,8 @@ def test_every_flag() -> None:
     flags = {option for action in parser("decode")._actions for option in action.option_strings}
     assert flags == set(
         """-h --help --model --model-name --worker-id --host --port --advertise --metrics-port --transport --device
-        --dtype --page-size --kv-memory --max-model-len --max-step-tokens --max-rows --attention-backend
-        --random-weights --seed --drain-grace --log-level""".split()
+        --dtype --kv-dtype --quantization --page-size --kv-memory --max-model-len --max-step-tokens --max-rows
+        --attention-backend --random-weights --seed --drain-grace --log-level""".split()
     )
 
 
@@ -62,6 +64,21 @@ def test_without_a_cluster_key_nothing_starts(
 
     assert main(never, "decode", ["--model", "m"]) == 2
     assert "set BATON_CLUSTER_KEY" in capfd.readouterr().err
+
+
+def test_an_attention_backend_that_cannot_run_here_is_an_error_in_words(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("BATON_CLUSTER_KEY", KEY["BATON_CLUSTER_KEY"])
+
+    def start(config: WorkerConfig) -> Worker:
+        build_engine(config.engine)
+        raise AssertionError("started")
+
+    for backend, reason in (("fa3", "needs a CUDA device"), ("fa9", "is unknown; choose one of auto, fa3")):
+        flags = ["--model", str(tiny_checkpoint("llama")), "--device", "cpu", "--kv-memory", "8MiB"]
+        assert main(start, "decode", [*flags, "--attention-backend", backend]) == 2
+        assert f"attention backend {backend}" in (said := capfd.readouterr().err).replace("'", "") and reason in said
 
 
 def test_the_ready_line_says_where_the_worker_is() -> None:
