@@ -8,7 +8,7 @@ from engine.kernels.activation import silu_mul
 from engine.kernels.argmax import argmax
 from engine.kernels.caches import Caches
 from engine.kernels.fp8 import check_widths, quantize, silu_mul_quantize
-from engine.kernels.linear_small import Tiles, linear_small, linear_small_norm
+from engine.kernels.linear_small import HALF_SCALE, Tiles, linear_small, linear_small_norm, to_half
 from engine.kernels.norm import add_rms_norm, rms_norm
 from engine.kernels.rope_write import rope_and_write
 from engine.models.fp8 import quantize_rows
@@ -180,3 +180,11 @@ def test_widths_that_the_products_cannot_take_are_refused() -> None:
     check_widths([64, 4096])
     with pytest.raises(InvalidRequest, match="multiples of 16, not 40"):
         check_widths([64, 40])
+
+
+def test_activations_for_8_bit_weights_keep_their_bits() -> None:
+    x = torch.tensor([[1.0, -3.140625, 1e-5, 9e5, -7e6, 0.0]], dtype=torch.bfloat16)
+    again = to_half(x).float() * HALF_SCALE
+    torch.testing.assert_close(again[:, :2], x[:, :2].float(), rtol=0, atol=0)
+    torch.testing.assert_close(again[:, 2:4], x[:, 2:4].float(), rtol=0.05, atol=0)
+    assert again[0, 4] == -65504 * HALF_SCALE, "beyond the range: the largest, not infinity"
