@@ -68,8 +68,8 @@ class FusedLlama:
         return out_THE.flatten(1)
 
 
-def _product(x_TI: Tensor, linear: Linear) -> Tensor:
-    if len(x_TI) <= MAX_ROWS:
+def _product(x_TI: Tensor | Quantized, linear: Linear) -> Tensor:
+    if isinstance(x_TI, Tensor) and len(x_TI) <= MAX_ROWS:
         return linear_small(x_TI, linear.weight_OI, scale_N=linear.scale_O, bias_N=linear.bias_O)
     return _large_product(x_TI, linear)
 
