@@ -7,11 +7,14 @@ python -m bench.engine --device cuda --engine quantization=fp8,kv_dtype=fp8_e4m3
 
 Work is named kind-BATCHxTOKENS. Every repetition has fresh random prompts; a peer runs right before or after with the
 same ones, and the ratio is the median over repetitions, so that a machine that slows down slows both. The last line is
-one JSON object. On a GPU `busy` is its share of steady decode: the time inside of graphs over the time between results.
+one JSON object. On a GPU the first line is the start: seconds until the engine was built and warm, and what the first
+request took then; `busy` is the share of steady decode that the device spent inside of graphs.
 """
 
 import json
+import logging
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -75,6 +78,8 @@ CPU_WORK = (
     Work("decode", 1, 256, num_new=33),
     Work("decode", 16, 256, num_new=33),
 )
+FIRST = Work("first", 1, 512, num_new=8)
+"""What the first request after a start is: nothing of it may have to be compiled."""
 GPU_WORK = (
     Work("decode", 1, 1024, num_new=128, target_ms=4.4),
     Work("decode", 8, 1024, num_new=128, target_ms=4.7),
@@ -175,6 +180,7 @@ def run_shape(
     config = EngineConfig("", **{"device": device, "max_model_len": facts["max_position_embeddings"]} | settings)
     with tempfile.TemporaryDirectory(prefix="baton-bench-") as name:
         folder = write_shape(shape, Path(name))
+        begin_s = time.perf_counter()
         if on_cpu:
             write_random_checkpoint(folder, seed=0)
             engine = build_engine(replace(config, model=name, kv_memory=CPU_KV_BYTES))
@@ -182,7 +188,11 @@ def run_shape(
             engine = build_engine(replace(config, model=name, random_weights=True, max_step_tokens=GPU_STEP_TOKENS))
         peer = TransformersPeer(folder, config.dtype) if on_cpu else None
     keep_what_is_loaded()
+    built_s = time.perf_counter() - begin_s
     driver, limits = EngineDriver(engine), None if on_cpu else _limits(facts, config)
+    if not on_cpu:
+        first = driver.run(prompts_of(FIRST, facts["vocab_size"], torch.Generator().manual_seed(1)), FIRST.num_new)
+        yield {"work": "start", "built_s": built_s, "first_token_ms": first.prefill_s * 1e3, "ms": first.end_s * 1e3}
     for work in chosen:
         timelines = repeat_work(work, driver, peer, repeats, facts["vocab_size"])
         yield summarize(work, timelines, limits)
@@ -207,6 +217,7 @@ def main(
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object as the last line."),
 ) -> None:
     """Measure the engine; on the CPU beside transformers."""
+    logging.basicConfig(level="INFO")  # which attention runs and why, and what the warm-up took
     shape = model_shape or ("cpu-100m" if device == "cpu" else "llama-8b")
     if shape not in SHAPES:
         raise typer.BadParameter(f"{shape}; known: {', '.join(SHAPES)}")

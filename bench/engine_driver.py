@@ -23,7 +23,7 @@ class Timeline:
     tokens: list[list[int]] = field(default_factory=list)
     """Drawn tokens of each request."""
     full_step_busy_s: list[float] = field(default_factory=list)
-    """That the device had worked until then, since the engine began."""
+    """That the device had worked until then, since the requests were submitted."""
 
     @property
     def busy_share(self) -> float | None:
@@ -55,7 +55,6 @@ class EngineDriver:
 
     def __init__(self, engine: Engine) -> None:
         self._core = engine.core
-        self._executor = engine.executor
         self._num_requests = 0
 
     def run(self, prompts: Sequence[Sequence[int]], num_new: int) -> Timeline:
@@ -67,10 +66,11 @@ class EngineDriver:
         start_s = time.perf_counter()
         for id, prompt in enumerate(prompts, first):
             self._core.submit(Request(id, array("i", prompt), len(prompt), sampling, 0.0, math.inf))
-        num_finished = 0
+        num_finished, busy_s = 0, 0.0
         while num_finished < len(prompts):
             result = self._core.step(time.perf_counter() - start_s)
             now_s = time.perf_counter() - start_s
+            busy_s += result.step_s
             for id, token in zip(result.ids, result.tokens, strict=True):
                 drawn = timeline.tokens[id - first]
                 if not drawn:
@@ -78,7 +78,7 @@ class EngineDriver:
                 drawn.append(token)
             if len(result.ids) == len(prompts):
                 timeline.full_step_s.append(now_s)
-                timeline.full_step_busy_s.append(self._executor.busy_s)
+                timeline.full_step_busy_s.append(busy_s)
             num_finished += len(result.finished)
         timeline.end_s = time.perf_counter() - start_s
         return timeline

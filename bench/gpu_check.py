@@ -7,6 +7,7 @@ DIR gets one file of output a stage. Exit code 1 when a stage failed.
 """
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -34,6 +35,8 @@ class Stage:
     command: tuple[str, ...]
     limit_s: int
     rows: Callable[[dict[str, Any]], Rows] | None = None
+    cold: bool = False
+    """With an empty cache of compiled Triton kernels, as on a new machine."""
 
 
 def _key(name: str) -> Callable[[dict[str, Any]], Rows]:
@@ -52,6 +55,7 @@ def stages(num_gpus: int) -> list[Stage]:
     fp8 = ("--engine", "quantization=fp8,kv_dtype=fp8_e4m3")
     work = _key("work")
     return [
+        Stage("start-cold", (*ENGINE, "prefill-1x512"), 120, work, cold=True),
         Stage("fp8-tests", (*PYTEST, "tests/gpu/test_fp8.py"), 240),
         Stage("attention-tests", (*PYTEST, "tests/gpu/test_attention.py"), 420),
         Stage("engine-tests", (*PYTEST, "tests/gpu/test_engine.py"), 240),
@@ -74,10 +78,15 @@ def run_stage(stage: Stage, out: Path) -> tuple[str, float, Rows]:
     """What became of it, seconds, and its rows."""
     begin_s = time.monotonic()
     log = out / f"{stage.name}.log"
+    environment = dict(os.environ) | ({"TRITON_CACHE_DIR": str(out / "triton")} if stage.cold else {})
     with log.open("w") as file:
         try:
             done = subprocess.run(
-                [sys.executable, *stage.command], stdout=file, stderr=subprocess.STDOUT, timeout=stage.limit_s
+                [sys.executable, *stage.command],
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                timeout=stage.limit_s,
+                env=environment,
             )
             state = "ok" if done.returncode == 0 else f"exit code {done.returncode}"
         except subprocess.TimeoutExpired:

@@ -216,7 +216,7 @@ class EngineCore:
             output = self._executor.collect()
             assert output.step_id == plan.step_id, "the executor answered another step"
             self._scheduler.landed(plan.step_id)
-            self._result.step_id = plan.step_id
+            self._result.step_id, self._result.step_s = plan.step_id, output.step_s
             if output.prompt_logprobs:
                 self._commit_prompt_logprobs(plan, states, output.prompt_logprobs)
             self._commit_rows(plan, states, output)

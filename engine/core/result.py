@@ -60,6 +60,9 @@ class StepResult:
     """Requests that lost pages which had been announced, to more urgent ones. They are over: to compute them again here
     while whoever reads the pages waits for more would let two workers wait for each other's pages."""
 
+    step_s: float = 0.0
+    """That the device was busy with it."""
+
     def __bool__(self) -> bool:
         return bool(
             self.ids

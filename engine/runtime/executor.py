@@ -17,8 +17,6 @@ class ThreadedExecutor:
         self._runner = runner
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="executor", initializer=runner.use_device)
         self._launched: deque[Future[PendingStep]] = deque()
-        self.busy_s = 0.0
-        """That the device worked at the steps which were collected."""
 
     def launch(self, plan: StepPlan) -> None:
         """See Executor."""
@@ -26,9 +24,7 @@ class ThreadedExecutor:
 
     def collect(self) -> StepOutput:
         """See Executor."""
-        output = self._launched.popleft().result().wait()
-        self.busy_s += output.step_s
-        return output
+        return self._launched.popleft().result().wait()
 
     def close(self) -> None:
         """See Executor. Steps that were launched and not collected still run to their end."""

@@ -36,7 +36,7 @@ def batch_of(starts: list[int], num_new: list[int]) -> AttentionBatch:
 def logits(model: Llama | FusedLlama, backend: Backend, pool: Tensor) -> Tensor:
     """A step of new prompts, one of mixed rows over them, one of decode: all logits."""
     attention, rng, found = backend(pool, SHAPE), torch.Generator().manual_seed(1), []
-    for starts, num_new in (([0, 0, 0], [7, 21, 12]), ([7, 21, 12], [1, 9, 3]), ([8, 30, 15], [1, 1, 1])):
+    for starts, num_new in (([0, 0], [12, 21]), ([12, 21], [1, 7]), ([13, 28], [1, 1])):
         batch = batch_of(starts, num_new)
         positions = torch.cat([torch.arange(start, start + new) for start, new in zip(starts, num_new, strict=True)])
         tokens = torch.randint(0, VOCAB, (len(positions),), generator=rng)
@@ -56,8 +56,7 @@ def vendor_product(x8: Tensor, weight8: Tensor, **given: Any) -> Tensor:
     return x8.float() @ weight8.float() * scale_a * scale_b
 
 
-@pytest.mark.parametrize("quantize", [False, True])
-@pytest.mark.parametrize("kv_dtype", [torch.float32, FP8])
+@pytest.mark.parametrize(("quantize", "kv_dtype"), [(False, torch.float32), (True, FP8)])
 def test_fused_and_plain_decoders_agree(monkeypatch: pytest.MonkeyPatch, quantize: bool, kv_dtype: torch.dtype) -> None:
     monkeypatch.setattr(torch, "_scaled_mm", vendor_product)
     model = random_model(CONFIG, dtype=torch.float32, device=torch.device("cpu"), seed=3, quantize=quantize)
@@ -66,7 +65,7 @@ def test_fused_and_plain_decoders_agree(monkeypatch: pytest.MonkeyPatch, quantiz
         want = logits(model, TorchReference, pools[0])
         got = logits(FusedLlama(CONFIG, model.weights), TritonAttention, pools[1])
     error = float((got - want).norm() / want.norm())
-    # 40 rows are too many for the few-row product, so they round their activations, which the plain decoder does not.
+    # 33 rows are too many for the few-row product, so they round their activations, which the plain decoder does not.
     # Triton's interpreter, moreover, rounds some numbers to 8 bits twice too small.
     exact = not quantize and kv_dtype == torch.float32
     assert error < (1e-5 if exact else 0.12), f"{error:.1e}"
