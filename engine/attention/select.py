@@ -1,12 +1,14 @@
 """Which attention backend runs on this device. Each adapter is imported only when it is chosen."""
 
+import logging
+
 import torch
 from torch import Tensor
 
 from engine.attention.base import AttentionBackend, AttentionShape
 from engine.core.errors import InvalidRequest
 
-BACKENDS = ("auto", "fa3", "triton", "torch", "torch_cpu")
+BACKENDS = ("auto", "fa3", "triton", "torch", "torch_cpu", "numba")
 
 
 def make_backend(name: str, pool_NL2SKE: Tensor, shape: AttentionShape) -> AttentionBackend:
@@ -25,18 +27,30 @@ def make_backend(name: str, pool_NL2SKE: Tensor, shape: AttentionShape) -> Atten
         return _triton(pool_NL2SKE, shape)
     if name == "torch_cpu":
         return _torch_cpu(pool_NL2SKE, shape)
+    if name == "numba":
+        return _numba(pool_NL2SKE, shape)
     return _torch(pool_NL2SKE, shape)
 
 
 def _fastest(pool_NL2SKE: Tensor, shape: AttentionShape) -> AttentionBackend:
     if pool_NL2SKE.device.type == "cpu":
-        return (_torch_cpu if shape.soft_cap is None else _torch)(pool_NL2SKE, shape)
+        return _fastest_on_cpu(pool_NL2SKE, shape)
     decode = _triton(pool_NL2SKE, shape)
     if _fa3_obstacle(pool_NL2SKE) is not None:
         return decode
     from engine.attention.by_phase import ByPhase
 
     return ByPhase(extend=_fa3(pool_NL2SKE, shape), decode=decode)
+
+
+def _fastest_on_cpu(pool_NL2SKE: Tensor, shape: AttentionShape) -> AttentionBackend:
+    if shape.soft_cap is not None:
+        return _torch(pool_NL2SKE, shape)
+    obstacle = _numba_obstacle(pool_NL2SKE, shape)
+    if obstacle is None:
+        return _numba(pool_NL2SKE, shape)
+    logging.getLogger(__name__).warning("attention by numba %s: decode steps take the slower way of torch", obstacle)
+    return _torch_cpu(pool_NL2SKE, shape)
 
 
 def _torch(pool_NL2SKE: Tensor, shape: AttentionShape) -> AttentionBackend:
@@ -51,6 +65,30 @@ def _torch_cpu(pool_NL2SKE: Tensor, shape: AttentionShape) -> AttentionBackend:
     from engine.attention.torch_cpu import TorchCPU
 
     return TorchCPU(pool_NL2SKE, shape)
+
+
+def _numba(pool_NL2SKE: Tensor, shape: AttentionShape) -> AttentionBackend:
+    obstacle = _numba_obstacle(pool_NL2SKE, shape)
+    if obstacle is not None:
+        raise InvalidRequest(f"attention backend numba {obstacle}")
+    from engine.attention.torch_cpu import TorchCPU
+    from engine.kernels.cpu.paged_decode import PagedDecode
+
+    return TorchCPU(pool_NL2SKE, shape, PagedDecode(pool_NL2SKE, shape.softmax_scale))
+
+
+def _numba_obstacle(pool_NL2SKE: Tensor, shape: AttentionShape) -> str | None:
+    """Why the compiled kernel cannot run here; None when it can."""
+    if pool_NL2SKE.device.type != "cpu" or shape.soft_cap is not None:
+        return "needs a CPU and a model without soft cap"
+    if pool_NL2SKE.dtype not in (torch.float32, torch.bfloat16):
+        return "needs a KV dtype of float32 or bfloat16"
+    try:
+        import numba
+    except ImportError as error:
+        return f"cannot import its package: {error}"
+    del numba
+    return None
 
 
 def _triton(pool_NL2SKE: Tensor, shape: AttentionShape) -> AttentionBackend:
