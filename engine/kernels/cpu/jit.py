@@ -58,7 +58,7 @@ uint16_at, float32_at = _pointer_to(types.uint16), _pointer_to(types.float32)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def call_int(typing, address):
+def call_int(typing, address) -> Any:
     """The result of the C function int f(void) at an address."""
     from llvmlite import ir
 
@@ -69,7 +69,7 @@ def call_int(typing, address):
     return types.int32(types.int64), generate
 
 
-def widen(x):
+def widen(x) -> Any:
     """A stored number as float32: itself, or the bits of a bfloat16."""
     raise NotImplementedError("for compiled code")
 
@@ -82,7 +82,7 @@ def _widen(x):
 
 
 @inlined
-def exp32(x):
+def exp32(x) -> Any:
     """e^x in float32 to two units in the last place, in a form that vectorizes; at least e^-87, at most e^88.
 
     Range reduction and minimax polynomial as in Cephes' expf.

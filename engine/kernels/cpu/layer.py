@@ -13,7 +13,7 @@ from engine.kernels.cpu.jit import exp32, kernel
 
 
 @kernel("void(f4[:, ::1], f4[:, ::1], f4[::1], f4, f4[:, ::1])")
-def add_rms_norm(stream_DT, added_DT, weight_D, eps, out_DT):
+def add_rms_norm(stream_DT, added_DT, weight_D, eps, out_DT) -> None:
     """Add `added` to the residual stream in place, and write the RMSNorm of the sum (arXiv:1910.07467).
 
     Squares are summed in float64. An `added` without rows adds nothing.
@@ -36,7 +36,7 @@ def add_rms_norm(stream_DT, added_DT, weight_D, eps, out_DT):
 
 
 @kernel("void(f4[:, ::1], f4[:, ::1])")
-def silu_mul(gate_up_2MT, out_MT):
+def silu_mul(gate_up_2MT, out_MT) -> None:
     """SiLU(gate) * up; the input holds gate's rows, then up's."""
     half = out_MT.size
     both, out = gate_up_2MT.reshape(2 * half), out_MT.reshape(half)
@@ -45,7 +45,7 @@ def silu_mul(gate_up_2MT, out_MT):
 
 
 @kernel("void(f4[:, :, ::1], f4[:, ::1], f4)")
-def norm_heads(x_XET, weight_NE, eps):
+def norm_heads(x_XET, weight_NE, eps) -> None:
     """RMSNorm of the first N heads of each token, in place."""
     num_heads, head_dim = weight_NE.shape
     num_tokens = x_XET.shape[2]
@@ -60,8 +60,8 @@ def norm_heads(x_XET, weight_NE, eps):
 
 
 @kernel("void(f4[:, :, ::1], f4[:, ::1], i8[::1], f4[:, :, :, :], f4[:, :, :, :], f4[:, :, ::1])")
-def rope_and_write(qkv_XET, cos_sin_TE, slots_T, k_NSKE, v_NSKE, q_THE):
-    """Rotate q and k, halves as in the Llama family; copy q to `q_THE`, k and v to their slots in one layer's caches.
+def rope_and_write(qkv_XET, cos_sin_TE, slots_T, k_NSKE, v_NSKE, q_THE) -> None:
+    """Rotate q and k, halves as in the Llama family; copy q to `q_THE`, k and v to their slots in a layer's caches.
 
     The heads of qkv are q's, k's and v's. Every slot is at least 0.
     """

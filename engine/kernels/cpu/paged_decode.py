@@ -4,8 +4,7 @@ A task is a row's tokens [begin, end) for all its heads, so that pages are read 
 by page (section 3.1 of FlashAttention, arXiv:2205.14135), in float32. The arithmetic of a task depends on nothing
 but the task: neither on the batch nor on the number of threads.
 
-Shape suffixes: I tasks, R query rows, B rows of the page table, P its columns; N pages of the pool, L layers, S positions
-in a page, H query heads, K kv heads, E head dim.
+Shape suffixes: see engine.attention.base; I tasks, R query rows.
 """
 
 from functools import cache
@@ -16,8 +15,17 @@ import torch
 from numba import carray
 from torch import Tensor
 
-from engine.kernels.cpu.jit import call_int, exp32, float32_at, inlined, int32_at, int64_at
-from engine.kernels.cpu.jit import team_entry, uint16_at, widen
+from engine.kernels.cpu.jit import (
+    call_int,
+    exp32,
+    float32_at,
+    inlined,
+    int32_at,
+    int64_at,
+    team_entry,
+    uint16_at,
+    widen,
+)
 from engine.kernels.cpu.team import ENTRY_WORDS, torch_team
 
 BYTES_A_THREAD = 1 << 17
