@@ -15,7 +15,7 @@ from numba.extending import intrinsic, overload
 
 # No "nnan" or "ninf": a score may be infinite, and a NaN must stay one.
 MATH = {"contract", "reassoc", "nsz", "arcp"}
-_OPTIONS = {"nogil": True, "error_model": "numpy", "boundscheck": False, "fastmath": MATH}
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False, "fastmath": MATH}
 _LOG2_E, _LN2_HIGH, _LN2_LOW = np.float32(1.44269504), np.float32(0.693359375), np.float32(-2.12194440e-4)
 
 inlined = numba.njit(forceinline=True, **_OPTIONS)
@@ -42,7 +42,7 @@ def _cached(decorate: Callable[..., Any], signature: Any, options: dict[str, Any
 
 
 def _pointer_to(element: types.Type) -> Any:
-    @intrinsic  # type: ignore[untyped-decorator]
+    @intrinsic
     def pointer(typing, address):
         def generate(context, builder, signature, values):
             return builder.inttoptr(values[0], context.get_value_type(signature.return_type))
@@ -57,9 +57,8 @@ int32_at, int64_at = _pointer_to(types.int32), _pointer_to(types.int64)
 uint16_at, float32_at = _pointer_to(types.uint16), _pointer_to(types.float32)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def call_int(typing, address) -> Any:
-    """The result of the C function int f(void) at an address."""
+@intrinsic
+def _call_int(typing, address) -> Any:
     from llvmlite import ir
 
     def generate(context, builder, signature, values):
@@ -69,12 +68,16 @@ def call_int(typing, address) -> Any:
     return types.int32(types.int64), generate
 
 
+call_int: Any = _call_int
+"""The result of the C function int f(void) at an address."""
+
+
 def widen(x) -> Any:
     """A stored number as float32: itself, or the bits of a bfloat16."""
     raise NotImplementedError("for compiled code")
 
 
-@overload(widen, inline="always")  # type: ignore[untyped-decorator]
+@overload(widen, inline="always")
 def _widen(x):
     if x == types.uint16:
         return lambda x: np.uint32(np.uint32(x) << np.uint32(16)).view(np.float32)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import carray
+from numba.np.numpy_support import carray
 from torch import Tensor
 
 from engine.kernels.cpu.jit import (
@@ -30,7 +30,6 @@ from engine.kernels.cpu.team import ENTRY_WORDS, torch_team
 
 BYTES_A_THREAD = 1 << 17
 """Of keys and values: for fewer another thread is not worth calling."""
-DTYPES = (torch.float32, torch.bfloat16)
 NUM_WORDS = 20
 
 
@@ -166,7 +165,7 @@ class PagedDecode:
     """The kernel over one pool, compiled when this is made."""
 
     def __init__(self, pool_NL2SKE: Tensor, softmax_scale: float) -> None:
-        """The pool must be contiguous and of one of DTYPES."""
+        """The pool must be contiguous, in float32 or bfloat16."""
         assert pool_NL2SKE.is_contiguous()
         self._pool_NL2SKE = pool_NL2SKE
         self._entry, self._team = _entry(pool_NL2SKE.dtype), torch_team()
