@@ -14,8 +14,11 @@ import sys
 import tempfile
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import psutil
+
+from engine.core.errors import Unavailable
 
 EMBEDDED = "local"
 _FOLDER = re.compile(r"baton-ray-(\d+)-")
@@ -88,23 +91,32 @@ class Cluster:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_DEDUP_LOGS", "0")
         if not self.embedded:
-            import ray
-
-            ray.init(address=self.address, logging_level=logging.ERROR)
+            _init(f"cannot connect to Ray at {self.address}", address=self.address)
             return
         _adopt_orphans()
         _remove_stale_folders()
         os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
         self._folder = Path(tempfile.mkdtemp(prefix=f"baton-ray-{os.getpid()}-"))
-        import ray
-
-        ray.init(
+        _init(
+            "Ray did not start",
             address=EMBEDDED,
             include_dashboard=False,
-            logging_level=logging.ERROR,
             object_store_memory=_OBJECT_STORE_BYTES,
             _temp_dir=str(self._folder),
         )
+
+
+def _init(what_failed: str, **options: Any) -> None:
+    """ray.init. Raises Unavailable, in one line, when Ray cannot be had.
+
+    Ray has no type for that: a node that is late raises Exception itself, others ValueError, RuntimeError and OSError.
+    """
+    import ray
+
+    try:
+        ray.init(logging_level=logging.ERROR, **options)
+    except Exception as error:
+        raise Unavailable(f"{what_failed}: {' '.join(str(error).split())}") from error
 
 
 def _adopt_orphans() -> None:

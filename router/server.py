@@ -9,7 +9,6 @@ from collections.abc import Coroutine
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-import grpc
 import uvicorn
 from prometheus_client import CollectorRegistry, ProcessCollector
 
@@ -23,7 +22,7 @@ from router.http.app import create_app
 from router.http.protocol import BoundedProtocol
 from router.metrics import RouterMetrics
 from router.policies.registry import make_policy
-from router.rpc.server import RpcDoor, add_inference, server_options
+from router.rpc.server import RpcDoor, add_inference, make_server
 from router.server_config import RouterServerConfig
 from router.service import RouterService
 from router.text.model import ServedModel, load_served_model
@@ -56,7 +55,7 @@ class RouterServer:
         self._http = [(_uvicorn(app), sockets.http)]
         if sockets.admin is not None:
             self._http.append((_uvicorn(create_admin_app(self.service, config.cluster_key)), sockets.admin))
-        self._rpc = grpc.aio.server(options=server_options(config.doors))
+        self._rpc = make_server(config.doors)
         self._door: RpcDoor = add_inference(self._rpc, self.service, model, config.doors)
         self.grpc_port = 0
 

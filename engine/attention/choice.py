@@ -7,7 +7,7 @@ own Triton kernel, which also is the only one that reads every kind of page.
 
 from dataclasses import dataclass
 
-BACKENDS = ("fa3", "fa2", "flashinfer", "triton", "torch", "torch_cpu")
+BACKENDS = ("fa3", "fa2", "flashinfer", "triton", "torch", "torch_cpu", "numba")
 """Names that can be forced."""
 AUTO = "auto"
 
@@ -16,6 +16,7 @@ AMPERE = (8, 0)
 HALVES = ("bfloat16", "float16")
 FP8 = "float8_e4m3fn"
 FA2_PAGE_MULTIPLE = 256
+CPU_ORDER = ("numba", "torch_cpu")
 FLASHINFER_HEAD_DIMS = (64, 128, 256)
 VENDOR_HEAD_DIM_MAX = 256
 
@@ -29,7 +30,7 @@ class Facts:
     capability: tuple[int, int] = (0, 0)
     """CUDA's, such as (9, 0)."""
     packages: frozenset[str] = frozenset()
-    """Of fa3, fa2, flashinfer: those whose packages are there."""
+    """Of fa3, fa2, flashinfer, numba: those whose packages are there."""
     dtype: str = "bfloat16"
     """Of queries; torch's name."""
     kv_dtype: str = "bfloat16"
@@ -59,6 +60,8 @@ def obstacle(name: str, facts: Facts) -> str | None:
     if name == "torch_cpu":
         fits = facts.device == "cpu" and not facts.has_soft_cap
         return None if fits else "needs a CPU and a model without soft cap"
+    if name == "numba":
+        return _numba(facts)
     if facts.device != "cuda":
         return "needs a CUDA device"
     if name == "triton":
@@ -73,13 +76,14 @@ PACKAGES = {
     "fa3": "one of the packages flash_attn_interface, flash_attn_3, sgl_kernel, vllm",
     "fa2": "the package flash_attn",
     "flashinfer": "the package flashinfer",
+    "numba": "the package numba",
 }
 
 
 def preferences(facts: Facts) -> list[Roles]:
     """What auto takes, best first. A backend's own build may still refuse; then the next one is tried."""
     if facts.device != "cuda":
-        return [Roles(*[name] * 3) for name in ("torch_cpu", "torch") if obstacle(name, facts) is None]
+        return [Roles(*[name] * 3) for name in (*CPU_ORDER, "torch") if obstacle(name, facts) is None]
     if facts.kv_dtype != facts.dtype:
         # Only Triton's kernel converts what it reads, but new prompts need not read pages.
         with_pages = _with_plain_pages(facts)
@@ -92,7 +96,7 @@ def preferences(facts: Facts) -> list[Roles]:
 
 
 def why_not(facts: Facts, chosen: Roles) -> list[str]:
-    """One reason for each vendor backend that auto did not take."""
+    """One reason for each of them that auto did not take."""
     order, reasons = _order(facts), []
     for name in order:
         if name in chosen.names:
@@ -104,7 +108,9 @@ def why_not(facts: Facts, chosen: Roles) -> list[str]:
 
 
 def _order(facts: Facts) -> tuple[str, ...]:
-    """Vendor backends, fastest for prompts first."""
+    """Backends that need a package or special facts, fastest for prompts first."""
+    if facts.device != "cuda":
+        return CPU_ORDER
     if facts.capability[0] == HOPPER:
         return ("fa3", "flashinfer", "fa2")
     if facts.capability[0] >= BLACKWELL:
@@ -117,6 +123,14 @@ def _with_plain_pages(facts: Facts) -> Facts:
     return Facts(
         facts.device, facts.capability, facts.packages, facts.dtype, facts.dtype, FA2_PAGE_MULTIPLE, facts.head_dim
     )
+
+
+def _numba(facts: Facts) -> str | None:
+    if facts.device != "cpu" or facts.has_soft_cap:
+        return "needs a CPU and a model without soft cap"
+    if facts.kv_dtype not in ("float32", "bfloat16") or facts.kv_dtype != facts.dtype:
+        return "needs a KV dtype of float32 or bfloat16 that is the model's"
+    return None if "numba" in facts.packages else f"needs {PACKAGES['numba']}"
 
 
 def _fa3(facts: Facts) -> list[str]:

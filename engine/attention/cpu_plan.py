@@ -1,22 +1,23 @@
-"""The host-side plan of a step on CPU: which tokens go where, which pages decode rows read together.
+"""The host-side plan of a step on CPU: which tokens go where, and what decode rows read.
 
-The pages of a row are scattered over the pool, so decode rows are gathered into a scratch buffer, in groups. Scratch
-that fits the second-level cache is read back at cache speed: measured 1.5x faster on 16 rows of 512 tokens than
-gathering all at once. A row longer than the scratch is cut into pieces; piece 0 of every row makes wave 0, and so on,
-so a row appears at most once in a wave, and the waves merge by their log-sum-exp.
+A decode row is cut into tasks at fixed tokens, so that threads can share a long row and the arithmetic of a row does
+not depend on its neighbours.
 
-Shape suffixes: b rows of a group, C gathered tokens of a row of a group; see engine.attention.base for the others.
+Shape suffixes: see engine.attention.base; I tasks, R decode rows.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, zip_longest
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from engine.attention.base import AttentionBatch
+
+TASK_TOKENS = 512
+"""A row is cut into tasks at multiples of this."""
 
 Index = slice | Tensor
 """Selects rows: neighbours as a slice, which copies nothing, others as int64."""
@@ -49,31 +50,65 @@ class ExtendRun:
         return slice(self.first, self.first + self.num_rows * self.num_new)
 
 
+@dataclass(frozen=True, slots=True)
+class Tasks:
+    """What the decode rows of a step read, the same for all layers with one sliding window."""
+
+    task_I4: Tensor
+    """int64: decode row, row of the page table, begin and end of the tokens; in the order of the decode rows."""
+    page_table_BP: Tensor
+    """int32, contiguous."""
+    num_tokens: int
+    """Of all tasks."""
+    num_rows: int
+
+    def merge(self, out_IHE: Tensor, lse_IH: Tensor) -> tuple[Tensor, Tensor]:
+        """out_RHE and lse_RH over all tasks of each row, by their log-sum-exp."""
+        if len(self.task_I4) == self.num_rows:
+            return out_IHE, lse_IH
+        row_I = self.task_I4[:, 0]
+        top_RH = lse_IH.new_full((self.num_rows, lse_IH.shape[1]), -math.inf)
+        top_RH.scatter_reduce_(0, row_I[:, None].expand_as(lse_IH), lse_IH, "amax")
+        weight_IH = torch.exp(lse_IH - top_RH[row_I])
+        sum_RH = torch.zeros_like(top_RH).index_add_(0, row_I, weight_IH)
+        out_RHE = out_IHE.new_zeros(self.num_rows, *out_IHE.shape[1:])
+        out_RHE.index_add_(0, row_I, out_IHE * weight_IH[..., None])
+        return out_RHE / sum_RH[..., None], top_RH + sum_RH.log()
+
+
+def plan_tasks(rows: Sequence[int], ranges: Sequence[tuple[int, int]], page_table_BP: Tensor) -> Tasks:
+    """Cut what each decode row reads, tokens [begin, end) of a row of the page table, into tasks. No range is empty."""
+    tasks = [
+        (decode_row, row, max(begin, cut), min(end, cut + TASK_TOKENS))
+        for decode_row, (row, (begin, end)) in enumerate(zip(rows, ranges, strict=True))
+        for cut in range(begin // TASK_TOKENS * TASK_TOKENS, end, TASK_TOKENS)
+    ]
+    num_tokens = sum(end - begin for begin, end in ranges)
+    return Tasks(torch.tensor(tasks), page_table_BP.int().contiguous(), num_tokens, len(rows))
+
+
 class CPUStep:
     """One planned step. What depends on a sliding window is planned at the first layer that has that window."""
 
-    def __init__(self, batch: AttentionBatch, scratch_2NSKE: Tensor, narrowest_window: int) -> None:
-        """`scratch_2NSKE`: where keys and values of the same layout as the pool's pages can be gathered."""
+    def __init__(self, batch: AttentionBatch, page_size: int, narrowest_window: int) -> None:
         assert int(batch.slots_T.min()) >= 0, "padding rows belong to graphs, which the CPU path has not"
-        page_size = scratch_2NSKE.shape[2]
         self.slots_T = batch.slots_T
         self.page_T, self.position_T = batch.slots_T // page_size, batch.slots_T % page_size
         firsts = [0, *accumulate(batch.num_new)]
-        decode = [row for row, num_new in enumerate(batch.num_new) if num_new == 1]
-        self.decode_T = index_of([firsts[row] for row in decode]) if decode else None
+        self._decode = [row for row, num_new in enumerate(batch.num_new) if num_new == 1]
+        self.decode_T = index_of([firsts[row] for row in self._decode]) if self._decode else None
         """Where in T the decode rows are."""
         self.extends = _runs(batch, firsts, narrowest_window)
-        self._decode_lens = [batch.starts[row] + 1 for row in decode]
-        self._decode_pages_RP = batch.page_table_BP[decode]
-        self._scratch_2NSKE = scratch_2NSKE
-        self._waves: dict[int | None, list[list[Group]]] = {}
+        self._decode_lens = [batch.starts[row] + 1 for row in self._decode]
+        self._page_table_BP = batch.page_table_BP
+        self._tasks: dict[int | None, Tasks] = {}
 
-    def waves(self, window: int | None) -> "list[list[Group]]":
-        """Waves of groups that read what each decode row sees through `window`."""
-        if window not in self._waves:
+    def tasks(self, window: int | None) -> Tasks:
+        """What each decode row sees through `window`."""
+        if window not in self._tasks:
             ranges = [(max(0, length - window) if window else 0, length) for length in self._decode_lens]
-            self._waves[window] = plan_waves(ranges, self._decode_pages_RP, self._scratch_2NSKE)
-        return self._waves[window]
+            self._tasks[window] = plan_tasks(self._decode, ranges, self._page_table_BP)
+        return self._tasks[window]
 
 
 def _runs(batch: AttentionBatch, firsts: list[int], narrowest_window: int) -> list[ExtendRun]:
@@ -89,95 +124,3 @@ def _runs(batch: AttentionBatch, firsts: list[int], narrowest_window: int) -> li
         else:
             runs.append(ExtendRun(firsts[row], start, num_new, batch.page_table_BP[row].long()))
     return runs
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Tokens [begin, end) of a run of pages of one row, counted from the run's first page."""
-
-    row: int
-    first_page: int
-    num_pages: int
-    begin: int
-    end: int
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Pieces that are gathered and attended together, each padded to as many pages as the longest.
-
-    All views of the scratch are made here, once a step and not once a layer.
-    """
-
-    rows_b: Index
-    """Which of the rows that were planned."""
-    pages: Tensor
-    """int64, b * pages of the longest piece."""
-    gathered_2NSKE: tuple[Tensor, Tensor]
-    """Scratch to gather the keys and values of `pages` into."""
-    seen_2bKCE: tuple[Tensor, Tensor]
-    """The tokens of it that any of the pieces sees."""
-    mask_b11C: Tensor | None
-    """Added to the scores; None when all pieces see all of it."""
-    unseen: Tensor | None
-    """Flat indices of gathered tokens that their row does not see. Whatever lies there, NaN included, is blanked."""
-
-    def blank_unseen(self) -> None:
-        """A masked score weighs nothing, but NaN times nothing is NaN."""
-        if self.unseen is not None:
-            for gathered_NSKE in self.gathered_2NSKE:
-                gathered_NSKE.flatten(0, 1).index_fill_(0, self.unseen, 0)
-
-
-def split_row(row: int, begin: int, end: int, page_size: int, max_pages: int) -> list[Piece]:
-    """Cut tokens [begin, end) of a row into pieces of at most `max_pages` pages."""
-    first, last = begin // page_size, math.ceil(end / page_size)
-    pieces = []
-    for page in range(first, last, max_pages):
-        num_pages = min(max_pages, last - page)
-        origin = page * page_size
-        piece_end = min(end - origin, num_pages * page_size)
-        pieces.append(Piece(row, page, num_pages, max(begin - origin, 0), piece_end))
-    return pieces
-
-
-def plan_waves(ranges: Sequence[tuple[int, int]], page_table_BP: Tensor, scratch_2NSKE: Tensor) -> list[list[Group]]:
-    """Waves of groups that together read tokens [begin, end) of each row, as many at a time as the scratch holds.
-
-    `ranges` says what each row of `page_table_BP` sees; never empty.
-    """
-    max_pages, page_size = scratch_2NSKE.shape[1:3]
-    by_row = [split_row(row, begin, end, page_size, max_pages) for row, (begin, end) in enumerate(ranges)]
-    return [_groups([piece for piece in wave if piece], page_table_BP, scratch_2NSKE) for wave in zip_longest(*by_row)]
-
-
-def _groups(pieces: list[Piece], page_table_BP: Tensor, scratch_2NSKE: Tensor) -> list[Group]:
-    pieces.sort(key=lambda piece: (-piece.num_pages, -piece.end))
-    groups, first = [], 0
-    while first < len(pieces):
-        count = scratch_2NSKE.shape[1] // pieces[first].num_pages
-        groups.append(_group(pieces[first : first + count], page_table_BP, scratch_2NSKE))
-        first += count
-    return groups
-
-
-def _group(pieces: list[Piece], page_table_BP: Tensor, scratch_2NSKE: Tensor) -> Group:
-    num_pages, page_size = pieces[0].num_pages, scratch_2NSKE.shape[2]
-    rows = [piece.row for piece in pieces]
-    first_b = torch.tensor([piece.first_page for piece in pieces])
-    columns = (first_b[:, None] + torch.arange(num_pages)).clamp_(max=page_table_BP.shape[1] - 1)
-    pages = page_table_BP[torch.tensor(rows)[:, None], columns].flatten().long()
-    begin, end = min(piece.begin for piece in pieces), max(piece.end for piece in pieces)
-    gathered_2NSKE = scratch_2NSKE[:, : len(pages)]
-    by_row_2bCKE = gathered_2NSKE.view(2, len(rows), num_pages * page_size, *scratch_2NSKE.shape[3:])
-    seen_2bKCE = by_row_2bCKE[:, :, begin:end].transpose(2, 3)
-    mask_b11C = unseen = None
-    if any(piece.begin != begin or piece.end != end for piece in pieces):
-        token_C = torch.arange(num_pages * page_size)
-        begin_b, end_b = torch.tensor([(piece.begin, piece.end) for piece in pieces]).T
-        unseen_bC = (token_C < begin_b[:, None]) | (token_C >= end_b[:, None])
-        unseen = unseen_bC.flatten().nonzero().flatten()
-        hidden_b11C = unseen_bC[:, None, None, begin:end]
-        mask_b11C = scratch_2NSKE.new_zeros(hidden_b11C.shape).masked_fill_(hidden_b11C, -math.inf)
-    gathered, seen = (gathered_2NSKE[0], gathered_2NSKE[1]), (seen_2bKCE[0], seen_2bKCE[1])
-    return Group(index_of(rows), pages, gathered, seen, mask_b11C, unseen)

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from importlib import import_module
 from importlib.util import find_spec
 
 import torch
@@ -47,7 +48,7 @@ def make_backend(
 def gather_facts(pool_NL2SKE: Tensor, shape: AttentionShape, dtype: torch.dtype) -> Facts:
     """What the choice depends on. Imports no vendor's package but FlashAttention-3's, and that on Hopper only."""
     device = pool_NL2SKE.device
-    capability, packages = (0, 0), set[str]()
+    capability, packages = (0, 0), {"numba"} if device.type == "cpu" and _imports("numba") else set[str]()
     if device.type == "cuda":
         capability = torch.cuda.get_device_capability(device)
         packages = {name for name, package in _PACKAGES.items() if find_spec(package) is not None}
@@ -67,6 +68,16 @@ def gather_facts(pool_NL2SKE: Tensor, shape: AttentionShape, dtype: torch.dtype)
     )
 
 
+def _imports(package: str) -> bool:
+    """Also false for one that is there and broken, for another Python or numpy."""
+    try:
+        import_module(package)
+    except ImportError as error:
+        logger.warning("%s cannot be imported: %s", package, error)
+        return False
+    return True
+
+
 def _best(facts: Facts, pool_NL2SKE: Tensor, shape: AttentionShape, dtype: torch.dtype) -> AttentionBackend:
     refusals: list[str] = []
     for roles in preferences(facts):
@@ -75,7 +86,7 @@ def _best(facts: Facts, pool_NL2SKE: Tensor, shape: AttentionShape, dtype: torch
         except InvalidRequest as error:  # the package is there, but its build cannot serve this shape
             refusals.append(error.message)
             continue
-        reasons = [*why_not(facts, roles), *refusals] if facts.device == "cuda" else []
+        reasons = [*why_not(facts, roles), *refusals]
         logger.info("attention backend %s%s", backend.name, "".join(f"; {reason}" for reason in reasons))
         return backend
     raise AssertionError("torch and triton refuse nothing")
@@ -100,6 +111,13 @@ def _torch_cpu(pool_NL2SKE: Tensor, shape: AttentionShape, dtype: torch.dtype) -
     from engine.attention.torch_cpu import TorchCPU
 
     return TorchCPU(pool_NL2SKE, shape, dtype)
+
+
+def _numba(pool_NL2SKE: Tensor, shape: AttentionShape, dtype: torch.dtype) -> AttentionBackend:
+    from engine.attention.torch_cpu import TorchCPU
+    from engine.kernels.cpu.paged_decode import PagedDecode
+
+    return TorchCPU(pool_NL2SKE, shape, dtype, PagedDecode(pool_NL2SKE, shape.softmax_scale))
 
 
 def _triton(pool_NL2SKE: Tensor, shape: AttentionShape, dtype: torch.dtype) -> AttentionBackend:
@@ -136,5 +154,6 @@ _BUILDERS: dict[str, Build] = {
     "triton": _triton,
     "torch": _torch,
     "torch_cpu": _torch_cpu,
+    "numba": _numba,
 }
 _PACKAGES = {"fa2": "flash_attn", "flashinfer": "flashinfer"}

@@ -1,29 +1,28 @@
-"""The CPU path: torch's flash kernel over gathered pages. No kv head is repeated, no mask made where none is due.
+"""The CPU path: decode rows read their pages where they lie, extended rows go through torch's flash kernel.
 
-Decode rows are gathered in cache-sized groups (cpu_plan); the G query heads of a kv head become the query positions of
-one kernel row, so keys are read once for all of them. Extended rows attend to their own new tokens straight from the
-projection, causally, and to their cached prefix block by block. Parts over disjoint keys merge by their log-sum-exp
-(section 3.1 of FlashAttention, arXiv:2205.14135):
+The kernel for decode rows is engine.kernels.cpu.paged_decode. Where it cannot run, pages are gathered task by task and
+torch's kernel attends to them, slowly. Extended rows attend to their own new tokens straight from the projection,
+causally, and to their cached prefix block by block. No kv head is repeated, no mask made where none is due. Parts over
+disjoint keys merge by their log-sum-exp (section 3.1 of FlashAttention, arXiv:2205.14135):
 
     out = (exp(lse1) out1 + exp(lse2) out2) / (exp(lse1) + exp(lse2)) = out1 + sigmoid(lse2 - lse1) (out2 - out1)
 
-Shape suffixes: see engine.attention.base; R decode rows, b rows of a group, M new tokens of one row, C gathered tokens.
+Shape suffixes: see engine.attention.base; R decode rows, I tasks, M new tokens of one row, C gathered tokens.
 """
 
 import math
 import sys
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from engine.attention.base import AttentionBatch, AttentionShape
-from engine.attention.cpu_plan import CPUStep, ExtendRun, Group
+from engine.attention.cpu_plan import CPUStep, ExtendRun, Tasks
 from engine.attention.pages import Pages
 from engine.attention.torch_ref import visible
 from engine.kernels.caches import Caches
 
-SCRATCH_BYTES = 3 << 19
-"""Of gathered keys and values together: what stays in one core's second-level cache of 2 MiB."""
 CACHED_BLOCK = 4096
 """Tokens of a cached prefix that an extended row gathers at a time."""
 WINDOW_QUERIES = 512
@@ -33,34 +32,46 @@ WINDOW_QUERIES = 512
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
+class DecodeKernel(Protocol):
+    """Attention of decode rows over a pool that it was made for: engine.kernels.cpu.paged_decode."""
+
+    def __call__(
+        self, layer: int, q_RHE: Tensor, task_I4: Tensor, page_table_BP: Tensor, num_tokens: int
+    ) -> tuple[Tensor, Tensor]:
+        """out_IHE and lse_IH of each task (engine.attention.cpu_plan.Tasks), all in float32."""
+
+
 class TorchCPU:
     """AttentionBackend for CPU tensors in float32, bfloat16, float16 or float64. No soft cap: TorchReference has it.
 
     Pages of another type than the queries' are converted as they are gathered.
     """
 
-    name = "torch_cpu"
     capturable = False
 
-    def __init__(self, pool_NL2SKE: Tensor, shape: AttentionShape, dtype: torch.dtype | None = None) -> None:
-        """`dtype` of the queries; None: that of the pool."""
+    def __init__(
+        self,
+        pool_NL2SKE: Tensor,
+        shape: AttentionShape,
+        dtype: torch.dtype | None = None,
+        decode: DecodeKernel | None = None,
+    ) -> None:
+        """`dtype` of the queries; None: that of the pool. `decode` reads a pool of that type only."""
         assert shape.soft_cap is None
-        dtype = dtype or pool_NL2SKE.dtype
-        page_size, num_kv_heads, head_dim = pool_NL2SKE.shape[3:]
+        self.name = "torch_cpu" if decode is None else "numba"
         self._shape = shape
+        self._dtype = dtype or pool_NL2SKE.dtype
         self._pages = Pages(pool_NL2SKE, shape)
-        self._converts = dtype != pool_NL2SKE.dtype
+        self._converts = self._dtype != pool_NL2SKE.dtype
         self._layers = [self._pages.caches(layer) for layer in range(pool_NL2SKE.shape[1])]
-        self._page_size = page_size
-        page_bytes = page_size * num_kv_heads * head_dim * dtype.itemsize
-        max_pages = max(1, SCRATCH_BYTES // (2 * page_bytes))
-        self._scratch_2NSKE = torch.empty(2, max_pages, page_size, num_kv_heads, head_dim, dtype=dtype)
+        self._page_size = pool_NL2SKE.shape[3]
+        self._decode = decode
         self._narrowest_window = min((window for window in shape.windows if window), default=sys.maxsize)
         self._step: CPUStep | None = None
 
     def plan(self, batch: AttentionBatch) -> None:
         """See AttentionBackend."""
-        self._step = CPUStep(batch, self._scratch_2NSKE, self._narrowest_window)
+        self._step = CPUStep(batch, self._page_size, self._narrowest_window)
 
     @property
     def slots(self) -> Tensor:
@@ -93,7 +104,7 @@ class TorchCPU:
         """k_TKE and v_TKE of the step, out of the pool."""
         step = self._planned()
         if self._converts:
-            k_TSKE, v_TSKE = self._pages.read(layer, step.page_T, self._scratch_2NSKE.dtype)
+            k_TSKE, v_TSKE = self._pages.read(layer, step.page_T, self._dtype)
             token_T = torch.arange(len(step.page_T))
             return k_TSKE[token_T, step.position_T], v_TSKE[token_T, step.position_T]
         where = (step.page_T, step.position_T)
@@ -104,17 +115,13 @@ class TorchCPU:
         return self._step
 
     def _attend(self, layer: int, q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor) -> tuple[Tensor, Tensor]:
-        step, shape = self._planned(), self._shape
+        step = self._planned()
+        if step.decode_T is not None and not step.extends:
+            return self._decode_rows(layer, q_THE)
         out_THE = torch.empty_like(q_THE, memory_format=torch.contiguous_format)
         lse_TH = q_THE.new_empty(q_THE.shape[:2], dtype=torch.promote_types(q_THE.dtype, torch.float32))
         if step.decode_T is not None:
-            # Query head h = k * G + g, so [R, H, E] is [R, K, G, E].
-            q_RKGE = q_THE[step.decode_T].view(
-                -1, shape.num_kv_heads, shape.num_heads // shape.num_kv_heads, q_THE.shape[2]
-            )
-            out_RKGE, lse_RKG = self._decode(layer, q_RKGE)
-            out_THE[step.decode_T] = out_RKGE.flatten(1, 2).to(out_THE.dtype)
-            lse_TH[step.decode_T] = lse_RKG.flatten(1, 2)
+            out_THE[step.decode_T], lse_TH[step.decode_T] = self._decode_rows(layer, q_THE[step.decode_T])
         for run in step.extends:
             by_row = (run.num_rows, run.num_new)
             heads = (
@@ -125,32 +132,26 @@ class TorchCPU:
             lse_TH[run.tokens] = lse_RHM.transpose(1, 2).flatten(0, 1)
         return out_THE, lse_TH
 
-    def _decode(self, layer: int, q_RKGE: Tensor) -> tuple[Tensor, Tensor]:
-        """One new token a row, over all that the row sees: float32 results for every decode row."""
-        first_wave, *later_waves = self._planned().waves(self._shape.windows[layer])
-        acc_dtype = torch.promote_types(q_RKGE.dtype, torch.float32)
-        out_RKGE = q_RKGE.new_empty(q_RKGE.shape, dtype=acc_dtype)
-        lse_RKG = q_RKGE.new_empty(q_RKGE.shape[:3], dtype=acc_dtype)
-        for group in first_wave:
-            part, lse_RKG[group.rows_b] = self._decode_group(layer, group, q_RKGE)
-            out_RKGE[group.rows_b] = part.to(acc_dtype)
-        for group in (group for wave in later_waves for group in wave):
-            rows = group.rows_b
-            more = self._decode_group(layer, group, q_RKGE)
-            out_RKGE[rows], lse_RKG[rows] = merge((out_RKGE[rows], lse_RKG[rows]), more)
-        return out_RKGE, lse_RKG
-
-    def _decode_group(self, layer: int, group: Group, q_RKGE: Tensor) -> tuple[Tensor, Tensor]:
-        if self._converts:
-            for read_NSKE, gathered_NSKE in zip(
-                self._pages.read(layer, group.pages, self._scratch_2NSKE.dtype), group.gathered_2NSKE, strict=True
-            ):
-                gathered_NSKE.copy_(read_NSKE)
+    def _decode_rows(self, layer: int, q_RHE: Tensor) -> tuple[Tensor, Tensor]:
+        """One new token a row, over all that the row sees: out_RHE and lse_RH."""
+        tasks = self._planned().tasks(self._shape.windows[layer])
+        if self._decode is None:
+            parts = self._gathered(layer, q_RHE, tasks)
         else:
-            for pool_NSKE, gathered_NSKE in zip(self._layers[layer][:2], group.gathered_2NSKE, strict=True):
-                torch.index_select(pool_NSKE, 0, group.pages, out=gathered_NSKE)
-        group.blank_unseen()
-        return self._kernel(q_RKGE[group.rows_b], *group.seen_2bKCE, mask=group.mask_b11C)
+            q_RHE32 = q_RHE.float().contiguous()
+            parts = self._decode(layer, q_RHE32, tasks.task_I4, tasks.page_table_BP, tasks.num_tokens)
+        out_RHE, lse_RH = tasks.merge(*parts)
+        return out_RHE.to(q_RHE.dtype), lse_RH
+
+    def _gathered(self, layer: int, q_RHE: Tensor, tasks: Tasks) -> tuple[Tensor, Tensor]:
+        """out_IHE and lse_IH, task by task, the G query heads of a kv head as the query positions of one kernel row."""
+        num_kv_heads, outs, lses = self._shape.num_kv_heads, [], []
+        for row, table_row, begin, end in tasks.task_I4.tolist():
+            k_1KCE, v_1KCE = self._tokens(layer, tasks.page_table_BP[table_row], begin, end)
+            out_1KGE, lse_1KG = self._kernel(q_RHE[row].view(1, num_kv_heads, -1, q_RHE.shape[2]), k_1KCE, v_1KCE)
+            outs.append(out_1KGE.flatten(1, 2))
+            lses.append(lse_1KG.flatten(1, 2))
+        return torch.cat(outs), torch.cat(lses)
 
     def _extend(
         self, layer: int, run: ExtendRun, q_RHME: Tensor, k_RKME: Tensor, v_RKME: Tensor
@@ -185,7 +186,7 @@ class TorchCPU:
         first_page = begin // self._page_size
         pages = pages_P[first_page : math.ceil(end / self._page_size)]
         origin = first_page * self._page_size
-        k_NSKE, v_NSKE = self._pages.read(layer, pages, self._scratch_2NSKE.dtype)
+        k_NSKE, v_NSKE = self._pages.read(layer, pages, self._dtype)
         seen = slice(begin - origin, end - origin)
         return k_NSKE.flatten(0, 1)[seen].transpose(0, 1)[None], v_NSKE.flatten(0, 1)[seen].transpose(0, 1)[None]
 

@@ -1,5 +1,5 @@
-"""Fused Triton kernels of the model's inner loop; imported only where a CUDA device (or a test) asks for them.
+"""Fused kernels of the model's inner loop: in Triton here, for CUDA; in engine.kernels.cpu compiled by numba.
 
-Shape suffixes: T tokens of the step, B rows, D hidden, F feed-forward, N output features, H query heads, K kv heads,
-E head dim.
+Imported only where a device (or a test) asks for them. Shape suffixes: T tokens of the step, B rows, D hidden,
+F feed-forward, N output features, H query heads, K kv heads, E head dim.
 """

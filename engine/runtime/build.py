@@ -104,7 +104,7 @@ def assemble(config: EngineConfig, facts: ModelConfig, model: CausalLM, name: st
     shape = attention_shape(facts.attention)
     backend = make_backend(config.attention_backend, pool.tensor_NL2SKE, shape, _dtype(config, facts))
     table = RowTable(config.max_rows, max_len, layout.page_size, pool.filler_page, device)
-    model = _fused(model, device)
+    model = _fused(model, device, backend)
     graphs = _decode_graphs(config, model, backend, table)
     executor = ThreadedExecutor(StepRunner(model, backend, table, graphs))
     if device.type == "cuda" and config.launching.warm_up:
@@ -124,12 +124,20 @@ def assemble(config: EngineConfig, facts: ModelConfig, model: CausalLM, name: st
     return Engine(core, executor, pool, scheduler, facts, backend.name)
 
 
-def _fused(model: CausalLM, device: torch.device) -> CausalLM:
-    if device.type != "cuda" or not isinstance(model, Llama):
+def _fused(model: CausalLM, device: torch.device, backend: AttentionBackend) -> CausalLM:
+    """The decoder with the kernels of its device, where it has some."""
+    if not isinstance(model, Llama):
         return model
-    from engine.models.llama_fused import FusedLlama
+    if device.type == "cuda":
+        from engine.models.llama_fused import FusedLlama
 
-    return FusedLlama(model.config, model.weights)
+        return FusedLlama(model.config, model.weights)
+    is_plain = model.weights.norm_D.dtype == torch.float32 and model.weights.layers[0].qkv.scale_O is None
+    if backend.name == "numba" and is_plain:  # compiled kernels can be had
+        from engine.models.llama_cpu import LlamaCPU
+
+        return LlamaCPU(model.config, model.weights)
+    return model
 
 
 def _decode_graphs(

@@ -8,6 +8,7 @@ from engine.wire import inference_pb2
 from engine.wire.inference_pb2_grpc import add_InferenceServicer_to_server
 from router.api import Generator
 from router.doors.config import DoorConfig
+from router.rpc.malformed import RefuseMalformed
 from router.rpc.service import InferenceService
 from router.text.model import ServedModel
 
@@ -31,15 +32,16 @@ class RpcDoor:
         await self._health.enter_graceful_shutdown()
 
 
-def server_options(config: DoorConfig) -> list[tuple[str, int]]:
-    """Channel options of the server that add_inference is given: prompts over 4 MB, limits on keepalive pings."""
-    return [
+def make_server(config: DoorConfig) -> grpc.aio.Server:
+    """A server for add_inference: takes prompts over 4 MB, limits keepalive pings, refuses what is no message."""
+    options = [
         ("grpc.max_receive_message_length", config.max_body_bytes),
         ("grpc.max_send_message_length", -1),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
         ("grpc.so_reuseport", 0),
     ]
+    return grpc.aio.server(options=options, interceptors=[RefuseMalformed()])
 
 
 def add_inference(server: grpc.aio.Server, generator: Generator, model: ServedModel, config: DoorConfig) -> RpcDoor:

@@ -7,13 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import grpc
 import uvicorn
 from prometheus_client import CollectorRegistry
 
 from router.doors.config import DoorConfig
 from router.http.app import create_app
-from router.rpc.server import add_inference, server_options
+from router.rpc.server import add_inference, make_server
 from router.text.model import ServedModel
 from tests.fakes.generator import FakeGenerator, FakeStatus
 
@@ -46,7 +45,7 @@ class _Doors:
         generator, model, status = self._parts
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         config = DoorConfig()
-        rpc = grpc.aio.server(options=server_options(config))
+        rpc = make_server(config)
         add_inference(rpc, generator, model, config)
         port = rpc.add_insecure_port("127.0.0.1:0")
         await rpc.start()

@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
+import engine.attention.cpu_plan as cpu_plan
 import engine.attention.torch_cpu as torch_cpu
 from engine.attention.base import AttentionBackend, AttentionShape
 from engine.attention.pages import from_fp8, to_fp8
+from engine.attention.select import make_backend
 from engine.attention.torch_cpu import TorchCPU, merge
 from engine.attention.torch_ref import TorchReference
 from engine.attention.triton import TritonAttention
@@ -17,7 +19,14 @@ from tests.unit.attention.paged import by_definition, make_paged, shape_of
 RAGGED = [(0, 1), (0, 5), (15, 1), (16, 1), (17, 1), (0, 33), (31, 17), (40, 2), (63, 1)]
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 Make = Callable[[Tensor, AttentionShape], AttentionBackend]
-both = pytest.mark.parametrize("make", [TorchReference, TorchCPU])
+
+
+def compiled(pool_NL2SKE: Tensor, shape: AttentionShape) -> AttentionBackend:
+    return make_backend("numba", pool_NL2SKE, shape)
+
+
+every = pytest.mark.parametrize("make", [TorchReference, TorchCPU, compiled])
+on_cpu = pytest.mark.parametrize("make", [TorchCPU, compiled])
 
 
 def check(
@@ -25,8 +34,10 @@ def check(
     rows: list[tuple[int, int]],
     shape: AttentionShape,
     page_size: int = 16,
-    dtype: torch.dtype = torch.float64,
+    dtype: torch.dtype | None = None,
 ) -> None:
+    """In float64, or the widest that the backend computes."""
+    dtype = dtype or (torch.float32 if make is compiled else torch.float64)
     paged = make_paged(rows, shape, page_size, dtype)
     want, want_lse = by_definition(paged, shape)
     backend = make(paged.pool_NL2SKE, shape)
@@ -40,26 +51,32 @@ def check(
     torch.testing.assert_close(lse.double(), want_lse, atol=error, rtol=error)
 
 
-@both
 @pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("make", [TorchReference, TorchCPU])
 def test_ragged_batch_of_extends_and_decodes(make: Make, dtype: torch.dtype) -> None:
     check(make, RAGGED, shape_of(), dtype=dtype)
 
 
-@both
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [RAGGED, [(start, 1) for start, _ in RAGGED]])
+def test_compiled_kernel_in_each_of_its_dtypes(dtype: torch.dtype, rows: list[tuple[int, int]]) -> None:
+    check(compiled, rows, shape_of(12, 4, 64), dtype=dtype)
+
+
+@every
 @pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(1, 1), (4, 4), (6, 2), (8, 1), (7, 1)])
 @pytest.mark.parametrize("head_dim", [8, 64, 80, 128, 256])
 def test_group_ratios_and_head_dims(make: Make, num_heads: int, num_kv_heads: int, head_dim: int) -> None:
     check(make, [(9, 1), (20, 3), (0, 18)], shape_of(num_heads, num_kv_heads, head_dim))
 
 
-@both
+@every
 @pytest.mark.parametrize("page_size", [1, 3, 16, 128])
 def test_page_sizes(make: Make, page_size: int) -> None:
     check(make, RAGGED, shape_of(), page_size)
 
 
-@both
+@every
 @pytest.mark.parametrize("window", [1, 7, 16, 40, 1000])
 def test_sliding_window(make: Make, window: int) -> None:
     check(make, RAGGED, shape_of(windows=(None, window)))
@@ -69,19 +86,20 @@ def test_soft_cap() -> None:
     check(TorchReference, RAGGED, shape_of(softmax_scale=3.0, soft_cap=5.0))
 
 
-@both
+@every
 def test_softmax_scale(make: Make) -> None:
     check(make, RAGGED, shape_of(softmax_scale=0.7))
 
 
+@on_cpu
 @pytest.mark.parametrize("window", [None, 30, 50])
-def test_rows_longer_than_the_scratch_merge_their_pieces(monkeypatch: pytest.MonkeyPatch, window: int | None) -> None:
-    shape = shape_of(windows=(None, window))
-    page_bytes = 2 * 4 * shape.num_kv_heads * shape.head_dim * 8
-    monkeypatch.setattr(torch_cpu, "SCRATCH_BYTES", 3 * page_bytes)  # three pages of four tokens
+def test_rows_longer_than_a_task_merge_their_parts(
+    make: Make, monkeypatch: pytest.MonkeyPatch, window: int | None
+) -> None:
+    monkeypatch.setattr(cpu_plan, "TASK_TOKENS", 12)
     monkeypatch.setattr(torch_cpu, "CACHED_BLOCK", 10)
     rows = [(47, 1), (0, 1), (11, 1), (12, 1), (13, 1), (30, 1), (50, 9), (12, 12)]
-    check(TorchCPU, rows, shape, page_size=4)
+    check(make, rows, shape_of(windows=(None, window)), page_size=4)
 
 
 @pytest.mark.parametrize("window", [None, 9, 12])
@@ -98,6 +116,17 @@ def test_extend_over_several_blocks_of_windowed_queries(monkeypatch: pytest.Monk
 
 def test_large_scores_do_not_overflow() -> None:
     check(TorchCPU, RAGGED, shape_of(softmax_scale=300.0))
+
+
+def test_large_scores_do_not_overflow_in_float32() -> None:
+    paged, shape = make_paged(RAGGED, shape_of(softmax_scale=300.0), dtype=torch.float32), shape_of(softmax_scale=300.0)
+    backend = compiled(paged.pool_NL2SKE, shape)
+    backend.plan(paged.batch)
+    backend.write(paged.layer, paged.k_TKE, paged.v_TKE)
+    out, lse = backend.attend(paged.layer, paged.q_THE)
+    want, want_lse = by_definition(paged, shape)
+    torch.testing.assert_close(out.double(), want, atol=2e-3, rtol=2e-3)  # scores of 1,000 have three digits less
+    torch.testing.assert_close(lse.double(), want_lse, atol=2e-3, rtol=2e-6)
 
 
 def test_other_layers_and_other_pages_are_untouched() -> None:

@@ -31,6 +31,8 @@ FP8 = "float8_e4m3fn"
         (replace(BLACKWELL, packages=frozenset()), Roles("triton", "triton", "triton")),
         (replace(HOPPER, capability=(7, 5)), Roles("triton", "triton", "triton")),
         (Facts("cpu", dtype="float32", kv_dtype="float32"), Roles("torch_cpu", "torch_cpu", "torch_cpu")),
+        (Facts("cpu", packages=frozenset(("numba",))), Roles("numba", "numba", "numba")),
+        (Facts("cpu", packages=frozenset(("numba",)), kv_dtype=FP8), Roles("torch_cpu", "torch_cpu", "torch_cpu")),
         (Facts("cpu", dtype="float32", kv_dtype=FP8), Roles("torch_cpu", "torch_cpu", "torch_cpu")),
         (Facts("cpu", has_soft_cap=True), Roles("torch", "torch", "torch")),
     ],

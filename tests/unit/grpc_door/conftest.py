@@ -9,7 +9,7 @@ import pytest
 
 from engine.wire.inference_pb2_grpc import InferenceStub
 from router.doors.config import DoorConfig
-from router.rpc.server import RpcDoor, add_inference, server_options
+from router.rpc.server import RpcDoor, add_inference, make_server
 from router.text.model import ServedModel
 from tests.fakes.generator import FakeGenerator
 from tests.fakes.text_models import served_model
@@ -46,7 +46,7 @@ async def service(tmp_path: Path) -> AsyncIterator[Service]:
     model = served_model(tmp_path, max_position_embeddings=MAX_MODEL_LEN, vocab_size=VOCAB_SIZE)
     generator = FakeGenerator(lambda call: call.tokens[:20])
     config = DoorConfig(max_sequences=8, max_body_bytes=12 << 20)
-    server = grpc.aio.server(options=server_options(config))
+    server = make_server(config)
     door = add_inference(server, generator, model, config)
     await door.set_serving(False)
     address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"

@@ -59,7 +59,7 @@ def by_transformers(folder: Path, prompts: list[list[int]], num_new: int) -> lis
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("backend", ["torch", "torch_cpu"])
+@pytest.mark.parametrize("backend", ["torch", "torch_cpu", "numba"])
 def test_greedy_tokens_are_those_of_transformers(architecture: str, backend: str) -> None:
     """Chunked prompts, sixteen at once, cold and again over the prefix cache."""
     folder = tiny_checkpoint(architecture)
@@ -120,7 +120,7 @@ def test_settings_are_resolved_by_device_and_memory() -> None:
     engine = build_engine(EngineConfig(str(folder), device="cpu", kv_memory=4 << 20))
     assert engine.pool.layout.page_size == 16
     assert engine.scheduler.max_model_len == 1024
-    assert engine.attention == "torch_cpu"
+    assert engine.attention == "numba"
     assert len(engine.pool.generations) > engine.pool.num_pages == engine.scheduler.num_pages
     with pytest.raises(InvalidRequest, match="one sequence of max_model_len 1000"):
         build_engine(config_of(folder, max_model_len=1000, kv_memory=1 << 18))
