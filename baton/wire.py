@@ -18,6 +18,7 @@ from engine.core.errors import (
     InvalidRequest,
     NotFound,
     Overloaded,
+    PermissionDenied,
     Unauthenticated,
     Unavailable,
 )
@@ -33,6 +34,7 @@ _ERRORS: dict[grpc.StatusCode, type[BatonError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidRequest,
     grpc.StatusCode.NOT_FOUND: NotFound,
     grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
+    grpc.StatusCode.PERMISSION_DENIED: PermissionDenied,
     grpc.StatusCode.RESOURCE_EXHAUSTED: Overloaded,
     grpc.StatusCode.UNAVAILABLE: Unavailable,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
@@ -149,9 +151,12 @@ def _usage(usage: pb.Usage) -> Usage:
 def _timing(timing: pb.RequestTiming) -> RequestTiming:
     return RequestTiming(
         timing.queue_s,
+        timing.admit_s,
         timing.prefill_s,
-        timing.transfer_s,
+        timing.deliver_s,
         timing.ttft_s,
+        timing.transfer_s,
+        timing.first_step_s,
         timing.prefill_worker,
         timing.decode_worker,
     )

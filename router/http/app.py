@@ -8,7 +8,9 @@ from starlette.exceptions import HTTPException
 from engine.core.errors import BatonError
 from router.api import Generator, StatusSource
 from router.doors.config import DoorConfig
+from router.doors.gateway import Gateway
 from router.doors.prompts import check_model, tokens_of_chat, tokens_of_text
+from router.http.auth import Authenticate
 from router.http.body import read_body
 from router.http.chat import chat
 from router.http.completions import complete
@@ -22,7 +24,12 @@ from router.text.model import ServedModel
 
 
 def create_app(
-    generator: Generator, model: ServedModel, status: StatusSource, config: DoorConfig, registry: CollectorRegistry
+    generator: Generator,
+    model: ServedModel,
+    status: StatusSource,
+    config: DoorConfig,
+    registry: CollectorRegistry,
+    gateway: Gateway | None = None,
 ) -> FastAPI:
     """The application; it owns nothing that needs closing.
 
@@ -32,14 +39,17 @@ def create_app(
         status: what /health and /status report.
         config: limits.
         registry: what /metrics exposes; the door adds its own metrics to it.
+        gateway: who may call, and how much; left out, everybody.
     """
     app = FastAPI(title="Baton", openapi_url=None)  # bodies are read by read_body, of which FastAPI knows nothing
-    _add_openai(app, Door(generator, model, config))
+    gateway = gateway or Gateway()
+    _add_openai(app, Door(generator, model, config, gateway))
     _add_operations(app, status, registry)
     app.add_exception_handler(BatonError, _baton_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _unexpected_error)
     app.add_middleware(BodyLimit, max_bytes=config.max_body_bytes, timeout_s=config.body_timeout_s)
+    app.add_middleware(Authenticate, gateway=gateway)
     app.add_middleware(RequestMetrics, registry=registry)
     return app
 

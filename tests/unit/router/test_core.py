@@ -3,6 +3,7 @@
 import random
 from array import array
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -30,7 +31,7 @@ from engine.core.messages import (
 )
 from engine.core.types import FinishReason, Sampling, TokenLogprob
 from kv_transfer.transports.base import peer_key
-from router.api import Delta, GenerateCall
+from router.api import Delta, GenerateCall, Timing
 from router.config import HealthConfig, RouterConfig
 from router.core import RouterCore
 from router.events import (
@@ -153,7 +154,9 @@ def test_the_whole_path_of_one_request() -> None:
     bench.now = 1.0
     bench.token("p", id, 7, logprobs=[logprob], tickets=[TicketIssued(id, b"t2", True)])
     assert bench.took() == [("d", DeliverTicket(id, b"t2"))]
-    assert bench.deltas == [Delta((7,), (logprob,), cached_tokens=8)], "before the pages have moved"
+    known = Timing(admit_s=0.25, prefill_s=0.75, ttft_s=1.0, prefill_worker="p", decode_worker="d")
+    first = Delta((7,), (logprob,), cached_tokens=8, timing=known)
+    assert bench.deltas == [first], "before the pages have moved"
     bench.now = 1.5
     bench.frame("d", adopted=[Adopted(id, 1000, 0.1, 4, 1)], ids=[id], tokens=[8], logprobs=[None])
     assert bench.took() == [("p", Release(id))]
@@ -162,7 +165,8 @@ def test_the_whole_path_of_one_request() -> None:
     assert bench.tokens == [7, 8, 9, 10, 11] and len(bench.deltas) == 4
     last = bench.deltas[-1]
     assert last.finish_reason is FinishReason.LENGTH and last.timing
-    assert (last.timing.queue_s, last.timing.prefill_s, last.timing.ttft_s) == (0.25, 0.75, 1.0)
+    assert (last.timing.queue_s, last.timing.admit_s, last.timing.prefill_s) == (0.0, 0.25, 0.75)
+    assert (last.timing.ttft_s, last.timing.first_step_s) == (1.0, pytest.approx(0.4))
     assert (last.timing.transfer_s, last.timing.prefill_worker, last.timing.decode_worker) == (0.1, "p", "d")
     assert bench.took() == [] and not bench.core.calls.flows
     assert (bench.core.stats.handoffs, bench.core.stats.cached_tokens) == (1, 8)
@@ -387,7 +391,8 @@ def test_an_attempt_that_gave_no_token_leaves_no_trace_in_the_answer() -> None:
     bench.frame("d", handoff_failed=[HandoffFailed(id, "x")])
     again = bench.last_id()
     bench.token("d", again, 7, started=[Started(again, 0, 0.0)], prompt_logprobs=[(again, [TokenLogprob(1, -2.0)])])
-    assert bench.deltas == [Delta((7,), (), (TokenLogprob(1, -2.0),), 0)]
+    (delta,) = bench.deltas
+    assert replace(delta, timing=None) == Delta((7,), (), (TokenLogprob(1, -2.0),), 0)
 
 
 def test_the_same_prompt_meets_on_one_prefill_worker_before_anything_is_reported() -> None:
