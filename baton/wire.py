@@ -43,6 +43,15 @@ _ERRORS: dict[grpc.StatusCode, type[BatonError]] = {
 _FINISH = {pb.GenerateResponse.FINISH_STOP: "stop", pb.GenerateResponse.FINISH_LENGTH: "length"}
 
 
+def key_metadata(api_key: str) -> tuple[tuple[str, str], ...]:
+    """What goes with every call of a client that has a key. Raises InvalidRequest for what can be none."""
+    if not api_key:
+        return ()
+    if not (api_key.isascii() and api_key.isprintable()):
+        raise InvalidRequest("a key has printable ASCII characters only", param="api_key")
+    return (("authorization", f"Bearer {api_key}"),)
+
+
 def generate_request(
     prompt: Prompt, sampling: SamplingOptions, *, model: str, n: int, request_id: str
 ) -> pb.GenerateRequest:

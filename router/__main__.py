@@ -19,7 +19,7 @@ from engine.server.config import CLUSTER_KEY_VARIABLE
 from router.logs import LOG_FORMATS, set_up_logging
 from router.policies.registry import POLICY_NAMES
 from router.server import RunningRouter
-from router.server_config import RouterServerConfig
+from router.server_config import GatewayConfig, RouterServerConfig
 
 SIGNAL_POLL_S = 0.25
 
@@ -68,9 +68,7 @@ def config_of(arguments: argparse.Namespace, environment: Mapping[str, str]) -> 
         admin_host=arguments.admin_host,
         admin_port=arguments.admin_port,
         policy=arguments.policy,
-        tenants=arguments.tenants,
-        otlp_endpoint=arguments.otlp_endpoint,
-        drain_notice_s=arguments.drain_notice_s,
+        gateway=GatewayConfig(arguments.tenants, arguments.otlp_endpoint, arguments.drain_notice_s),
     )
 
 

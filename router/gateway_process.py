@@ -11,7 +11,7 @@ from router.config import RouterConfig
 from router.doors.gateway import Gateway
 from router.doors.request_log import RequestLog
 from router.gateway.record import RecordSink, RequestRecord
-from router.server_config import RouterServerConfig
+from router.server_config import GatewayConfig, RouterServerConfig
 from router.tenants_file import TenantsFile
 
 logger = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ WORKER_QUEUE_S = 0.25
 def limits_of(config: RouterServerConfig) -> RouterConfig:
     """The core's limits in this process: shares between tenants need calls that can still be shared out."""
     limits = replace(config.limits, salt_key=config.cluster_key)
-    if config.tenants is None or limits.admission.max_worker_queue_s is not None:
+    if config.gateway.tenants is None or limits.admission.max_worker_queue_s is not None:
         return limits
     return replace(limits, admission=replace(limits.admission, max_worker_queue_s=WORKER_QUEUE_S))
 
@@ -32,7 +32,7 @@ def limits_of(config: RouterServerConfig) -> RouterConfig:
 class GatewayProcess:
     """Owns the file and what sends traces."""
 
-    def __init__(self, config: RouterServerConfig, registry: CollectorRegistry) -> None:
+    def __init__(self, config: GatewayConfig, registry: CollectorRegistry) -> None:
         """Raises InvalidRequest for a file that cannot be read, or for traces without the package that sends them."""
         self._file = None if config.tenants is None else TenantsFile(config.tenants)
         sinks: list[RecordSink] = [RequestLog(), TenantMetrics(registry)]

@@ -52,7 +52,7 @@ class RouterServer:
             return WorkerClient(address, config.cluster_key, silence_s=SILENCE_S)
 
         self.service = RouterService(core, connect, RouterMetrics(core, registry))
-        self.gate = GatewayProcess(config, registry)
+        self.gate = GatewayProcess(config.gateway, registry)
         gateway = self.gate.gateway
         app = create_app(self.service, model, self.service, config.doors, registry, gateway)
         self._http = [(_uvicorn(app), sockets.http)]
@@ -97,7 +97,7 @@ class RouterServer:
         await self._door.drain()
         drained = asyncio.create_task(self.service.drain(self.drain_s))
         if self.drain_s:
-            await asyncio.sleep(min(self._config.drain_notice_s, self.drain_s))
+            await asyncio.sleep(min(self._config.gateway.drain_notice_s, self.drain_s))
         for server, _ in self._http:
             server.should_exit = True
         rpc_stopped = asyncio.create_task(self._rpc.stop(self.drain_s + STOP_S))

@@ -9,6 +9,7 @@ from engine.wire.inference_pb2_grpc import add_InferenceServicer_to_server
 from router.api import Generator
 from router.doors.config import DoorConfig
 from router.doors.gateway import Gateway
+from router.rpc.lenient import LenientServer
 from router.rpc.service import InferenceService
 from router.text.model import ServedModel
 
@@ -56,7 +57,9 @@ def add_inference(
     Call `set_serving` before it starts: until then health clients are told nothing about the service.
     """
     health_servicer = health.aio.HealthServicer()
-    add_InferenceServicer_to_server(InferenceService(generator, model, config, gateway or Gateway()), server)
+    add_InferenceServicer_to_server(
+        InferenceService(generator, model, config, gateway or Gateway()), LenientServer(server)
+    )
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     return RpcDoor(health_servicer)
