@@ -33,6 +33,8 @@ T = TypeVar("T")
 SILENCE_S = 3.0
 """A session without a frame for this long is closed; long before that its worker counts as hung."""
 READY_POLL_S = 0.1
+CALLS_END_S = 0.5
+"""For gRPC calls to end once there is nothing left to answer them with."""
 STOP_S = 3.0
 """Answers under way have this long to end once the router stops; it cuts them off at once, so it is ample."""
 
@@ -103,6 +105,7 @@ class RouterServer:
         rpc_stopped = asyncio.create_task(self._rpc.stop(self.drain_s + STOP_S))
         await drained
         await self.service.stop()
+        await self._rpc.stop(CALLS_END_S)  # earlier than said before: whoever watches health would never end by itself
         await asyncio.wait(doors, timeout=STOP_S)
         for server, _ in self._http:
             server.force_exit = True  # whoever does not read its end is not waited for

@@ -1,7 +1,7 @@
 """The OpenAI-compatible HTTP door as an ASGI application."""
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from starlette.exceptions import HTTPException
 
@@ -17,8 +17,9 @@ from router.http.completions import complete
 from router.http.errors import error_response, plain_error_response
 from router.http.limits import BodyLimit
 from router.http.metrics import RequestMetrics
+from router.http.openapi import document
 from router.http.respond import Door, Json, request_id_of
-from router.http.schema import TokenizeRequest
+from router.http.schema import ChatRequest, CompletionRequest, TokenizeRequest
 from router.http.status import status_body
 from router.text.model import ServedModel
 
@@ -45,6 +46,7 @@ def create_app(
     gateway = gateway or Gateway()
     _add_openai(app, Door(generator, model, config, gateway))
     _add_operations(app, status, registry)
+    _add_document(app, model.name)
     app.add_exception_handler(BatonError, _baton_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _unexpected_error)
@@ -91,14 +93,26 @@ def _add_openai(app: FastAPI, door: Door) -> None:
         return {"tokens": list(tokens), "count": len(tokens), "max_model_len": door.model.max_model_len}
 
 
+def _add_document(app: FastAPI, model_name: str) -> None:
+    """The last route: what is added before it is in the document."""
+    bodies = {"/v1/completions": CompletionRequest, "/v1/chat/completions": ChatRequest, "/tokenize": TokenizeRequest}
+    written = document(app, bodies, model_name)
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def openapi() -> Json:
+        """What this door takes and gives."""
+        return written
+
+
 def _add_operations(app: FastAPI, status: StatusSource, registry: CollectorRegistry) -> None:
-    @app.api_route("/health", methods=["GET", "HEAD"])
+    @app.head("/health", include_in_schema=False)
+    @app.get("/health")
     async def health() -> Response:
         """200 when a request could be served now, else 503 with the reason."""
         now = status.status()
         return JSONResponse({"ready": now.ready, "detail": now.detail}, status_code=200 if now.ready else 503)
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     def metrics() -> Response:
         """Prometheus text format."""
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)

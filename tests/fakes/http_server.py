@@ -10,7 +10,6 @@ from fastapi import FastAPI
 
 from router.http.protocol import BoundedProtocol
 
-
 SEND_BUFFER_BYTES = 64 << 10
 """What the kernel takes for a client that does not read: little, so that tests of those need little, too."""
 
