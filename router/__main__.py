@@ -8,6 +8,7 @@ import argparse
 import json
 import logging
 import os
+import resource
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from pathlib import Path
 from engine.core.errors import BatonError, InvalidRequest
 from engine.models.hub import resolve_model
 from engine.server.config import CLUSTER_KEY_VARIABLE
+from router.config import AdmissionConfig, RouterConfig
 from router.logs import LOG_FORMATS, set_up_logging
 from router.policies.registry import POLICY_NAMES
 from router.server import RunningRouter
@@ -43,6 +45,10 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument(
         "--tenants", type=Path, help="TOML file of tenants and hashes of their keys; all may call if left out"
     )
+    flags.add_argument(
+        "--max-running", type=int, default=AdmissionConfig().max_running, help="requests on workers at once"
+    )
+    flags.add_argument("--max-queued", type=int, default=AdmissionConfig().max_queued, help="requests that may wait")
     flags.add_argument("--otlp-endpoint", help="base URL of an OpenTelemetry collector that gets traces")
     flags.add_argument("--drain-s", type=float, default=30.0, help="after SIGTERM, seconds for answers under way")
     flags.add_argument("--drain-notice-s", type=float, default=0.0, help="of these, seconds before nobody can connect")
@@ -68,6 +74,7 @@ def config_of(arguments: argparse.Namespace, environment: Mapping[str, str]) -> 
         admin_host=arguments.admin_host,
         admin_port=arguments.admin_port,
         policy=arguments.policy,
+        limits=RouterConfig(admission=AdmissionConfig(arguments.max_running, arguments.max_queued)),
         gateway=GatewayConfig(arguments.tenants, arguments.otlp_endpoint, arguments.drain_notice_s),
     )
 
@@ -82,6 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one router. Returns the exit code."""
     arguments = parser().parse_args(argv)
     set_up_logging(arguments.log_level, arguments.log_format)
+    _open_many_files()
     try:
         router = RunningRouter(config_of(arguments, os.environ))
     except BatonError as error:
@@ -95,6 +103,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     sys.stdout.write(ready_line(router) + "\n")
     sys.stdout.flush()
     return _run_until_asked(router, asked, arguments.drain_s)
+
+
+def _open_many_files() -> None:
+    """Each client is an open file: as many as this process may have."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _run_until_asked(router: RunningRouter, asked: list[int], drain_s: float) -> int:
