@@ -1,5 +1,6 @@
 """What every door asks before and after a client's request: who it is, what it may use, how it went."""
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
@@ -88,7 +89,7 @@ class Visit:
         """See router.doors.session.run. Raises RateLimited before anything runs."""
         most = self._num_prompt + sum(choice.call.sampling.max_tokens for choice in self.choices)
         reservation: Reservation | None = None
-        outcome = "cancelled"
+        outcome = Code.INTERNAL.value
         try:
             reservation = self._gateway.ledger.enter(self._arrival.caller.tenant, most, self._gateway.clock())
             self._seen.called_s = self._gateway.clock()
@@ -99,6 +100,9 @@ class Visit:
             outcome = "finished"
         except BatonError as error:
             outcome = error.code.value
+            raise
+        except (asyncio.CancelledError, GeneratorExit):
+            outcome = "cancelled"
             raise
         finally:
             self._end(reservation, outcome)

@@ -1,29 +1,20 @@
 """Tenants among fake workers in virtual time: floods, objectives, priorities; the whole router core."""
 
-from array import array
-
 import pytest
 
 from engine.core.errors import Overloaded
-from engine.core.types import Sampling
-from router.api import GenerateCall
 from router.config import AdmissionConfig, RouterConfig
-from router.events import CallArrived
 from router.intake import TooLate
-from tests.fakes.router_world import Client, RouterWorld
-from tests.fakes.workers import STOP_TOKEN, answer, worker_info
+from tests.fakes.router_world import Client, Rights, RouterWorld
+from tests.fakes.workers import worker_info
 
 MAX_TOKENS = 3
 
 
-def send(world: RouterWorld, key: int, tenant: str, length: int = 64, **call: object) -> Client:
+def send(world: RouterWorld, key: int, tenant: str, length: int = 64, ttft_slo_s: float | None = None) -> Client:
     """A call with a prompt of its own."""
-    tokens = array("i", [(key * 31 + place) % 90 for place in range(length)])
-    sampling = Sampling(seed=key, stop_token_ids=(STOP_TOKEN,), max_tokens=MAX_TOKENS)
-    given = GenerateCall(f"call-{key}", tokens, sampling, 600.0, tenant=tenant, **call)  # type: ignore[arg-type]
-    client = world.clients[key] = Client(given, world.now, answer(tokens, sampling))
-    world.handle(CallArrived(key, given))
-    return client
+    prompt = [(key * 31 + place) % 90 for place in range(length)]
+    return world.call(key, prompt, 600.0, Rights(tenant, ttft_slo_s=ttft_slo_s), max_tokens=MAX_TOKENS)
 
 
 def teach(world: RouterWorld, ms_per_token: float) -> None:
@@ -123,12 +114,9 @@ def test_who_waits_here_counts_for_the_objective_of_its_own_tenant_only() -> Non
 @pytest.mark.parametrize("tenants", [("a", "b"), ("a", "a")])
 def test_only_a_tenant_s_own_calls_find_what_it_computed(tenants: tuple[str, str]) -> None:
     world = world_with(AdmissionConfig())
-    first = send(world, 1, tenants[0])
+    first = world.call(1, list(range(64)), rights=Rights(tenants[0]))
     world.run(60.0)
-    tokens, sampling = first.call.tokens, first.call.sampling
-    again = GenerateCall("again", tokens, sampling, 60.0, tenant=tenants[1])
-    second = world.clients[2] = Client(again, world.now, answer(tokens, sampling))
-    world.handle(CallArrived(2, again))
+    second = world.call(2, list(range(64)), rights=Rights(tenants[1]))
     world.run(120.0)
     expected = 60 if tenants[0] == tenants[1] else 0
     assert (first.deltas[0].cached_tokens, second.deltas[0].cached_tokens) == (0, expected)
