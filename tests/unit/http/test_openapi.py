@@ -58,7 +58,7 @@ def fuzz(operations: list[APIOperation], profile: settings) -> None:
 
 
 def test_whatever_is_sent_gets_an_answer(operations: list[APIOperation]) -> None:
-    assert len(operations) == 8
+    assert len(operations) >= 8
     fuzz(operations, FEW)
 
 

@@ -19,6 +19,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from engine.core.errors import InvalidRequest
 from engine.wire import inference_pb2 as pb
 from engine.wire.inference_pb2_grpc import InferenceStub
+from router.config import AdmissionConfig, RouterConfig
 from router.server import RunningRouter
 from router.server_config import GatewayConfig, RouterServerConfig
 from tests.fakes.grpc_worker import FakeCluster
@@ -220,3 +221,33 @@ async def test_a_request_is_one_trace(config: RouterServerConfig, tenants: Path,
     attributes = {pair.key: pair.value for pair in request.attributes}
     assert attributes["baton.tenant"].string_value == "acme"
     assert attributes["gen_ai.usage.input_tokens"].int_value == len(PROMPT)
+
+
+async def test_what_would_come_too_late_is_refused_at_once(config: RouterServerConfig) -> None:
+    async with serving(config) as running:
+        assert (await running.complete("acme")).status_code == 200
+        headers = bearer("acme") | {"x-baton-ttft-slo-ms": "0.001"}
+        refused = await running.http.post("/v1/completions", json=BODY, headers=headers)
+        assert refused.status_code == 429 and refused.headers["retry-after"] == "1"
+        assert "later than 1e-06 s" in refused.json()["error"]["message"]
+        metrics = (await running.http.get("/metrics")).text
+        assert 'baton_router_requests_total{outcome="resource_exhausted"} 1.0' in metrics
+
+
+async def test_a_flood_of_one_tenant_holds_up_only_itself(config: RouterServerConfig) -> None:
+    config = replace(config, limits=RouterConfig(admission=AdmissionConfig(max_running=2)))
+    ended: list[str] = []
+
+    async def ask(running: Running, tenant: str, number: int) -> None:
+        assert (await running.complete(tenant, prompt=[*PROMPT, number])).status_code == 200
+        ended.append(tenant)
+
+    async with serving(config) as running:
+        flood = [asyncio.create_task(ask(running, "acme", number)) for number in range(30)]
+        async with asyncio.timeout(WAIT_S):
+            while len(ended) < 3:  # the flood is under way, and most of it waits
+                await asyncio.sleep(0.005)
+        before = len(ended)
+        await ask(running, "beta", 0)
+        assert len(ended) - before < 8, "nearly all of the flood is still to come"
+        await asyncio.gather(*flood)
