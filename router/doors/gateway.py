@@ -110,7 +110,8 @@ class Visit:
     def _note(self, index: int, delta: TextDelta) -> None:
         seen = self._seen
         seen.output_tokens += len(delta.tokens)
-        seen.cached_tokens = max(seen.cached_tokens, delta.cached_tokens or 0)
+        if delta.cached_tokens is not None:
+            seen.cached.setdefault(id(self.choices[index].call.tokens), delta.cached_tokens)  # the first copy's is true
         if index not in seen.first_s:
             seen.first_s[index] = self._gateway.clock()
         if delta.timing is not None:
@@ -140,7 +141,7 @@ class Visit:
             outcome=outcome,
             num_sequences=len(self.choices),
             prompt_tokens=self._num_prompt,
-            cached_tokens=seen.cached_tokens,
+            cached_tokens=sum(seen.cached.values()),
             output_tokens=seen.output_tokens,
             began_s=time.time() - total_s,
             total_s=total_s,
@@ -160,5 +161,6 @@ class _Seen:
     first_s: dict[int, float] = field(default_factory=dict)
     """Of each answer, when its first part came by."""
     output_tokens: int = 0
-    cached_tokens: int = 0
+    cached: dict[int, int] = field(default_factory=dict)
+    """By prompt."""
     timing: Timing = field(default_factory=Timing)

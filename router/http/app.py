@@ -3,6 +3,7 @@
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from engine.core.errors import BatonError
@@ -95,7 +96,11 @@ def _add_openai(app: FastAPI, door: Door) -> None:
 
 def _add_document(app: FastAPI, model_name: str) -> None:
     """The last route: what is added before it is in the document."""
-    bodies = {"/v1/completions": CompletionRequest, "/v1/chat/completions": ChatRequest, "/tokenize": TokenizeRequest}
+    bodies: dict[str, type[BaseModel]] = {
+        "/v1/completions": CompletionRequest,
+        "/v1/chat/completions": ChatRequest,
+        "/tokenize": TokenizeRequest,
+    }
     written = document(app, bodies, model_name)
 
     @app.get("/openapi.json", include_in_schema=False)

@@ -176,7 +176,7 @@ async def test_each_request_is_recorded_once_with_its_outcome(tmp_path: Path) ->
     first = records[0]
     prompts = {len(call.tokens) for call in service.generator.calls[:4]}
     assert (first.tenant, first.num_sequences, first.prompt_tokens) == ("acme", 4, sum(prompts))
-    assert first.output_tokens == 16 and first.cached_tokens == 3 and first.key_id
+    assert first.output_tokens == 16 and first.cached_tokens == 6 and first.key_id
     timing = first.timing
     assert timing.ttft_s == pytest.approx(timing.queue_s + timing.admit_s + timing.prefill_s + timing.deliver_s)
 
