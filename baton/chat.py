@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from baton.client import DEFAULT_TARGET, Client
+from baton.keys import own_key
 from baton.results import Message, SamplingOptions, sampling_options
 from engine.core.errors import BatonError
 
@@ -22,7 +23,7 @@ def chat(
 ) -> None:
     """Talk with the served model; answers stream."""
     options = sampling_options(max_tokens=max_tokens, temperature=temperature, seed=seed)
-    with Client(target) as client:
+    with Client(target, api_key=own_key()) as client:
         print(f"{client.models()[0].name}: {HELP}", file=sys.stderr)
         _converse(client, system, options)
 

@@ -10,6 +10,7 @@ from baton.chat import chat
 from baton.client import DEFAULT_TARGET, Client
 from baton.doctor import doctor
 from baton.drain import drain
+from baton.keys import keys, own_key
 from baton.results import sampling_options
 from baton.serve import serve
 from baton.status import status
@@ -24,6 +25,7 @@ app.command()(status)
 app.command()(doctor)
 app.command()(drain)
 app.command()(chaos)
+app.add_typer(keys, name="keys")
 
 
 @app.command()
@@ -39,7 +41,7 @@ def generate(
     """Continue a text and print it as it comes."""
     text = sys.stdin.read() if prompt == "-" else prompt
     options = sampling_options(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed, stop=stop)
-    with Client(target) as client:
+    with Client(target, api_key=own_key()) as client:
         for chunk in client.stream(text, **options):
             print(chunk.text, end="", flush=True)
     print()

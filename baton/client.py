@@ -3,12 +3,12 @@
 from collections.abc import AsyncGenerator, Generator, Sequence
 from contextlib import aclosing
 from types import TracebackType
-from typing import Self, Unpack
+from typing import Any, Self, Unpack
 
 import grpc
 
 from baton.results import Chunk, Message, Model, Prompt, Result, SamplingOptions, joined
-from baton.wire import CHANNEL_OPTIONS, chunk_of, error_of, generate_request, models_of, tokenize_request
+from baton.wire import CHANNEL_OPTIONS, chunk_of, error_of, generate_request, key_metadata, models_of, tokenize_request
 from engine.wire import inference_pb2 as pb
 from engine.wire.inference_pb2_grpc import InferenceStub
 
@@ -27,9 +27,16 @@ class Client:
             print(client.generate("Once upon a time", max_tokens=32).text)
     """
 
-    def __init__(self, target: str = DEFAULT_TARGET, *, credentials: grpc.ChannelCredentials | None = None) -> None:
-        """`target`: host:port of the gRPC door. `credentials`: for TLS. Connects at the first call."""
+    def __init__(
+        self, target: str = DEFAULT_TARGET, *, api_key: str = "", credentials: grpc.ChannelCredentials | None = None
+    ) -> None:
+        """`target`: host:port of the gRPC door. `api_key`: where the service asks for one. `credentials`: for TLS.
+
+        Connects at the first call.
+        """
         self._target = target
+        self._metadata = key_metadata(api_key)
+        self._look_up: dict[str, Any] = {"timeout": _LOOK_UP_TIMEOUT_S, "metadata": self._metadata}
         if credentials is None:
             self._channel = grpc.insecure_channel(target, options=CHANNEL_OPTIONS)
         else:
@@ -77,7 +84,7 @@ class Client:
         return self._chunks(request, timeout_s)
 
     def _chunks(self, request: pb.GenerateRequest, timeout_s: float) -> Generator[Chunk, None, None]:
-        call = self._stub.Generate(request, timeout=timeout_s)
+        call = self._stub.Generate(request, timeout=timeout_s, metadata=self._metadata)
         try:
             for message in call:
                 yield chunk_of(message)
@@ -89,7 +96,9 @@ class Client:
     def tokenize(self, text: str | Sequence[Message], *, model: str = "") -> list[int]:
         """Token ids of a text or a rendered conversation, as generate would see them."""
         try:
-            answer = self._stub.Tokenize(tokenize_request(text, model), timeout=_LOOK_UP_TIMEOUT_S)
+            answer = self._stub.Tokenize(
+                tokenize_request(text, model), timeout=_LOOK_UP_TIMEOUT_S, metadata=self._metadata
+            )
         except grpc.RpcError as error:
             raise error_of(error, self._target) from error
         return list(answer.ids)
@@ -97,7 +106,7 @@ class Client:
     def models(self) -> list[Model]:
         """What is served."""
         try:
-            return models_of(self._stub.ListModels(pb.ListModelsRequest(), timeout=_LOOK_UP_TIMEOUT_S))
+            return models_of(self._stub.ListModels(pb.ListModelsRequest(), **self._look_up))
         except grpc.RpcError as error:
             raise error_of(error, self._target) from error
 
@@ -110,9 +119,16 @@ class AsyncClient:
             print(chunk.text, end="")
     """
 
-    def __init__(self, target: str = DEFAULT_TARGET, *, credentials: grpc.ChannelCredentials | None = None) -> None:
-        """`target`: host:port of the gRPC door. `credentials`: for TLS. Connects at the first call."""
+    def __init__(
+        self, target: str = DEFAULT_TARGET, *, api_key: str = "", credentials: grpc.ChannelCredentials | None = None
+    ) -> None:
+        """`target`: host:port of the gRPC door. `api_key`: where the service asks for one. `credentials`: for TLS.
+
+        Connects at the first call.
+        """
         self._target = target
+        self._metadata = key_metadata(api_key)
+        self._look_up: dict[str, Any] = {"timeout": _LOOK_UP_TIMEOUT_S, "metadata": self._metadata}
         if credentials is None:
             self._channel = grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS)
         else:
@@ -161,7 +177,7 @@ class AsyncClient:
         return self._chunks(request, timeout_s)
 
     async def _chunks(self, request: pb.GenerateRequest, timeout_s: float) -> AsyncGenerator[Chunk, None]:
-        call = self._stub.Generate(request, timeout=timeout_s)
+        call = self._stub.Generate(request, timeout=timeout_s, metadata=self._metadata)
         try:
             async for message in call:
                 yield chunk_of(message)
@@ -173,7 +189,9 @@ class AsyncClient:
     async def tokenize(self, text: str | Sequence[Message], *, model: str = "") -> list[int]:
         """Token ids of a text or a rendered conversation, as generate would see them."""
         try:
-            answer = await self._stub.Tokenize(tokenize_request(text, model), timeout=_LOOK_UP_TIMEOUT_S)
+            answer = await self._stub.Tokenize(
+                tokenize_request(text, model), timeout=_LOOK_UP_TIMEOUT_S, metadata=self._metadata
+            )
         except grpc.aio.AioRpcError as error:
             raise error_of(error, self._target) from error
         return list(answer.ids)
@@ -181,6 +199,6 @@ class AsyncClient:
     async def models(self) -> list[Model]:
         """What is served."""
         try:
-            return models_of(await self._stub.ListModels(pb.ListModelsRequest(), timeout=_LOOK_UP_TIMEOUT_S))
+            return models_of(await self._stub.ListModels(pb.ListModelsRequest(), **self._look_up))
         except grpc.aio.AioRpcError as error:
             raise error_of(error, self._target) from error

@@ -66,12 +66,18 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class RequestTiming:
-    """Where the time to the first token went, and who did the work."""
+    """Where the time to the first token went, and who did the work: the four parts of ttft_s come before it.
+
+    `transfer_s` and `first_step_s` are what the second token waited for, 0 when the pages did not move.
+    """
 
     queue_s: float
+    admit_s: float
     prefill_s: float
-    transfer_s: float
+    deliver_s: float
     ttft_s: float
+    transfer_s: float
+    first_step_s: float
     prefill_worker: str
     decode_worker: str
 

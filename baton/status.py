@@ -8,7 +8,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from engine.core.errors import Unavailable
+from baton.keys import KEY_VARIABLE, own_key
+from baton.wire import key_metadata
+from engine.core.errors import Unauthenticated, Unavailable
 
 DEFAULT_URL = "http://localhost:8000"
 _TIMEOUT_S = 10.0
@@ -32,9 +34,12 @@ def status(
 
 
 def fetch_status(url: str) -> dict[str, Any]:
-    """The service's /status. Raises Unavailable."""
+    """The service's /status. Raises Unavailable, Unauthenticated."""
     try:
-        response = httpx.get(f"{url.rstrip('/')}/status", timeout=_TIMEOUT_S)
+        headers = dict(key_metadata(own_key()))
+        response = httpx.get(f"{url.rstrip('/')}/status", headers=headers, timeout=_TIMEOUT_S)
+        if response.status_code in (401, 403):
+            raise Unauthenticated(f"/status needs an operator's key in {KEY_VARIABLE}")
         body: dict[str, Any] = response.raise_for_status().json()
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
         raise Unavailable(f"cannot read the status of {url}: {first_line(error)}") from error

@@ -18,6 +18,7 @@ from engine.core.errors import (
     InvalidRequest,
     NotFound,
     Overloaded,
+    PermissionDenied,
     Unauthenticated,
     Unavailable,
 )
@@ -33,12 +34,22 @@ _ERRORS: dict[grpc.StatusCode, type[BatonError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidRequest,
     grpc.StatusCode.NOT_FOUND: NotFound,
     grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
+    grpc.StatusCode.PERMISSION_DENIED: PermissionDenied,
     grpc.StatusCode.RESOURCE_EXHAUSTED: Overloaded,
     grpc.StatusCode.UNAVAILABLE: Unavailable,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
     grpc.StatusCode.CANCELLED: Cancelled,
 }
 _FINISH = {pb.GenerateResponse.FINISH_STOP: "stop", pb.GenerateResponse.FINISH_LENGTH: "length"}
+
+
+def key_metadata(api_key: str) -> tuple[tuple[str, str], ...]:
+    """What goes with every call of a client that has a key. Raises InvalidRequest for what can be none."""
+    if not api_key:
+        return ()
+    if not (api_key.isascii() and api_key.isprintable()):
+        raise InvalidRequest("a key has printable ASCII characters only", param="api_key")
+    return (("authorization", f"Bearer {api_key}"),)
 
 
 def generate_request(
@@ -149,9 +160,12 @@ def _usage(usage: pb.Usage) -> Usage:
 def _timing(timing: pb.RequestTiming) -> RequestTiming:
     return RequestTiming(
         timing.queue_s,
+        timing.admit_s,
         timing.prefill_s,
-        timing.transfer_s,
+        timing.deliver_s,
         timing.ttft_s,
+        timing.transfer_s,
+        timing.first_step_s,
         timing.prefill_worker,
         timing.decode_worker,
     )

@@ -75,7 +75,9 @@ class RouterProcess:
 
 
 @contextmanager
-def serve_router(roles: Sequence[Sequence[str]], policy: str) -> Iterator[RouterProcess]:
+def serve_router(
+    roles: Sequence[Sequence[str]], policy: str, worker_flags: Sequence[str] = (), router_flags: Sequence[str] = ()
+) -> Iterator[RouterProcess]:
     """One worker for each entry of `roles`, and a router in front of them. Raises RuntimeError with the log."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="baton-router-bench-")))
@@ -94,12 +96,14 @@ def serve_router(roles: Sequence[Sequence[str]], policy: str) -> Iterator[Router
             return json.loads(line), process.pid
 
         workers = tuple(
-            start("bench.router_workers", "--id", f"w{number}", "--roles", *each)[0]["address"]
+            start("bench.router_workers", "--id", f"w{number}", "--roles", *each, *worker_flags)[0]["address"]
             for number, each in enumerate(roles)
         )
         named = [word for address in workers for word in ("--worker", address)]
         model = ["--model", str(_write_model(folder / "model")), "--model-name", MODEL]
-        doors, pid = start("router", *model, *named, "--policy", policy, "--port", "0", "--grpc-port", "0")
+        doors, pid = start(
+            "router", *model, *named, "--policy", policy, "--port", "0", "--grpc-port", "0", *router_flags
+        )
         yield RouterProcess(
             f"http://127.0.0.1:{doors['port']}", f"127.0.0.1:{doors['grpc_port']}", workers, psutil.Process(pid)
         )

@@ -146,8 +146,9 @@ class FastSession:
 class FastWorker(WorkerServicer):
     """The gRPC service of one such worker."""
 
-    def __init__(self, info: WorkerInfo) -> None:
+    def __init__(self, info: WorkerInfo, token_s: float = STEP_S) -> None:
         self._info = info
+        self._token_s = token_s
 
     async def Describe(  # noqa: N802
         self, _request: pb.DescribeRequest, _context: grpc.aio.ServicerContext
@@ -167,7 +168,7 @@ class FastWorker(WorkerServicer):
                 now = time.monotonic()
                 if session.rows and now >= step_s:
                     session.step()
-                    step_s = now + STEP_S
+                    step_s = now + self._token_s
                 with_load = now >= load_s
                 if with_load:
                     load_s = now + LOAD_S
@@ -196,13 +197,13 @@ async def _news(session: FastSession, timeout_s: float) -> None:
         pass
 
 
-async def serve(worker_id: str, roles: tuple[str, ...]) -> None:
+async def serve(worker_id: str, roles: tuple[str, ...], token_s: float = STEP_S) -> None:
     """Until SIGTERM."""
     server = grpc.aio.server(options=CHANNEL_OPTIONS)
     port = server.add_insecure_port("127.0.0.1:0")
     address = f"127.0.0.1:{port}"
     info = WorkerInfo(worker_id, os.getpid(), roles, address, "bench", LAYOUT, NUM_PAGES, MAX_MODEL_LEN)
-    add_WorkerServicer_to_server(FastWorker(info), server)
+    add_WorkerServicer_to_server(FastWorker(info, token_s), server)
     await server.start()
     asked = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, asked.set)
@@ -216,9 +217,10 @@ def main(argv: list[str] | None = None) -> int:
     flags = argparse.ArgumentParser(prog="python -m bench.router_workers", description=__doc__)
     flags.add_argument("--id", required=True)
     flags.add_argument("--roles", nargs="+", default=["prefill", "decode"])
+    flags.add_argument("--step-s", type=float, default=STEP_S, help="seconds between two tokens of a row")
     flags.add_argument("--log-level", help="for whoever starts it like a real worker; it logs nothing")
     args = flags.parse_args(argv)
-    asyncio.run(serve(args.id, tuple(args.roles)))
+    asyncio.run(serve(args.id, tuple(args.roles), args.step_s))
     return 0
 
 

@@ -2,7 +2,8 @@
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -11,7 +12,9 @@ from deploy.cluster import EMBEDDED
 from engine.core.errors import InvalidRequest
 from engine.runtime.config import KV_DTYPES, EngineConfig, Formats, parse_kv_memory
 from engine.server.config import TRANSPORTS
+from router.logs import LOG_FORMATS
 from router.policies.registry import POLICY_NAMES
+from router.server_config import GatewayConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,9 @@ class ServiceConfig:
     transport: str = "auto"
     policy: str = "cost"
     ray_address: str = EMBEDDED
+    gateway: GatewayConfig = field(default_factory=GatewayConfig)
+    log_format: str = ""
+    """Of the router's line for each request; none are written when it is empty."""
 
     def __post_init__(self) -> None:
         for name, count in (("prefill", self.num_prefill), ("decode", self.num_decode)):
@@ -44,7 +50,11 @@ class ServiceConfig:
                 raise InvalidRequest(f"must be 0 to 65535, not {port}", param=name)
         if self.port == self.grpc_port != 0:
             raise InvalidRequest(f"HTTP and gRPC cannot share {self.port}", param="grpc-port")
-        for name, value, choices in (("transport", self.transport, TRANSPORTS), ("policy", self.policy, POLICY_NAMES)):
+        for name, value, choices in (
+            ("transport", self.transport, TRANSPORTS),
+            ("policy", self.policy, POLICY_NAMES),
+            ("log-format", self.log_format, ("", *LOG_FORMATS)),
+        ):
             if value not in choices:
                 raise InvalidRequest(f"must be one of {', '.join(choices)}, not {value!r}", param=name)
 
@@ -87,6 +97,9 @@ FLAGS = (
     Flag("kv_memory", str | None, None, "Memory of each worker's KV pages: bytes (1GiB: CPU) or a share (0.9: CUDA)."),
     Flag("transport", str, "auto", f"How pages move between workers: {', '.join(TRANSPORTS)}."),
     Flag("policy", str, "cost", f"How workers are chosen; cost: by expected ms. One of {', '.join(POLICY_NAMES)}."),
+    Flag("tenants", str | None, None, "TOML file of tenants and their keys' hashes; everybody may call when left out."),
+    Flag("otlp_endpoint", str | None, None, "Base URL of an OpenTelemetry collector that gets traces of requests."),
+    Flag("log_format", str, "", "Log a line for each request: text or json; only warnings are logged when left out."),
     Flag("max_model_len", int | None, None, "Tokens of prompt and answer together; the model's own when left out."),
     Flag("max_step_tokens", int, 2048, "Tokens that one step computes: the chunk size of prefill."),
     Flag("attention_backend", str, "auto", "Attention kernels; auto takes the best that the device can run."),
@@ -120,6 +133,10 @@ def service_config(values: dict[str, Any], *, ray_address: str) -> ServiceConfig
         transport=values["transport"],
         policy=values["policy"],
         ray_address=ray_address,
+        gateway=GatewayConfig(
+            None if values["tenants"] is None else Path(values["tenants"]).absolute(), values["otlp_endpoint"]
+        ),
+        log_format=values["log_format"],
     )
 
 

@@ -222,7 +222,7 @@ class Service:
 
         return Member("router", launch, self._router_up, self._router_down)
 
-    def _router_args(self) -> tuple[str, RouterServerConfig]:
+    def _router_args(self) -> tuple[str, RouterServerConfig, str]:
         config, endpoints = self._config, self._endpoints
         router_config = RouterServerConfig(
             model=Path(),
@@ -234,9 +234,10 @@ class Service:
             grpc_port=endpoints.grpc_port,
             admin_port=endpoints.admin_port,
             policy=config.policy,
+            gateway=config.gateway,
             limits=RouterConfig(salt_key=self._cluster_key.encode()),
         )
-        return config.engine.model, router_config
+        return config.engine.model, router_config, config.log_format
 
     async def _router_up(self, endpoints: Endpoints) -> None:
         """From the second start on it takes the ports that the first one found."""

@@ -8,16 +8,20 @@ import argparse
 import json
 import logging
 import os
+import resource
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from engine.core.errors import BatonError, InvalidRequest
 from engine.models.hub import resolve_model
 from engine.server.config import CLUSTER_KEY_VARIABLE
+from router.config import AdmissionConfig, RouterConfig
+from router.logs import LOG_FORMATS, set_up_logging
 from router.policies.registry import POLICY_NAMES
 from router.server import RunningRouter
-from router.server_config import RouterServerConfig
+from router.server_config import GatewayConfig, RouterServerConfig
 
 SIGNAL_POLL_S = 0.25
 
@@ -38,7 +42,18 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--admin-host", default="127.0.0.1", help="address to listen on for adding and removing workers")
     flags.add_argument("--admin-port", type=int, help="off when left out; 0 takes a free one")
     flags.add_argument("--policy", choices=POLICY_NAMES, default="cost", help="how workers are chosen")
+    flags.add_argument(
+        "--tenants", type=Path, help="TOML file of tenants and hashes of their keys; all may call if left out"
+    )
+    flags.add_argument(
+        "--max-running", type=int, default=AdmissionConfig().max_running, help="requests on workers at once"
+    )
+    flags.add_argument("--max-queued", type=int, default=AdmissionConfig().max_queued, help="requests that may wait")
+    flags.add_argument("--otlp-endpoint", help="base URL of an OpenTelemetry collector that gets traces")
+    flags.add_argument("--drain-s", type=float, default=30.0, help="after SIGTERM, seconds for answers under way")
+    flags.add_argument("--drain-notice-s", type=float, default=0.0, help="of these, seconds before nobody can connect")
     flags.add_argument("--log-level", default="INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
+    flags.add_argument("--log-format", default="text", choices=LOG_FORMATS)
     return flags
 
 
@@ -59,6 +74,8 @@ def config_of(arguments: argparse.Namespace, environment: Mapping[str, str]) -> 
         admin_host=arguments.admin_host,
         admin_port=arguments.admin_port,
         policy=arguments.policy,
+        limits=RouterConfig(admission=AdmissionConfig(arguments.max_running, arguments.max_queued)),
+        gateway=GatewayConfig(arguments.tenants, arguments.otlp_endpoint, arguments.drain_notice_s),
     )
 
 
@@ -71,9 +88,8 @@ def ready_line(router: RunningRouter) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one router. Returns the exit code."""
     arguments = parser().parse_args(argv)
-    logging.basicConfig(
-        level=arguments.log_level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s"
-    )
+    set_up_logging(arguments.log_level, arguments.log_format)
+    _open_many_files()
     try:
         router = RunningRouter(config_of(arguments, os.environ))
     except BatonError as error:
@@ -82,14 +98,41 @@ def main(argv: Sequence[str] | None = None) -> int:
     for address in arguments.worker:
         router.add_worker(address)
     asked: list[int] = []
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda number, _frame: asked.append(number))
     sys.stdout.write(ready_line(router) + "\n")
     sys.stdout.flush()
-    while not asked and not router.wait(SIGNAL_POLL_S):
-        pass  # the kernel may give a signal to any thread; its handler runs when this one wakes up
-    router.stop()
-    return 0 if asked else 1
+    return _run_until_asked(router, asked, arguments.drain_s)
+
+
+def _open_many_files() -> None:
+    """Each client is an open file: as many as this process may have."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _run_until_asked(router: RunningRouter, asked: list[int], drain_s: float) -> int:
+    """SIGHUP reads the tenants' file again; SIGTERM drains and ends; Ctrl-C, or a second SIGTERM, ends at once."""
+    draining = False
+    while not router.wait(SIGNAL_POLL_S):
+        while asked:  # the kernel may give a signal to any thread; its handler runs when this one wakes up
+            number = asked.pop(0)
+            if number == signal.SIGHUP:
+                _reload(router)
+            elif number == signal.SIGTERM and not draining:
+                draining = True
+                router.ask_to_stop(drain_s)
+            else:
+                router.stop()
+                return 0
+    return 1 if router.died else 0
+
+
+def _reload(router: RunningRouter) -> None:
+    try:
+        router.reload_tenants()
+    except BatonError as error:
+        logging.getLogger(__name__).error("the tenants stay as they were: %s", error.message)
 
 
 if __name__ == "__main__":

@@ -18,17 +18,37 @@ class GenerateCall:
     sampling: Sampling
     timeout_s: float
     tenant: str = ""
+    """Who it is for, as the door authenticated it: its cached prefixes are that tenant's alone."""
     priority: int = 0
+    weight: float = 1.0
+    """The tenant's share of a busy service."""
+    ttft_slo_s: float | None = None
+    """Refuse it at once when its first token is expected later than this."""
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Where the time to the first token went, seconds; and who did it."""
+    """Where the time to the first token went, seconds; and who did it.
+
+        ttft_s = queue_s + admit_s + prefill_s + deliver_s
+
+    The client gets the first token as soon as it is drawn, so the handoff comes after it: `transfer_s` and
+    `first_step_s` are what the second token waits for, and 0 for a request that stays on one worker.
+    """
 
     queue_s: float = 0.0
+    """At the router: from arrival until the attempt was sent that drew the first token."""
+    admit_s: float = 0.0
+    """At the worker that computed the prompt: until it began."""
     prefill_s: float = 0.0
-    transfer_s: float = 0.0
+    """From then until the first token was here: computing, and both ways on the wire."""
+    deliver_s: float = 0.0
+    """From then until it was handed to the client's connection. The doors fill it in."""
     ttft_s: float = 0.0
+    transfer_s: float = 0.0
+    """Pulling and proving pages, as the decode worker timed it."""
+    first_step_s: float = 0.0
+    """The rest of the gap between first and second token: the ticket's way, decode's admission and its step."""
     prefill_worker: str = ""
     decode_worker: str = ""
 
@@ -46,7 +66,7 @@ class Delta:
     finish_reason: FinishReason | None = None
     stop_token: int | None = None
     timing: Timing | None = None
-    """On the last delta."""
+    """On the first delta, as far as it is known then, and on the last."""
 
 
 class Generator(Protocol):

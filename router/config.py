@@ -39,6 +39,10 @@ class AdmissionConfig:
     """Calls on workers at once."""
     max_queued: int = 4096
     """Calls that wait for one of those places; one more is refused."""
+    max_worker_queue_s: float | None = None
+    """Calls wait here, too, while every worker has more than this of prompts before it; None sends them at once.
+    See DispatchWindow.
+    """
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,11 +24,13 @@ from router.events import (
 )
 from router.flow import Flow
 from router.frames import FrameReader
+from router.intake import Intake
 from router.policies.base import Policy
 from router.prompt import cache_salt
 from router.stats import RouterStats
 from router.supervisor import Cause, Chooser, Failure, Supervisor
 from router.view import ClusterView
+from router.window import DispatchWindow
 from router.worker import Health, WorkerState
 
 
@@ -54,7 +56,9 @@ class RouterCore:
         """
         self._effects: list[Effect] = []
         chooser = Chooser(policy(self.model, rng), self.view, self.model, rng)
-        self._supervisor = Supervisor(self.calls, chooser, self.admission, config.retry, self.stats, self._effects)
+        window = DispatchWindow(self.view, self.model, config.admission.max_worker_queue_s)
+        intake = Intake(self.admission, window, self.model)
+        self._supervisor = Supervisor(self.calls, chooser, intake, config.retry, self.stats, self._effects)
         self._frames = FrameReader(self.calls, self.view, self._supervisor, self.model, self.stats, self._effects)
 
     def handle(self, event: Event, now: float) -> list[Effect]:
@@ -99,6 +103,7 @@ class RouterCore:
         self._frames.read(worker, frame, now)
         if returned:
             self._supervisor.retry_now(now)
+        self._supervisor.on_report(worker, now)
 
     def _on_joined(self, info: WorkerInfo, now: float) -> None:
         self.view.check_model(info)

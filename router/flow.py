@@ -31,9 +31,11 @@ class _Milestones:
     """When the first token's parts were done; later attempts do not change them."""
 
     queue_s: float = 0.0
+    admit_s: float = 0.0
     prefill_s: float = 0.0
-    transfer_s: float = 0.0
     ttft_s: float | None = None
+    transfer_s: float = 0.0
+    first_step_s: float | None = None
     prefill_worker: str = ""
 
 
@@ -134,6 +136,9 @@ class Flow:
             self._on_first_token(attempt, worker, now)
         elif attempt.decode.worker.key != worker:
             raise IllegalEvent(f"a token from {worker}, which does not decode this call")
+        elif attempt.prefill and self.milestones.first_step_s is None:
+            since_first_s = now - self.arrived_s - (self.milestones.ttft_s or 0.0)
+            self.milestones.first_step_s = max(since_first_s - self.milestones.transfer_s, 0.0)
         self.tokens.append(token)
         self.out.add(token, logprob)
         return first
@@ -146,9 +151,11 @@ class Flow:
         self.trouble.failures_in_row = 0
         marks = self.milestones
         if marks.ttft_s is None:
+            # The worker's clock is another one: of its wait no more can be true than what passed here.
             waited_s = attempt.started.queue_s if attempt.started else 0.0
-            marks.queue_s = attempt.sent_s - self.arrived_s + waited_s
-            marks.prefill_s = now - attempt.sent_s - waited_s
+            marks.queue_s = attempt.sent_s - self.arrived_s
+            marks.admit_s = min(max(waited_s, 0.0), now - attempt.sent_s)
+            marks.prefill_s = now - attempt.sent_s - marks.admit_s
             marks.ttft_s = now - self.arrived_s
             marks.prefill_worker = attempt.computes.worker.info.id
 
@@ -188,9 +195,11 @@ class Flow:
         marks = self.milestones
         return Timing(
             queue_s=marks.queue_s,
+            admit_s=marks.admit_s,
             prefill_s=marks.prefill_s,
-            transfer_s=marks.transfer_s,
             ttft_s=marks.ttft_s or 0.0,
+            transfer_s=marks.transfer_s,
+            first_step_s=marks.first_step_s or 0.0,
             prefill_worker=marks.prefill_worker,
             decode_worker=decode_worker,
         )

@@ -88,7 +88,8 @@ class RouterMetrics:
         self._ttft = seconds("ttft", "Arrival to first token at the client's edge")
         self._itl = seconds("itl", "Gap between tokens at the client's edge")
         self._response = seconds("response", "Arrival to last token")
-        self._queue = seconds("queue", "Part of TTFT: waiting at the router and the prefill worker")
+        self._queue = seconds("queue", "Part of TTFT: waiting at the router")
+        self._admit = seconds("admit", "Part of TTFT: waiting at the worker that computes the prompt")
         self._prefill = seconds("prefill", "Part of TTFT: computing the prompt")
         self._transfer = seconds("transfer", "Pages on their way to the decode worker")
 
@@ -100,12 +101,13 @@ class RouterMetrics:
             else:
                 self._itl.observe((now - stream.last_s) / len(delta.tokens))
             stream.last_s = now
-        if delta.timing is not None:
+        if delta.finish_reason is not None and delta.timing is not None:
             self._end(stream, delta.timing, now)
 
     def _end(self, stream: CallStream, timing: Timing, now: float) -> None:
         self._response.observe(now - stream.sent_s)
         self._queue.observe(timing.queue_s)
+        self._admit.observe(timing.admit_s)
         self._prefill.observe(timing.prefill_s)
         if timing.transfer_s:
             self._transfer.observe(timing.transfer_s)

@@ -37,9 +37,9 @@ class Outgoing:
         self._prompt_logprobs.clear()
         self._cached_tokens = None
 
-    def take(self) -> Delta | None:
-        """What there is to emit in the middle of a call; None when there is nothing."""
-        return self._delta(None, None, None) if self._tokens else None
+    def take(self, timing: Timing | None = None) -> Delta | None:
+        """What there is to emit in the middle of a call; None when there is nothing. `timing` is for the first."""
+        return self._delta(None, None, timing) if self._tokens else None
 
     def take_last(self, reason: FinishReason, stop_token: int | None, timing: Timing) -> Delta:
         """The delta that ends the call."""

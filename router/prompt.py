@@ -1,7 +1,7 @@
 """The names of a prompt's prefixes, computed once for each page size that workers use."""
 
+import hmac
 from array import array
-from hashlib import blake2b
 
 from engine.core.digest import page_digests, root_digest
 
@@ -9,10 +9,11 @@ from engine.core.digest import page_digests, root_digest
 def cache_salt(tenant: str, key: bytes) -> bytes:
     """The salt that keeps one tenant's prefixes to itself: 16 bytes that only holders of `key` can compute.
 
-    The key may have any length (keyed BLAKE2b takes at most 64 bytes, so a longer one is hashed first).
+    An HMAC over length-prefixed fields: what it is for, then the tenant. Clients have no part in it.
     """
-    short = key if len(key) <= 64 else blake2b(key).digest()
-    return blake2b(tenant.encode(), key=short, digest_size=16).digest()
+    fields = (b"baton cache salt", tenant.encode())
+    message = b"".join(len(field).to_bytes(4, "little") + field for field in fields)
+    return hmac.digest(key, message, "sha256")[:16]
 
 
 class PromptPages:

@@ -6,7 +6,7 @@ import secrets
 import socket
 import threading
 from collections.abc import Coroutine
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import uvicorn
@@ -18,6 +18,7 @@ from engine.wire.worker_client import WorkerClient
 from router.admin import create_admin_app
 from router.api import ServiceStatus
 from router.core import RouterCore
+from router.gateway_process import GatewayProcess, limits_of
 from router.http.app import create_app
 from router.http.protocol import BoundedProtocol
 from router.metrics import RouterMetrics
@@ -32,6 +33,8 @@ T = TypeVar("T")
 SILENCE_S = 3.0
 """A session without a frame for this long is closed; long before that its worker counts as hung."""
 READY_POLL_S = 0.1
+CALLS_END_S = 0.5
+"""For gRPC calls to end once there is nothing left to answer them with."""
 STOP_S = 3.0
 """Answers under way have this long to end once the router stops; it cuts them off at once, so it is ample."""
 
@@ -42,7 +45,7 @@ class RouterServer:
     def __init__(self, config: RouterServerConfig, model: ServedModel, sockets: "Sockets") -> None:
         self._config = config
         rng = random.Random(secrets.randbits(64))
-        limits = replace(config.limits, salt_key=config.cluster_key)
+        limits = limits_of(config)
         core = RouterCore(limits, rng, lambda model, rng: make_policy(config.policy, model, rng))
         registry = CollectorRegistry()
         ProcessCollector(registry=registry)
@@ -51,12 +54,16 @@ class RouterServer:
             return WorkerClient(address, config.cluster_key, silence_s=SILENCE_S)
 
         self.service = RouterService(core, connect, RouterMetrics(core, registry))
-        app = create_app(self.service, model, self.service, config.doors, registry)
+        self.gate = GatewayProcess(config.gateway, registry)
+        gateway = self.gate.gateway
+        app = create_app(self.service, model, self.service, config.doors, registry, gateway)
         self._http = [(_uvicorn(app), sockets.http)]
         if sockets.admin is not None:
             self._http.append((_uvicorn(create_admin_app(self.service, config.cluster_key)), sockets.admin))
         self._rpc = make_server(config.doors)
-        self._door: RpcDoor = add_inference(self._rpc, self.service, model, config.doors)
+        self._door: RpcDoor = add_inference(self._rpc, self.service, model, config.doors, gateway)
+        self.drain_s = 0.0
+        """How long answers under way may go on once the server is told to stop."""
         self.grpc_port = 0
 
     async def run(self, started: threading.Event, stop: asyncio.Event) -> None:
@@ -71,24 +78,37 @@ class RouterServer:
         for server, sock in self._http:
             sock.listen(server.config.backlog)  # as uvicorn will: who hears that it started can connect
         doors = [asyncio.create_task(server.serve(sockets=[sock])) for server, sock in self._http]
-        watch = asyncio.create_task(self._watch_ready())
+        watches = [asyncio.create_task(each) for each in (self._watch_ready(), self.gate.watch())]
         ends = [asyncio.create_task(each) for each in (stop.wait(), self.service.broken())]
         started.set()
-        done, _ = await asyncio.wait([*ends, *doors, watch], return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait([*ends, *doors, *watches], return_when=asyncio.FIRST_COMPLETED)
         await self._stop(doors)
-        for task in (*ends, watch):
+        for task in (*ends, *watches):
             task.cancel()
-        await asyncio.gather(*ends, watch, return_exceptions=True)
+        await asyncio.gather(*ends, *watches, return_exceptions=True)
+        await asyncio.to_thread(self.gate.close)
         for task in done:
             task.result()
 
     async def _stop(self, doors: list[asyncio.Task[None]]) -> None:
-        """No new requests, then no old ones, then no sessions."""
+        """No new requests, then no old ones, then no sessions.
+
+        Health says 503 and NOT_SERVING first, then nobody can connect any more (gRPC clients get a GOAWAY), answers
+        under way go on for `drain_s`, and what is left then is cut off.
+        """
         await self._door.drain()
+        drained = asyncio.create_task(self.service.drain(self.drain_s))
+        if self.drain_s:
+            await asyncio.sleep(min(self._config.gateway.drain_notice_s, self.drain_s))
         for server, _ in self._http:
             server.should_exit = True
-        rpc_stopped = asyncio.create_task(self._rpc.stop(STOP_S))
+        rpc_stopped = asyncio.create_task(self._rpc.stop(self.drain_s + STOP_S))
+        await drained
         await self.service.stop()
+        await self._rpc.stop(CALLS_END_S)  # earlier than said before: whoever watches health would never end by itself
+        await asyncio.wait(doors, timeout=STOP_S)
+        for server, _ in self._http:
+            server.force_exit = True  # whoever does not read its end is not waited for
         await asyncio.gather(*doors, rpc_stopped, return_exceptions=True)
 
     async def _watch_ready(self) -> None:
@@ -151,7 +171,7 @@ def _uvicorn(app: Any) -> uvicorn.Server:
             lifespan="off",
             log_config=None,
             access_log=False,
-            timeout_graceful_shutdown=int(STOP_S),
+            timeout_graceful_shutdown=None,  # RouterServer._stop cuts answers off itself
         )
     )
 
@@ -227,13 +247,27 @@ class RunningRouter:
         """Until the router has ended. False: it has not yet."""
         return self._ended.wait(timeout_s)
 
-    def stop(self) -> None:
-        """End everything within a few seconds. Idempotent."""
+    def stop(self, drain_s: float = 0.0) -> None:
+        """End everything within a few seconds, after answers under way have had `drain_s`. Idempotent."""
+        self.ask_to_stop(drain_s)
+        self._thread.join(drain_s + STOP_S + 1.0)
+
+    def ask_to_stop(self, drain_s: float) -> None:
+        """Like `stop`, without waiting for it; `wait` does."""
         self._asked = True
-        loop, stop = self._loop, self._stop
-        if loop is not None and stop is not None and not self._ended.is_set():
+        loop, stop, server = self._loop, self._stop, self._server
+        if loop is not None and stop is not None and server is not None and not self._ended.is_set():
+            server.drain_s = drain_s
             loop.call_soon_threadsafe(stop.set)
-        self._thread.join(STOP_S + 1.0)
+
+    def reload_tenants(self) -> None:
+        """Read the tenants' file now. Raises InvalidRequest; then everything stays as it was."""
+        server, _ = self._running
+
+        async def reload() -> None:
+            server.gate.reload()
+
+        self._call(reload())
 
     @property
     def _running(self) -> "tuple[RouterServer, asyncio.AbstractEventLoop]":

@@ -8,6 +8,18 @@ from router.doors.config import DoorConfig
 
 
 @dataclass(frozen=True, slots=True)
+class GatewayConfig:
+    """Who may call a router, and what it tells of it."""
+
+    tenants: Path | None = None
+    """See router.tenants_file; None lets everybody in as one anonymous tenant."""
+    otlp_endpoint: str | None = None
+    """Base URL of a collector of traces, for which the extra `otel` must be installed."""
+    drain_notice_s: float = 0.0
+    """How long health says 503 while new connections are still heard: for whoever has to find out."""
+
+
+@dataclass(frozen=True, slots=True)
 class RouterServerConfig:
     """One router process."""
 
@@ -27,6 +39,7 @@ class RouterServerConfig:
     """Of router.admin; None: workers are added by `RunningRouter` only."""
     policy: str = "cost"
     """One of router.policies.registry.POLICY_NAMES."""
+    gateway: GatewayConfig = field(default_factory=GatewayConfig)
     doors: DoorConfig = field(default_factory=DoorConfig)
     limits: RouterConfig = field(default_factory=RouterConfig)
     """Its salt_key is not used: the cluster key is."""

@@ -5,8 +5,9 @@ import itertools
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
+from dataclasses import replace
 
-from engine.core.errors import Cancelled, Incompatible, NotFound
+from engine.core.errors import Cancelled, Incompatible, NotFound, Unavailable
 from engine.core.messages import Drain
 from engine.core.types import WorkerInfo
 from kv_transfer.transports.base import peer_key
@@ -65,6 +66,7 @@ class RouterService:
         """By incarnation."""
         self._tasks: dict[str, asyncio.Task[None]] = {}
         """Of the links, by address, and the clock's."""
+        self._draining = False
         self._broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def start(self) -> None:
@@ -74,6 +76,13 @@ class RouterService:
     async def broken(self) -> None:
         """Waits for ever, unless a task of the service ends by a fault of the code: then raises that."""
         await asyncio.shield(self._broken)
+
+    async def drain(self, limit_s: float) -> None:
+        """No new calls from now on; returns when none is left, or after `limit_s`."""
+        self._draining = True
+        until_s = self._clock() + limit_s
+        while self._streams and self._clock() < until_s:
+            await asyncio.sleep(DRAIN_POLL_S)
 
     async def stop(self) -> None:
         """End every call with Cancelled and close every session. Idempotent."""
@@ -157,6 +166,8 @@ class RouterService:
 
     async def generate(self, call: GenerateCall) -> AsyncGenerator[Delta, None]:
         """See router.api.Generator."""
+        if self._draining:
+            raise Unavailable("this router is leaving; another one, or its successor, will answer", retry_after_s=1.0)
         key = next(self._keys)
         stream = self._streams[key] = CallStream(self._clock())
         try:
@@ -173,7 +184,8 @@ class RouterService:
 
     def status(self) -> ServiceStatus:
         """See router.api.StatusSource."""
-        return service_status(self._core, list(self._links.values()), self._clock())
+        now = service_status(self._core, list(self._links.values()), self._clock())
+        return replace(now, ready=False, detail="the router is draining") if self._draining else now
 
     # ---------------------------------------------------------------------------------------------------- core
 

@@ -63,5 +63,5 @@ def merge(deltas: "deque[Delta]") -> Delta:
         cached_tokens=first.cached_tokens,
         finish_reason=last.finish_reason,
         stop_token=last.stop_token,
-        timing=last.timing,
+        timing=last.timing or first.timing,
     )

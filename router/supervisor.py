@@ -6,7 +6,6 @@ from enum import StrEnum
 from engine.core.errors import BatonError, DeadlineExceeded, Overloaded, Unavailable
 from engine.core.messages import Adopt, Generate, Prefill
 from engine.core.types import FinishReason
-from router.admission import Admission
 from router.attempt import Attempt
 from router.call_state import CallState, Trigger
 from router.calls import CallTable
@@ -15,6 +14,7 @@ from router.config import RetryConfig
 from router.cost_model import CostModel
 from router.events import Effect, Emit, Fail
 from router.flow import Flow
+from router.intake import Intake
 from router.policies.base import Policy, RouteDecision, RouteRequest
 from router.prompt import PromptPages
 from router.stats import RouterStats
@@ -62,14 +62,14 @@ class Supervisor:
         self,
         table: CallTable,
         chooser: Chooser,
-        admission: Admission,
+        intake: Intake,
         retry: RetryConfig,
         stats: RouterStats,
         effects: list[Effect],
     ) -> None:
         self._table = table
         self._chooser = chooser
-        self._admission = admission
+        self._intake = intake
         self._retry = retry
         self._stats = stats
         self._effects = effects
@@ -83,13 +83,25 @@ class Supervisor:
             self._refuse(flow, DeadlineExceeded("the deadline has passed already"))
             return
         try:
-            placed = self._admission.enter(flow.key, flow.call.priority, self._chooser.model.call_ms.value / 1000)
+            self._check_slo(flow, now)
+            entry = self._intake.enter(flow, now)
         except Overloaded as error:
             self._refuse(flow, error)
             return
         self._table.add(flow)
-        if placed:
+        if entry.evicted is not None:
+            self.fail(self._table.flows[entry.evicted], self._intake.overloaded(), now)
+        if entry.placed:
             self.send(flow, now)
+
+    def _check_slo(self, flow: Flow, now: float) -> None:
+        """Raises TooLate. Without an objective nothing is asked; without a route nothing is known."""
+        if flow.call.ttft_slo_s is None or not (pages := self._pages(flow)):
+            return
+        if decision := self._choose(flow, pages, now):
+            view = self._chooser.view
+            num_computing = len(view.computing(now))
+            self._intake.check_slo(flow, decision, view.workers[decision.computes_prompt], num_computing)
 
     def _refuse(self, flow: Flow, error: BatonError) -> None:
         self._stats.outcomes[error.code] += 1
@@ -261,7 +273,8 @@ class Supervisor:
 
     def emit(self, flow: Flow) -> None:
         """Give the client what has arrived for it."""
-        delta = flow.out.take()
+        timing = None if flow.out.begun or not flow.attempt else flow.timing(flow.attempt.decode.worker.info.id)
+        delta = flow.out.take(timing)
         if delta is not None:
             self._effects.append(Emit(flow.key, delta))
 
@@ -303,9 +316,18 @@ class Supervisor:
     def _over(self, flow: Flow, outcome: str, now: float) -> None:
         self._stats.outcomes[outcome] += 1
         self._table.remove(flow)
-        following = self._admission.leave(flow.key)
-        if following is not None:
+        self._intake.leave(flow)
+        self.send_waiting(now)
+
+    def send_waiting(self, now: float) -> None:
+        """Places may have become free: calls that wait get them, in their order."""
+        while (following := self._intake.next(now)) is not None:
             self.send(self._table.flows[following], now)
+
+    def on_report(self, worker: WorkerState, now: float) -> None:
+        """That worker said how much it has to do; it may want more."""
+        if self._intake.wants_more(worker):
+            self.send_waiting(now)
 
     # ------------------------------------------------------------------------------------------------- time
 
@@ -314,6 +336,7 @@ class Supervisor:
         for key in self._table.deadlines.pop_due(now):
             flow = self._table.flows[key]
             self.fail(flow, DeadlineExceeded(f"no answer within {flow.call.timeout_s:g} s"), now)
+        self.send_waiting(now)
         for key in self._table.retries.pop_due(now):
             self.send(self._table.flows[key], now)
 

@@ -106,6 +106,11 @@ class ClusterView:
             return Candidates([self.workers[source]], [worker for worker in decode if worker.key != source], [])
         return Candidates(prefill, decode, decode or able)
 
+    def computing(self, now: float) -> list[WorkerState]:
+        """Workers that prompts are meant for, among those that may get work: all of them where none is set apart."""
+        able = [worker for worker in self if worker.routable(now)]
+        return [worker for worker in able if not worker.has_role("decode")] or able
+
     def can_take_over(self, source: WorkerState, now: float) -> bool:
         """Is there a worker that may go on with what decodes on `source`?"""
         decode = self.candidates(frozenset(), now, source.key).decode

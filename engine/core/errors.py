@@ -12,6 +12,7 @@ class Code(StrEnum):
     INVALID_ARGUMENT = "invalid_argument"
     NOT_FOUND = "not_found"
     UNAUTHENTICATED = "unauthenticated"
+    PERMISSION_DENIED = "permission_denied"
     RESOURCE_EXHAUSTED = "resource_exhausted"
     UNAVAILABLE = "unavailable"
     DEADLINE_EXCEEDED = "deadline_exceeded"
@@ -54,6 +55,12 @@ class Unauthenticated(BatonError):
     """The caller's key or certificate is missing or wrong."""
 
     code = Code.UNAUTHENTICATED
+
+
+class PermissionDenied(BatonError):
+    """The caller is known, and may not do this."""
+
+    code = Code.PERMISSION_DENIED
 
 
 class Overloaded(BatonError):

@@ -191,10 +191,10 @@ class Answer:
         )
 
 
-async def collect(generator: Generator, choices: Sequence[Choice]) -> list[Answer]:
-    """Run all sequences to their end; answers in the order of `choices`."""
+async def collect(events: AsyncGenerator[tuple[int, TextDelta], None], choices: Sequence[Choice]) -> list[Answer]:
+    """All answers to their end, from what `run` gives, which is closed; in the order of `choices`."""
     answers = {choice.index: Answer() for choice in choices}
-    async with aclosing(run(generator, choices)) as events:
+    async with aclosing(events):
         async for index, delta in events:
             answers[index].add(delta)
     return list(answers.values())

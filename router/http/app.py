@@ -1,28 +1,37 @@
 """The OpenAI-compatible HTTP door as an ASGI application."""
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from engine.core.errors import BatonError
 from router.api import Generator, StatusSource
 from router.doors.config import DoorConfig
+from router.doors.gateway import Gateway
 from router.doors.prompts import check_model, tokens_of_chat, tokens_of_text
+from router.http.auth import Authenticate
 from router.http.body import read_body
 from router.http.chat import chat
 from router.http.completions import complete
 from router.http.errors import error_response, plain_error_response
 from router.http.limits import BodyLimit
 from router.http.metrics import RequestMetrics
+from router.http.openapi import document
 from router.http.respond import Door, Json, request_id_of
-from router.http.schema import TokenizeRequest
+from router.http.schema import ChatRequest, CompletionRequest, TokenizeRequest
 from router.http.status import status_body
 from router.text.model import ServedModel
 
 
 def create_app(
-    generator: Generator, model: ServedModel, status: StatusSource, config: DoorConfig, registry: CollectorRegistry
+    generator: Generator,
+    model: ServedModel,
+    status: StatusSource,
+    config: DoorConfig,
+    registry: CollectorRegistry,
+    gateway: Gateway | None = None,
 ) -> FastAPI:
     """The application; it owns nothing that needs closing.
 
@@ -32,14 +41,18 @@ def create_app(
         status: what /health and /status report.
         config: limits.
         registry: what /metrics exposes; the door adds its own metrics to it.
+        gateway: who may call, and how much; left out, everybody.
     """
     app = FastAPI(title="Baton", openapi_url=None)  # bodies are read by read_body, of which FastAPI knows nothing
-    _add_openai(app, Door(generator, model, config))
+    gateway = gateway or Gateway()
+    _add_openai(app, Door(generator, model, config, gateway))
     _add_operations(app, status, registry)
+    _add_document(app, model.name)
     app.add_exception_handler(BatonError, _baton_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _unexpected_error)
     app.add_middleware(BodyLimit, max_bytes=config.max_body_bytes, timeout_s=config.body_timeout_s)
+    app.add_middleware(Authenticate, gateway=gateway)
     app.add_middleware(RequestMetrics, registry=registry)
     return app
 
@@ -81,14 +94,30 @@ def _add_openai(app: FastAPI, door: Door) -> None:
         return {"tokens": list(tokens), "count": len(tokens), "max_model_len": door.model.max_model_len}
 
 
+def _add_document(app: FastAPI, model_name: str) -> None:
+    """The last route: what is added before it is in the document."""
+    bodies: dict[str, type[BaseModel]] = {
+        "/v1/completions": CompletionRequest,
+        "/v1/chat/completions": ChatRequest,
+        "/tokenize": TokenizeRequest,
+    }
+    written = document(app, bodies, model_name)
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def openapi() -> Json:
+        """What this door takes and gives."""
+        return written
+
+
 def _add_operations(app: FastAPI, status: StatusSource, registry: CollectorRegistry) -> None:
-    @app.api_route("/health", methods=["GET", "HEAD"])
+    @app.head("/health", include_in_schema=False)
+    @app.get("/health")
     async def health() -> Response:
         """200 when a request could be served now, else 503 with the reason."""
         now = status.status()
         return JSONResponse({"ready": now.ready, "detail": now.detail}, status_code=200 if now.ready else 503)
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     def metrics() -> Response:
         """Prometheus text format."""
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)

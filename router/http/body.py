@@ -5,6 +5,7 @@ is parsed, and never becomes Python objects that hold up every other client of t
 """
 
 import re
+import time
 from typing import TypeVar
 
 from fastapi import Request
@@ -16,6 +17,8 @@ from router.doors.sampling import invalid
 
 _T = TypeVar("_T", bound=BaseModel)
 _NOT_JSON = "the body must be a JSON object, sent with content-type application/json"
+ARRIVED = "baton_arrived_s"
+"""Where a request's scope says when it was whole, on the monotonic clock."""
 MAX_CONTAINERS = 300_000
 """Lists and objects in a body. The largest conversation has fewer; millions of empty ones take seconds to parse."""
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
@@ -30,6 +33,7 @@ async def read_body(request: Request, kind: type[_T]) -> _T:
         data = await request.body()
     except ClientDisconnect:
         raise Cancelled("the client left before its request was whole") from None
+    request.scope[ARRIVED] = time.monotonic()
     if _num_brackets(data) > MAX_CONTAINERS and _num_brackets(_STRING.sub(b"", data)) > MAX_CONTAINERS:
         raise InvalidRequest(f"the body has more than {MAX_CONTAINERS} lists and objects")
     try:

@@ -6,12 +6,15 @@ from http import HTTPStatus
 
 from fastapi.responses import JSONResponse
 
-from engine.core.errors import BatonError, Code
+from engine.core.errors import BatonError, Code, Unauthenticated
 from router.doors.prompts import ContextLengthExceeded, UnknownModel
+from router.gateway.budget import RateLimited
+from router.http.rate_headers import rate_headers
 
 STATUS = {
     Code.INVALID_ARGUMENT: 400,
     Code.UNAUTHENTICATED: 401,
+    Code.PERMISSION_DENIED: 403,
     Code.NOT_FOUND: 404,
     Code.RESOURCE_EXHAUSTED: 429,
     Code.CANCELLED: 499,
@@ -21,7 +24,12 @@ STATUS = {
     Code.DEADLINE_EXCEEDED: 504,
 }
 
-_CODE = {ContextLengthExceeded: "context_length_exceeded", UnknownModel: "model_not_found"}
+_CODE = {
+    ContextLengthExceeded: "context_length_exceeded",
+    UnknownModel: "model_not_found",
+    RateLimited: "rate_limit_exceeded",
+    Unauthenticated: "invalid_api_key",
+}
 """Where OpenAI has a word of its own."""
 _TYPE = {401: "authentication_error", 429: "rate_limit_error"}
 
@@ -52,8 +60,16 @@ def baton_error_object(error: BatonError) -> dict[str, object]:
 
 def error_response(error: BatonError, headers: Mapping[str, str]) -> JSONResponse:
     """A whole response for an error that came before the headers."""
-    again = {} if error.retry_after_s is None else {"retry-after": str(max(1, math.ceil(error.retry_after_s)))}
-    return JSONResponse(baton_error_object(error), STATUS[error.code], {**headers, **again})
+    return JSONResponse(baton_error_object(error), STATUS[error.code], {**headers, **_again(error)})
+
+
+def _again(error: BatonError) -> dict[str, str]:
+    """When to come back: in whole seconds as HTTP has it, and in the milliseconds that OpenAI's clients look for."""
+    headers: dict[str, str] = {}
+    if error.retry_after_s is not None:
+        headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
+        headers["retry-after-ms"] = str(math.ceil(error.retry_after_s * 1000))
+    return headers | rate_headers(error.quotas) if isinstance(error, RateLimited) else headers
 
 
 def plain_error_response(

@@ -13,10 +13,15 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Send
 
 from engine.core.errors import BatonError, Cancelled
-from router.api import Generator
+from router.api import Generator, Timing
+from router.doors.arrival import SLO_HEADER, slo_of, timing_entries
 from router.doors.config import DoorConfig
-from router.doors.session import Answer, Choice, collect, fit_for_logs, run
+from router.doors.gateway import Arrival, Gateway
+from router.doors.session import Answer, Choice, collect, fit_for_logs
+from router.http.body import ARRIVED
+from router.http.caller import caller_of
 from router.http.errors import baton_error_object
+from router.http.rate_headers import rate_headers
 from router.text.model import ServedModel
 from router.text.output import TextDelta
 
@@ -32,6 +37,7 @@ class Door:
     generator: Generator
     model: ServedModel
     config: DoorConfig
+    gateway: Gateway
 
 
 class Shape(Protocol):
@@ -66,17 +72,28 @@ async def respond(
     request: Request, door: Door, choices: Sequence[Choice], shape: Shape, *, stream: bool, include_usage: bool
 ) -> Response:
     """Run the choices and answer. An error before the first token is raised, so that it gets its own status."""
-    headers = {"x-request-id": choices[0].call.request_id.rpartition("-")[0]}
+    request_id = choices[0].call.request_id.rpartition("-")[0]
+    headers = {"x-request-id": request_id}
+    visit = door.gateway.visit(_arrival(request), request_id, choices)
+    events = visit.run(door.generator)
     if not stream:
-        answers = await _while_connected(request, collect(door.generator, choices))
-        return JSONResponse(shape.whole(answers), headers=headers | timing_headers(answers[0]))
-    events = run(door.generator, choices)
+        answers = await _while_connected(request, collect(events, visit.choices))
+        headers |= rate_headers(visit.quotas) | timing_headers(answers[0].cached_tokens, answers[0].timing, whole=True)
+        return JSONResponse(shape.whole(answers), headers=headers)
     try:
         first = await _while_connected(request, _next(events))
     except BaseException:  # a cancelled handler too: nobody else would close it
         await events.aclose()
         raise
+    headers |= rate_headers(visit.quotas) | timing_headers(first[1].cached_tokens or 0, first[1].timing, whole=False)
     return EventStream(_server_sent(first, events, shape, include_usage), headers)
+
+
+def _arrival(request: Request) -> Arrival:
+    """Who sent it and what its headers say."""
+    trace = {name: value for name in ("traceparent", "tracestate") if (value := request.headers.get(name))}
+    slo_s = slo_of(request.headers.get(SLO_HEADER))
+    return Arrival(caller_of(request), request.scope.get(ARRIVED), slo_s, trace)
 
 
 async def _server_sent(
@@ -128,15 +145,10 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-def timing_headers(answer: Answer) -> dict[str, str]:
-    """Where the time went, for people; milliseconds."""
-    headers = {"x-baton-cached-tokens": str(answer.cached_tokens)}
-    timing = answer.timing
-    if timing is None:
-        return headers
-    parts = {"queue": timing.queue_s, "prefill": timing.prefill_s, "transfer": timing.transfer_s, "ttft": timing.ttft_s}
-    workers = {"x-baton-prefill-worker": timing.prefill_worker, "x-baton-decode-worker": timing.decode_worker}
-    return headers | workers | {f"x-baton-{part}-ms": f"{seconds * 1e3:.1f}" for part, seconds in parts.items()}
+def timing_headers(cached_tokens: int, timing: Timing | None, *, whole: bool) -> dict[str, str]:
+    """Who did the work, and where the time went. A stream's headers (not `whole`) go out with its first token."""
+    headers = {"x-baton-cached-tokens": str(cached_tokens)}
+    return headers if timing is None else headers | dict(timing_entries(timing, whole=whole))
 
 
 def request_id_of(request: Request, prefix: str) -> str:

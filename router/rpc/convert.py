@@ -97,23 +97,14 @@ def timing_message(timing: Timing) -> pb.RequestTiming:
     """Field by field."""
     return pb.RequestTiming(
         queue_s=timing.queue_s,
+        admit_s=timing.admit_s,
+        deliver_s=timing.deliver_s,
+        first_step_s=timing.first_step_s,
         prefill_s=timing.prefill_s,
         transfer_s=timing.transfer_s,
         ttft_s=timing.ttft_s,
         prefill_worker=timing.prefill_worker,
         decode_worker=timing.decode_worker,
-    )
-
-
-def timing_metadata(timing: Timing) -> tuple[tuple[str, str], ...]:
-    """The same names and milliseconds as the HTTP door's headers, for proxies and logs that do not read messages."""
-    return (
-        ("x-baton-queue-ms", f"{timing.queue_s * 1e3:.1f}"),
-        ("x-baton-prefill-ms", f"{timing.prefill_s * 1e3:.1f}"),
-        ("x-baton-transfer-ms", f"{timing.transfer_s * 1e3:.1f}"),
-        ("x-baton-ttft-ms", f"{timing.ttft_s * 1e3:.1f}"),
-        ("x-baton-prefill-worker", timing.prefill_worker),
-        ("x-baton-decode-worker", timing.decode_worker),
     )
 
 

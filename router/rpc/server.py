@@ -8,6 +8,7 @@ from engine.wire import inference_pb2
 from engine.wire.inference_pb2_grpc import add_InferenceServicer_to_server
 from router.api import Generator
 from router.doors.config import DoorConfig
+from router.doors.gateway import Gateway
 from router.rpc.malformed import RefuseMalformed
 from router.rpc.service import InferenceService
 from router.text.model import ServedModel
@@ -44,13 +45,20 @@ def make_server(config: DoorConfig) -> grpc.aio.Server:
     return grpc.aio.server(options=options, interceptors=[RefuseMalformed()])
 
 
-def add_inference(server: grpc.aio.Server, generator: Generator, model: ServedModel, config: DoorConfig) -> RpcDoor:
+def add_inference(
+    server: grpc.aio.Server,
+    generator: Generator,
+    model: ServedModel,
+    config: DoorConfig,
+    gateway: Gateway | None = None,
+) -> RpcDoor:
     """Register Inference, grpc.health.v1 and reflection on a server that has not started.
 
+    `gateway`: who may call, and how much; left out, everybody. Health and reflection are open to all either way.
     Call `set_serving` before it starts: until then health clients are told nothing about the service.
     """
     health_servicer = health.aio.HealthServicer()
-    add_InferenceServicer_to_server(InferenceService(generator, model, config), server)
+    add_InferenceServicer_to_server(InferenceService(generator, model, config, gateway or Gateway()), server)
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     return RpcDoor(health_servicer)

@@ -11,10 +11,12 @@ from engine.core.errors import BatonError, InvalidRequest
 from engine.wire import inference_pb2 as pb
 from engine.wire.inference_pb2_grpc import InferenceServicer
 from router.api import Generator
+from router.doors.arrival import SLO_HEADER, slo_of, timing_entries
 from router.doors.config import DoorConfig
+from router.doors.gateway import Arrival, Gateway, Visit
 from router.doors.prompts import check_model, tokens_of_buffer, tokens_of_chat, tokens_of_text
-from router.doors.session import Ask, Choice, choices_of, fit_for_logs, run
-from router.rpc.convert import buffer_of, messages_of, num_logprobs, response, sampling_fields, timing_metadata
+from router.doors.session import Ask, Choice, choices_of, fit_for_logs
+from router.rpc.convert import buffer_of, messages_of, num_logprobs, response, sampling_fields
 from router.rpc.errors import rpc_status_of
 from router.text.model import ServedModel
 
@@ -30,16 +32,19 @@ def _request_id(given: str) -> str:
 class InferenceService(InferenceServicer):
     """One served model. The call's deadline is the request's; a cancelled call frees what it holds."""
 
-    def __init__(self, generator: Generator, model: ServedModel, config: DoorConfig) -> None:
+    def __init__(self, generator: Generator, model: ServedModel, config: DoorConfig, gateway: Gateway) -> None:
         self._generator = generator
         self._model = model
         self._config = config
+        self._gateway = gateway
 
     async def Generate(self, request: pb.GenerateRequest, context: grpc.aio.ServicerContext) -> None:  # noqa: N802
         """Stream the answers. Writes instead of yielding, so that a cancelled call ends here and nowhere later."""
         try:
+            arrival = self._arrival(context)
             choices = await self._choices(request, context)
-            await self._stream(choices, context)
+            request_id = choices[0].call.request_id.rpartition("-")[0]
+            await self._stream(self._gateway.visit(arrival, request_id, choices), context)
         except BatonError as error:
             await context.abort_with_status(rpc_status.to_status(rpc_status_of(error)))
 
@@ -48,6 +53,7 @@ class InferenceService(InferenceServicer):
     ) -> pb.TokenizeResponse:
         """Token ids as Generate would see them."""
         try:
+            self._arrival(context)
             check_model(self._model, request.model or self._model.name)
             if request.WhichOneof("input") == "chat":
                 tokens = await tokens_of_chat(self._model, messages_of(request.chat), check=False)
@@ -58,12 +64,23 @@ class InferenceService(InferenceServicer):
         return pb.TokenizeResponse(ids=tokens)
 
     async def ListModels(  # noqa: N802
-        self, _request: pb.ListModelsRequest, _context: grpc.aio.ServicerContext
+        self, _request: pb.ListModelsRequest, context: grpc.aio.ServicerContext
     ) -> pb.ListModelsResponse:
         """The one served model."""
+        try:
+            self._arrival(context)
+        except BatonError as error:
+            await context.abort_with_status(rpc_status.to_status(rpc_status_of(error)))
         model = self._model
         card = pb.ModelCard(name=model.name, max_model_len=model.max_model_len, vocab_size=model.vocab_size)
         return pb.ListModelsResponse(models=[card])
+
+    def _arrival(self, context: grpc.aio.ServicerContext) -> Arrival:
+        """Who calls, and what the call's metadata say. Raises Unauthenticated."""
+        given = {name: value for name, value in context.invocation_metadata() or () if isinstance(value, str)}
+        caller = self._gateway.caller(given.get("authorization"))
+        trace = {name: given[name] for name in ("traceparent", "tracestate") if name in given}
+        return Arrival(caller, self._gateway.clock(), slo_of(given.get(SLO_HEADER)), trace)
 
     async def _choices(self, request: pb.GenerateRequest, context: grpc.aio.ServicerContext) -> list[Choice]:
         check_model(self._model, request.model or self._model.name)
@@ -91,9 +108,10 @@ class InferenceService(InferenceServicer):
                 return await tokens_of_chat(self._model, messages_of(request.chat))
         raise InvalidRequest("one of text, tokens and chat is needed", param="prompt")
 
-    async def _stream(self, choices: list[Choice], context: grpc.aio.ServicerContext) -> None:
+    async def _stream(self, visit: Visit, context: grpc.aio.ServicerContext) -> None:
+        choices = visit.choices
         counts, cached = [0] * len(choices), [0] * len(choices)
-        async with aclosing(run(self._generator, choices)) as events:
+        async with aclosing(visit.run(self._generator)) as events:
             async for index, delta in events:
                 counts[index] += len(delta.tokens)
                 cached[index] += delta.cached_tokens or 0
@@ -103,5 +121,6 @@ class InferenceService(InferenceServicer):
                     message.usage.completion_tokens = counts[index]
                     message.usage.cached_tokens = cached[index]
                     if index == 0 and delta.timing is not None:
-                        context.set_trailing_metadata(timing_metadata(delta.timing))
+                        hit = ("x-baton-cached-tokens", str(cached[0]))
+                        context.set_trailing_metadata((hit, *timing_entries(delta.timing, whole=True)))
                 await context.write(message)

@@ -7,6 +7,7 @@ from engine.core.errors import BatonError
 from engine.core.types import FinishReason, Sampling, TokenLogprob
 from router.api import Delta, GenerateCall, ServiceStatus, Timing
 
+TIMING = Timing(0.0001, 0.0002, 0.0003, 0.0, 0.0006, 0.004, 0.005, "p0", "d0")
 Script = Callable[[GenerateCall], Sequence[int]]
 
 
@@ -65,7 +66,7 @@ class FakeGenerator:
                 cached_tokens=self.cached_tokens if start == 0 else None,
                 finish_reason=reason,
                 stop_token=stop_token if last else None,
-                timing=Timing(0.001, 0.002, 0.003, 0.006, "p0", "d0") if last else None,
+                timing=TIMING if last or start == 0 else None,
             )
 
     async def _hold(self) -> None:

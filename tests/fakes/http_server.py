@@ -10,11 +10,15 @@ from fastapi import FastAPI
 
 from router.http.protocol import BoundedProtocol
 
+SEND_BUFFER_BYTES = 64 << 10
+"""What the kernel takes for a client that does not read: little, so that tests of those need little, too."""
+
 
 @asynccontextmanager
 async def serving(app: FastAPI) -> AsyncIterator[str]:
     """Serve `app` and give its base URL; stops at the end, dropping what is still open."""
     listener = socket.create_server(("127.0.0.1", 0))
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
     config = uvicorn.Config(app, http=BoundedProtocol, log_level="warning", lifespan="off", timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
     task = asyncio.create_task(server.serve(sockets=[listener]))

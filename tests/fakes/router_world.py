@@ -2,7 +2,7 @@
 
 from array import array
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from random import Random
 
 from engine.core.errors import BatonError
@@ -69,6 +69,16 @@ class Client:
         self.error, self.ended_s = error, now
 
 
+@dataclass(frozen=True)
+class Rights:
+    """What a call has of its tenant."""
+
+    tenant: str = ""
+    priority: int = 0
+    weight: float = 1.0
+    ttft_slo_s: float | None = None
+
+
 class Session:
     """The stream between the router and one incarnation; in order, with delay, lost as a whole."""
 
@@ -131,11 +141,13 @@ class RouterWorld:
 
     # -------------------------------------------------------------------------------------------------- clients
 
-    def call(self, key: int, prompt: list[int], timeout_s: float = 30.0, **sampling: object) -> Client:
+    def call(
+        self, key: int, prompt: list[int], timeout_s: float = 30.0, rights: Rights | None = None, **sampling: object
+    ) -> Client:
         """A client sends a call."""
         settings = Sampling(**{"seed": key, "stop_token_ids": (STOP_TOKEN,), **sampling})  # type: ignore[arg-type]
         tokens = array("i", prompt)
-        call = GenerateCall(f"call-{key}", tokens, settings, timeout_s)
+        call = GenerateCall(f"call-{key}", tokens, settings, timeout_s, **asdict(rights or Rights()))
         client = self.clients[key] = Client(call, self.now, answer(tokens, settings))
         self.handle(CallArrived(key, call))
         return client

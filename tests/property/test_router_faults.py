@@ -12,7 +12,7 @@ from engine.core.messages import Drain
 from engine.core.types import Request, Sampling
 from router.config import AdmissionConfig, RouterConfig
 from router.policies.registry import POLICY_NAMES
-from tests.fakes.router_world import RouterWorld
+from tests.fakes.router_world import Rights, RouterWorld
 from tests.fakes.workers import FakeFaults, worker_info
 
 SHORT_S = 0.3
@@ -26,7 +26,11 @@ def build(seed: int, policy: str) -> RouterWorld:
     faults = FakeFaults(
         refuse=rng.choice((0.0, 0.05)), fail_handoff=rng.choice((0.0, 0.2)), lose_events=rng.choice((0.0, 0.2))
     )
-    admission = AdmissionConfig(max_running=rng.choice((3, 1000)), max_queued=rng.choice((2, 1000)))
+    admission = AdmissionConfig(
+        max_running=rng.choice((3, 1000)),
+        max_queued=rng.choice((2, 1000)),
+        max_worker_queue_s=rng.choice((None, 0.0, 0.002)),
+    )
     world = RouterWorld(seed, policy, RouterConfig(admission=admission), faults)
     if rng.random() < 0.3:
         for i in range(rng.randint(1, 3)):
@@ -70,6 +74,7 @@ def send_some(world: RouterWorld, rng: Random, next_key: int) -> int:
                 next_key,
                 prompt,
                 timeout_s=rng.choice((SHORT_S, 10.0, 20.0)),
+                rights=Rights(rng.choice("ab"), rng.choice((0, 0, 1)), rng.choice((1.0, 3.0)), rng.choice((None, 1.0))),
                 max_tokens=rng.choice((1, 2, 5, 40)),
                 num_logprobs=rng.choice((None, 0)),
                 stop_token_ids=rng.choice(((), (7,), tuple(range(30)))),

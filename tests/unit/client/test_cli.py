@@ -3,7 +3,9 @@
 import io
 import json
 import sys
+from pathlib import Path
 
+import httpx
 import pytest
 from rich.console import Console
 
@@ -12,6 +14,7 @@ from baton.status import show
 from engine.core.types import KVLayout, WorkerInfo, WorkerLoad
 from router.api import ServiceStatus, WorkerStatus
 from router.http.status import status_body
+from router.tenants_file import read_tenants
 from tests.unit.client.conftest import Service
 
 
@@ -145,3 +148,32 @@ def test_status_exit_code(
     capsys.readouterr()
     assert run(monkeypatch, "status", "--json", "--url", service.url) == 1
     assert json.loads(capsys.readouterr().out)["workers"][0]["id"] == "prefill-0"
+
+
+def test_a_new_key_is_printed_with_the_lines_for_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = []
+    for _ in range(2):
+        assert run(monkeypatch, "keys", "new", "acme", "--operator") == 0
+        key, _, lines = capsys.readouterr().out.partition("\nfor the tenants' file:\n")
+        key = key.rpartition(" ")[2]
+        (tmp_path / "tenants.toml").write_text(lines)
+        caller = read_tenants(tmp_path / "tenants.toml").caller(f"Bearer {key}")
+        assert (caller.tenant.name, caller.operator) == ("acme", True)
+        assert key.rpartition("_")[2] not in lines
+        made.append(key)
+    assert made[0] != made[1]
+
+
+def test_commands_send_the_key_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BATON_API_KEY", "some key")
+    sent = []
+
+    def get(url: str, headers: dict[str, str], timeout: float) -> httpx.Response:
+        sent.append(headers)
+        return httpx.Response(403, request=httpx.Request("GET", url))
+
+    monkeypatch.setattr(httpx, "get", get)
+    assert run(monkeypatch, "status") == 2
+    assert sent == [{"authorization": "Bearer some key"}]

@@ -20,7 +20,7 @@ from router.doors.prompts import (
     tokens_of_text,
 )
 from router.doors.sampling import SamplingFields, choice_seed
-from router.doors.session import Ask, Choice, choices_of, collect, run
+from router.doors.session import Answer, Ask, Choice, choices_of, collect, run
 from router.text.model import ServedModel
 from tests.fakes.generator import FakeGenerator
 from tests.fakes.text_models import CORPUS, served_model
@@ -41,11 +41,15 @@ def ask(model: ServedModel, *texts: str, timeout_s: float | None = None, **field
     return choices_of(given, model, DoorConfig(max_sequences=6, default_timeout_s=5.0, max_timeout_s=9.0))
 
 
+async def gather(generator: FakeGenerator, choices: list[Choice]) -> list[Answer]:
+    return await collect(run(generator, choices), choices)
+
+
 async def test_prompts_times_n_in_order(model: ServedModel) -> None:
     choices = ask(model, "one", "two", n=2)
     assert [choice.index for choice in choices] == [0, 1, 2, 3]
     assert [choice.call.request_id for choice in choices] == ["r-0", "r-1", "r-2", "r-3"]
-    answers = await collect(FakeGenerator(echo), choices)
+    answers = await gather(FakeGenerator(echo), choices)
     assert ["".join(answer.texts) for answer in answers] == ["one", "one", "two", "two"]
     assert {answer.finish for answer in answers} == {FinishReason.LENGTH}
     assert {answer.cached_tokens for answer in answers} == {3}
@@ -75,7 +79,7 @@ async def test_the_first_failure_ends_all_and_is_raised(model: ServedModel) -> N
     generator = FakeGenerator(echo)
     generator.pause_after, generator.error = 1, Overloaded("full", retry_after_s=2.0)
     with pytest.raises(Overloaded):
-        await collect(generator, ask(model, "aa bb", "cc dd"))
+        await gather(generator, ask(model, "aa bb", "cc dd"))
     assert generator.running == 0
 
 
@@ -113,7 +117,7 @@ async def test_a_stop_string_cancels_the_call(model: ServedModel) -> None:
     generator = FakeGenerator(echo)
     generator.pause_after = 4
     text = "a!bcdefgh"
-    (answer,) = await collect(generator, ask(model, text, stop="!"))
+    (answer,) = await gather(generator, ask(model, text, stop="!"))
     assert ("".join(answer.texts), answer.finish, answer.stopped_by) == ("a", FinishReason.STOP, "!")
     assert generator.running == 0
 
@@ -128,7 +132,7 @@ async def test_a_failed_end_is_raised(model: ServedModel, reason: FinishReason, 
             yield Delta((), finish_reason=reason)
 
     with pytest.raises(error):
-        await collect(Failing(echo), ask(model, "a"))
+        await gather(Failing(echo), ask(model, "a"))
 
 
 async def test_an_answer_without_an_end_is_an_error(model: ServedModel) -> None:
@@ -137,7 +141,7 @@ async def test_an_answer_without_an_end_is_an_error(model: ServedModel) -> None:
             yield Delta((1,))
 
     with pytest.raises(Unavailable, match="broke off"):
-        await collect(Broken(echo), ask(model, "a"))
+        await gather(Broken(echo), ask(model, "a"))
 
 
 def test_the_model_s_own_defaults_and_stop_tokens(tmp_path: Path) -> None:

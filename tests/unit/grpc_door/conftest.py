@@ -1,6 +1,7 @@
 """One service behind a real gRPC server for each test."""
 
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from engine.wire.inference_pb2_grpc import InferenceStub
 from router.doors.config import DoorConfig
+from router.doors.gateway import Gateway
 from router.rpc.server import RpcDoor, add_inference, make_server
 from router.text.model import ServedModel
 from tests.fakes.generator import FakeGenerator
@@ -41,16 +43,23 @@ class Service:
         self.generator.script = lambda _: tokens
 
 
-@pytest.fixture
-async def service(tmp_path: Path) -> AsyncIterator[Service]:
+@asynccontextmanager
+async def serve(tmp_path: Path, gateway: Gateway | None = None) -> AsyncIterator[Service]:
+    """A service; without a gateway everybody may call."""
     model = served_model(tmp_path, max_position_embeddings=MAX_MODEL_LEN, vocab_size=VOCAB_SIZE)
     generator = FakeGenerator(lambda call: call.tokens[:20])
     config = DoorConfig(max_sequences=8, max_body_bytes=12 << 20)
     server = make_server(config)
-    door = add_inference(server, generator, model, config)
+    door = add_inference(server, generator, model, config, gateway)
     await door.set_serving(False)
     address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     await server.start()
     async with grpc.aio.insecure_channel(address) as channel:
         yield Service(model, generator, door, address, channel, InferenceStub(channel))
     await server.stop(0)
+
+
+@pytest.fixture
+async def service(tmp_path: Path) -> AsyncIterator[Service]:
+    async with serve(tmp_path) as running:
+        yield running

@@ -44,7 +44,10 @@ async def test_text_prompt(service: Service) -> None:
     assert last.stop_token == service.model.tokenizer.token_id("<|end|>")
     prompt = service.model.tokenizer.encode("say")
     assert last.usage == pb.Usage(prompt_tokens=len(prompt), completion_tokens=len(messages), cached_tokens=3)
-    assert (last.timing.prefill_worker, last.timing.ttft_s) == ("p0", 0.006)
+    timing = last.timing
+    parts_s = timing.queue_s + timing.admit_s + timing.prefill_s + timing.deliver_s
+    assert (timing.prefill_worker, timing.transfer_s) == ("p0", 0.004)
+    assert timing.ttft_s == pytest.approx(parts_s) and timing.ttft_s >= 0.0006
     assert service.generator.calls[0].tokens == prompt
 
 
@@ -53,7 +56,10 @@ async def test_timing_in_trailing_metadata(service: Service) -> None:
     async for _ in call:
         pass
     trailing = dict(await call.trailing_metadata())
-    assert (trailing["x-baton-ttft-ms"], trailing["x-baton-decode-worker"]) == ("6.0", "d0")
+    assert (trailing["x-baton-transfer-ms"], trailing["x-baton-decode-worker"]) == ("4.000", "d0")
+    parts_ms = [float(trailing[f"x-baton-{part}-ms"]) for part in ("queue", "admit", "prefill", "deliver")]
+    assert float(trailing["x-baton-ttft-ms"]) == pytest.approx(sum(parts_ms), abs=0.003)
+    assert trailing["x-baton-cached-tokens"] == "3"
 
 
 async def test_token_ids_and_chat(service: Service) -> None:

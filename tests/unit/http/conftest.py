@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry
 
 from router.api import GenerateCall, ServiceStatus
 from router.doors.config import DoorConfig
+from router.doors.gateway import Gateway
 from router.http.app import create_app
 from router.text.model import ServedModel
 from tests.fakes.generator import FakeGenerator, FakeStatus
@@ -57,11 +58,11 @@ def _echo(call: GenerateCall) -> list[int]:
 
 
 @asynccontextmanager
-async def running(tmp_path: Path, config: DoorConfig) -> AsyncIterator[Service]:
-    """A service with these limits."""
+async def running(tmp_path: Path, config: DoorConfig, gateway: Gateway | None = None) -> AsyncIterator[Service]:
+    """A service with these limits; without a gateway everybody may call."""
     model = served_model(tmp_path)
     generator, status = FakeGenerator(_echo), FakeStatus(ServiceStatus(ready=True))
-    app = create_app(generator, model, status, config, CollectorRegistry())
+    app = create_app(generator, model, status, config, CollectorRegistry(), gateway)
     async with serving(app) as url, httpx.AsyncClient(base_url=url, timeout=20, verify=False) as http:
         openai = AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, http_client=http)
         yield Service(model, generator, status, url, http, openai)

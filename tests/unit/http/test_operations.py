@@ -1,5 +1,8 @@
 """Health, metrics, status, headers."""
 
+import httpx
+import pytest
+
 from engine.core.types import KVLayout, PageCount, WorkerInfo, WorkerLoad
 from router.api import ServiceStatus, WorkerStatus
 from tests.unit.http.conftest import Service
@@ -46,11 +49,30 @@ async def test_timing_and_request_id_in_headers(service: Service) -> None:
     body = {"model": "tiny", "prompt": "hi"}
     headers = (await service.http.post("/v1/completions", json=body, headers={"x-request-id": "mine-1"})).headers
     assert headers["x-request-id"] == "mine-1"
-    assert (headers["x-baton-ttft-ms"], headers["x-baton-cached-tokens"]) == ("6.0", "3")
+    assert (headers["x-baton-transfer-ms"], headers["x-baton-cached-tokens"]) == ("4.000", "3")
+    check_parts(headers)
     assert (headers["x-baton-prefill-worker"], headers["x-baton-decode-worker"]) == ("p0", "d0")
     response = await service.http.post("/v1/completions", json=body, headers={"x-request-id": "two\twords"})
     assert response.headers["x-request-id"].startswith("cmpl-")
     assert response.headers["x-request-id"] == response.json()["id"]
+
+
+def check_parts(headers: httpx.Headers) -> None:
+    """The four parts of the time to the first token add up to it."""
+    parts_ms = [float(headers[f"x-baton-{part}-ms"]) for part in ("queue", "admit", "prefill", "deliver")]
+    assert float(headers["x-baton-ttft-ms"]) == pytest.approx(sum(parts_ms), abs=0.003)
+    assert all(part >= 0 for part in parts_ms) and parts_ms[1] == pytest.approx(0.2)
+
+
+async def test_a_stream_says_in_its_headers_where_its_first_token_came_from(service: Service) -> None:
+    service.generator.pause_after = 2
+    body = {"model": "tiny", "prompt": "hi there", "max_tokens": 5, "stream": True, "ignore_eos": True}
+    async with service.http.stream("POST", "/v1/completions", json=body) as response:
+        assert response.headers["x-baton-prefill-worker"] == "p0" and "x-baton-transfer-ms" not in response.headers
+        assert response.headers["x-baton-cached-tokens"] == "3"
+        check_parts(response.headers)
+        service.generator.resume.set()
+        await response.aread()
 
 
 async def test_tokenize(service: Service) -> None:

@@ -1,8 +1,10 @@
 """The router core event by event: what is sent where, and in what order."""
 
+import itertools
 import random
 from array import array
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -30,7 +32,7 @@ from engine.core.messages import (
 )
 from engine.core.types import FinishReason, Sampling, TokenLogprob
 from kv_transfer.transports.base import peer_key
-from router.api import Delta, GenerateCall
+from router.api import Delta, GenerateCall, Timing
 from router.config import HealthConfig, RouterConfig
 from router.core import RouterCore
 from router.events import (
@@ -56,9 +58,9 @@ PROMPT = list(range(10, 30))
 class Bench:
     """A core, its clock, and what it said last."""
 
-    def __init__(self, *workers: str, policy: str = "cost_always_hand_over") -> None:
+    def __init__(self, *workers: str, policy: str = "cost_always_hand_over", seed: int = 3) -> None:
         config = RouterConfig(health=HealthConfig(peers_keep_s=5.0))
-        self.core = RouterCore(config, random.Random(3), lambda model, rng: make_policy(policy, model, rng))
+        self.core = RouterCore(config, random.Random(seed), lambda model, rng: make_policy(policy, model, rng))
         self.now = 0.0
         self.sent: list[tuple[str, Command]] = []
         self.deltas: list[Delta] = []
@@ -153,7 +155,9 @@ def test_the_whole_path_of_one_request() -> None:
     bench.now = 1.0
     bench.token("p", id, 7, logprobs=[logprob], tickets=[TicketIssued(id, b"t2", True)])
     assert bench.took() == [("d", DeliverTicket(id, b"t2"))]
-    assert bench.deltas == [Delta((7,), (logprob,), cached_tokens=8)], "before the pages have moved"
+    known = Timing(admit_s=0.25, prefill_s=0.75, ttft_s=1.0, prefill_worker="p", decode_worker="d")
+    first = Delta((7,), (logprob,), cached_tokens=8, timing=known)
+    assert bench.deltas == [first], "before the pages have moved"
     bench.now = 1.5
     bench.frame("d", adopted=[Adopted(id, 1000, 0.1, 4, 1)], ids=[id], tokens=[8], logprobs=[None])
     assert bench.took() == [("p", Release(id))]
@@ -162,7 +166,8 @@ def test_the_whole_path_of_one_request() -> None:
     assert bench.tokens == [7, 8, 9, 10, 11] and len(bench.deltas) == 4
     last = bench.deltas[-1]
     assert last.finish_reason is FinishReason.LENGTH and last.timing
-    assert (last.timing.queue_s, last.timing.prefill_s, last.timing.ttft_s) == (0.25, 0.75, 1.0)
+    assert (last.timing.queue_s, last.timing.admit_s, last.timing.prefill_s) == (0.0, 0.25, 0.75)
+    assert (last.timing.ttft_s, last.timing.first_step_s) == (1.0, pytest.approx(0.4))
     assert (last.timing.transfer_s, last.timing.prefill_worker, last.timing.decode_worker) == (0.1, "p", "d")
     assert bench.took() == [] and not bench.core.calls.flows
     assert (bench.core.stats.handoffs, bench.core.stats.cached_tokens) == (1, 8)
@@ -271,6 +276,28 @@ def test_a_call_that_nobody_can_take_fails_before_a_far_deadline() -> None:
     assert not bench.failures
     bench.tick(3.0)
     assert isinstance(bench.failures[0], Unavailable) and bench.failures[0].retry_after_s
+
+
+def test_tries_come_ever_more_rarely_by_chance_and_end_with_the_deadline() -> None:
+    def times_of_tries(seed: int) -> list[float]:
+        bench = Bench(seed=seed)
+        bench.call(timeout_s=4.0)
+        flow = bench.core.calls.flows[1]
+        times, tries = [0.0], 1
+        while not bench.failures:
+            bench.now += 0.001
+            bench.do(Tick())
+            if flow.trouble.failures_in_row > tries:
+                tries = flow.trouble.failures_in_row
+                times.append(bench.now)
+        assert isinstance(bench.failures[0], DeadlineExceeded) and bench.now == pytest.approx(4.0, abs=0.002)
+        return times
+
+    times = times_of_tries(3)
+    for number, (before, after) in enumerate(itertools.pairwise(times)):
+        full_s = min(0.02 * 2.0**number, 1.0)
+        assert full_s / 2 - 0.002 <= after - before <= full_s + 0.002
+    assert len(times) >= 8 and times != times_of_tries(4), "calls that failed together come back apart"
 
 
 def test_a_decode_worker_that_dies_after_the_last_token_cost_nothing() -> None:
@@ -387,7 +414,8 @@ def test_an_attempt_that_gave_no_token_leaves_no_trace_in_the_answer() -> None:
     bench.frame("d", handoff_failed=[HandoffFailed(id, "x")])
     again = bench.last_id()
     bench.token("d", again, 7, started=[Started(again, 0, 0.0)], prompt_logprobs=[(again, [TokenLogprob(1, -2.0)])])
-    assert bench.deltas == [Delta((7,), (), (TokenLogprob(1, -2.0),), 0)]
+    (delta,) = bench.deltas
+    assert replace(delta, timing=None) == Delta((7,), (), (TokenLogprob(1, -2.0),), 0)
 
 
 def test_the_same_prompt_meets_on_one_prefill_worker_before_anything_is_reported() -> None:

@@ -13,6 +13,7 @@ from engine.core.errors import Cancelled, DeadlineExceeded, NotFound, Overloaded
 from engine.core.types import FinishReason, Sampling
 from engine.wire.worker_client import WorkerClient
 from router.api import Delta, GenerateCall
+from router.breaker import BreakerState
 from router.config import AdmissionConfig, HealthConfig, RouterConfig
 from router.core import RouterCore
 from router.policies.registry import make_policy
@@ -227,3 +228,30 @@ async def test_a_worker_of_another_model_is_refused_in_words(cluster: FakeCluste
     await until(lambda: service.status().workers[1].state == "refused")
     assert states["good"].state == "ready"
     assert service.status().workers[1].detail == "worker stranger serves other, the others serve test"
+
+
+async def test_a_worker_that_fails_rests_and_is_probed_until_it_works_again(cluster: FakeCluster) -> None:
+    health = HealthConfig(breaker_failures=2, breaker_open_s=0.05, breaker_max_open_s=0.1)
+    service = make_service(RouterConfig(health=health), policy="least_loaded")
+    await service.start()
+    bad, good = [await cluster.start(worker_info(name)) for name in ("bad", "good")]
+    for worker in (bad, good):
+        service.add_worker(worker.info.address)
+    await until(lambda: num_ready(service) == 2)
+    bad.worker.faults.refuse = 1.0
+
+    async def calls_until(condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(WAIT_S):
+            while not condition():
+                call = call_of(list(range(9)), max_tokens=2)
+                assert tokens_of(await collect(service, call)) == answer(call.tokens, call.sampling), "tried elsewhere"
+
+    def states() -> dict[str, str]:
+        return {status.info.id: status.state for status in service.status().workers}
+
+    await calls_until(lambda: states() == {"bad": "resting", "good": "ready"})
+    assert service._core.stats.retries["worker_error"] >= 2
+    bad.worker.faults.refuse = 0.0
+    await calls_until(lambda: service._core.view.find("bad")[0].breaker.state is BreakerState.CLOSED)
+    assert states() == {"bad": "ready", "good": "ready"}
+    await service.stop()

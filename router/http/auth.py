@@ -1,0 +1,47 @@
+"""Who may read which path, before anything of a body is read."""
+
+from fastapi import Request
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from engine.core.errors import BatonError, PermissionDenied
+from router.doors.gateway import Gateway
+from router.gateway.tenants import Caller
+from router.http.caller import CALLER
+from router.http.errors import error_response
+from router.http.respond import request_id_of
+
+OPEN_PATHS = frozenset(("/", "/health", "/metrics", "/openapi.json"))
+"""For everybody: probes and scrapers have no key, and none of these names a client, a prompt or a tenant's key."""
+OPERATOR_PATHS = frozenset(("/status",))
+
+
+class Authenticate:
+    """Lets a request through that has a key for its path; else answers 401 or 403 itself."""
+
+    def __init__(self, app: ASGIApp, gateway: Gateway) -> None:
+        self._app = app
+        self._gateway = gateway
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Note who calls, for caller_of."""
+        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
+            try:
+                scope[CALLER] = self._caller(scope)
+            except BatonError as error:
+                await _refused(Request(scope), error)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    def _caller(self, scope: Scope) -> Caller:
+        given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
+        caller = self._gateway.caller(given.decode("latin-1"))
+        if scope["path"] in OPERATOR_PATHS and not caller.operator:
+            raise PermissionDenied(f"{scope['path']} is for operators: this key is none of theirs")
+        return caller
+
+
+def _refused(request: Request, error: BatonError) -> ASGIApp:
+    headers = {"x-request-id": request_id_of(request, "error")}
+    if not isinstance(error, PermissionDenied):
+        headers["www-authenticate"] = "Bearer"
+    return error_response(error, headers)
