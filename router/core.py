@@ -154,7 +154,7 @@ class RouterCore:
             self._supervisor.leg_failed(flow, Failure(cause, worker, message), now)
 
     def _ask_for_prefixes(self, worker: WorkerState, now: float) -> None:
-        if self.view.feeds[worker.key].should_ask(now):
+        if self.view.feeds[worker.key].next_ask(now):
             self._effects.append(Send(worker.key, SendPrefixes()))
 
     def _on_tick(self, now: float) -> None:

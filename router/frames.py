@@ -63,14 +63,16 @@ class FrameReader:
                 self._supervisor.emit(flow)
 
     def _read_worker(self, worker: WorkerState, frame: Frame, now: float) -> None:
+        feed = self._view.feeds[worker.key]
         if frame.kv_events:
-            self._view.feeds[worker.key].apply(frame.kv_seq, frame.kv_events)
+            feed.apply(frame.kv_seq, frame.kv_events)
         for status in frame.peers:
             if pair := self._view.on_peer_status(worker, status):
                 self._model.on_proof(pair, status.bytes_per_s)
         load = frame.load
         if load is not None:
-            worker.on_load(load, now)
+            if worker.on_load(load, now) and load.view_digest is not None:
+                feed.report(load.view_digest, None, now)
             if load.running_rows and not load.queued_tokens and load.step_s > 0:
                 self._model.on_step(worker.key, load.running_rows, load.step_s * 1000)
 

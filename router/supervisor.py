@@ -134,8 +134,8 @@ class Supervisor:
             by_slot = {worker.slot: worker for worker in view}
             for page_size in {worker.info.layout.page_size for worker in view}:
                 for slot, num_pages in view.index.match(pages.digests(page_size)).items():
-                    worker = by_slot[slot]
-                    if worker.info.layout.page_size == page_size:
+                    worker = by_slot.get(slot)  # other slots are of tiers that nothing is computed from
+                    if worker is not None and worker.info.layout.page_size == page_size:
                         cached[worker.key] = num_pages * page_size
         request = RouteRequest(
             num_tokens=len(flow.tokens),

@@ -9,7 +9,7 @@ from engine.core.types import WorkerInfo
 from kv_transfer.transports.base import peer_key
 from router.breaker import Breaker
 from router.config import HealthConfig
-from router.prefix_feed import PrefixFeed
+from router.prefix_feed import FeedCounts, PrefixFeed
 from router.prefix_index import PrefixIndex
 from router.worker import Health, LegKind, WorkerState
 
@@ -38,6 +38,7 @@ class ClusterView:
         """(prefill, decode) -> what the decode worker, which is here, last said of pulling from the other."""
         self._breakers: dict[tuple[str, str], Breaker] = {}
         self.feeds: dict[str, PrefixFeed] = {}
+        self.feed_counts = FeedCounts()
         self._checked_s: float | None = None
 
     def __iter__(self) -> Iterator[WorkerState]:
@@ -51,17 +52,17 @@ class ClusterView:
 
     def join(self, info: WorkerInfo, now: float) -> WorkerState:
         """Add an incarnation that is not there yet, of the model of the ones that are."""
-        worker = WorkerState(info, self.index.add_worker(info.num_pages), now, self._config)
+        feed = PrefixFeed(self.index, info.num_pages, counts=self.feed_counts)
+        worker = WorkerState(info, feed.slot, now, self._config)
         self.workers[worker.key] = worker
-        self.feeds[worker.key] = PrefixFeed(self.index, worker.slot)
+        self.feeds[worker.key] = feed
         return worker
 
     def leave(self, key: str) -> None:
         """Remove an incarnation; its legs must be closed."""
         worker = self.workers.pop(key)
         assert not worker.legs, "a worker left with open legs"
-        del self.feeds[key]
-        self.index.remove_worker(worker.slot)
+        self.feeds.pop(key).close()
         for pair in [pair for pair in self.links if pair[1] == key]:
             del self.links[pair]
         for pair in [pair for pair in self._breakers if key in pair]:

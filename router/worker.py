@@ -88,15 +88,16 @@ class WorkerState:
         """That work ended here, or was told to."""
         self.num_decodes -= self.legs.pop(attempt) is not LegKind.PREFILL
 
-    def on_load(self, load: WorkerLoad, now: float) -> None:
-        """The worker's own word; it covers what it had heard of when it spoke. One said again is no news."""
+    def on_load(self, load: WorkerLoad, now: float) -> bool:
+        """The worker's own word; it covers what it had heard of when it spoke. False: one said again is no news."""
         if self.load is not None and load.seq == self.load.seq:
-            return
+            return False
         self.load, self.load_s = load, now
         self.draining = self.draining or load.draining
         lag_s = max(_REPORT_LAG_S, 2 * load.step_s)
         while self._sent and self._sent[0][0] <= now - lag_s:
             self._sent_tokens -= self._sent.popleft()[1]
+        return True
 
     @property
     def queued_tokens(self) -> int:

@@ -80,7 +80,7 @@ def test_the_busy_one_gets_nothing(policy: str) -> None:
 def test_affinity_follows_a_long_match_else_the_emptiest_tree_else_the_load() -> None:
     view = cluster("p1", "p2", "d1")
     for name, pages in (("p1", 3), ("p2", 9)):
-        view.index.store(view.workers[key(name)].slot, [bytes([pages, i]) for i in range(pages)])
+        view.index.store(view.workers[key(name)].slot, [100 * pages + i for i in range(pages)])
     assert set(routes(view, "prefix_affinity", p2=60)) == {("p2", "d1")}
     assert set(routes(view, "prefix_affinity", p2=50)) == {("p1", "d1")}
     for attempt in range(40):
