@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from engine.core.errors import BatonError, InvalidRequest
 from engine.models.hub import resolve_model
 from engine.server.config import CLUSTER_KEY_VARIABLE
+from router.config import RouterConfig
 from router.policies.registry import POLICY_NAMES
 from router.server import RunningRouter
 from router.server_config import RouterServerConfig
@@ -38,6 +39,12 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--admin-host", default="127.0.0.1", help="address to listen on for adding and removing workers")
     flags.add_argument("--admin-port", type=int, help="off when left out; 0 takes a free one")
     flags.add_argument("--policy", choices=POLICY_NAMES, default="cost", help="how workers are chosen")
+    flags.add_argument(
+        "--kv-events",
+        choices=("session", "public"),
+        default="session",
+        help="where workers' prefix events are read: in their sessions, or from their --kv-events feeds",
+    )
     flags.add_argument("--log-level", default="INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
     return flags
 
@@ -59,6 +66,7 @@ def config_of(arguments: argparse.Namespace, environment: Mapping[str, str]) -> 
         admin_host=arguments.admin_host,
         admin_port=arguments.admin_port,
         policy=arguments.policy,
+        limits=RouterConfig(public_feeds=arguments.kv_events == "public"),
     )
 
 

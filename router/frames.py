@@ -64,14 +64,14 @@ class FrameReader:
 
     def _read_worker(self, worker: WorkerState, frame: Frame, now: float) -> None:
         feed = self._view.feeds[worker.key]
-        if frame.kv_events:
+        if frame.kv_events and not feed.is_public:
             feed.apply(frame.kv_seq, frame.kv_events)
         for status in frame.peers:
             if pair := self._view.on_peer_status(worker, status):
                 self._model.on_proof(pair, status.bytes_per_s)
         load = frame.load
         if load is not None:
-            if worker.on_load(load, now) and load.view_digest is not None:
+            if worker.on_load(load, now) and load.view_digest is not None and not feed.is_public:
                 feed.report(load.view_digest, None, now)
             if load.running_rows and not load.queued_tokens and load.step_s > 0:
                 self._model.on_step(worker.key, load.running_rows, load.step_s * 1000)

@@ -21,7 +21,7 @@ from router.prefix_index import PrefixIndex
 _ASK_AGAIN_S = 1.0
 _MAX_ASK_AGAIN_S = 4.0
 REPLAY_S = 1.0
-"""A gap that a replay has not closed after this long is a loss."""
+"""A gap that has not got smaller for this long is a loss."""
 BEHIND_S = 0.5
 """So long batches that the worker has sent may be on their way."""
 MAX_WAITING = 1024
@@ -54,6 +54,17 @@ class FeedCounts:
     """Times that all of a worker had to be said again."""
 
 
+@dataclass(slots=True)
+class _Gap:
+    """A replay under way. Mutable."""
+
+    first: int
+    """The batch that was asked for."""
+    missing: int
+    """The next one that is missing, when it was last looked at."""
+    since_s: float
+
+
 class PrefixFeed:
     """Batches in, the worker's part of the index kept. Owns its slots in the index."""
 
@@ -72,10 +83,16 @@ class PrefixFeed:
         self._waiting: dict[int, list[KVEvent]] = {}
         self._behind: tuple[int, float] | None = None
         """(number that the worker was at, since when this is behind it)."""
-        self._gap: tuple[int, float] | None = None
-        """(first number that a replay was asked for, when)."""
+        self._gap: _Gap | None = None
         self._ask_s = float("-inf")
         self._ask_again_s = _ASK_AGAIN_S
+        self._lost_s: float | None = None
+        """Since when it has not been synced, as far as anybody asked."""
+
+    @property
+    def is_public(self) -> bool:
+        """Whether the events come from the worker's public feed."""
+        return self._replays
 
     @property
     def slot(self) -> int:
@@ -96,6 +113,11 @@ class PrefixFeed:
     def synced(self) -> bool:
         """True while the index says of this worker exactly what the worker's cache held at batch `seq`."""
         return self._synced
+
+    def use_session(self) -> None:
+        """Give the public feed up: what comes from now on is the session's, numbered otherwise."""
+        self._lost()
+        self._replays, self._seq, self._ask_s = False, 0, float("-inf")
 
     def close(self) -> None:
         """The worker is gone."""
@@ -123,9 +145,11 @@ class PrefixFeed:
             self._take(self._seq + 1, waited)
         if self._synced and self._waiting:
             self._waiting = {number: batch for number, batch in self._waiting.items() if number > self._seq}
+        if not self._waiting and self._behind is None:
+            self._gap = None
 
     def report(self, digest: int, seq: int | None, now: float) -> None:
-        """The worker says that the digest of all its pages was `digest` after batch `seq` (None: the last that came)."""
+        """The worker says that all its pages had that digest after batch `seq` (None: the last that came)."""
         if not self._synced or self._waiting:
             return
         if seq is None or seq == self._seq:
@@ -137,24 +161,36 @@ class PrefixFeed:
         elif seq > self._seq and (self._behind is None or self._seq >= self._behind[0]):
             self._behind = (seq, now)
 
-    def cannot_replay(self) -> None:
-        """What was asked for is not to be had any more."""
-        if self._gap is not None and self._gap[0] == self._seq + 1:
+    def replayed(self) -> None:
+        """A replay is over. If it has not even begun to close the gap, the batches are not to be had any more."""
+        if self._gap is not None and self._gap.first == self._seq + 1:
             self._lost()
+        self._gap = None
 
     # ------------------------------------------------------------------------------------------------- what to ask
+
+    def unsynced_s(self, now: float) -> float:
+        """For how long it has known nothing, as far as anybody asked."""
+        if self._synced:
+            self._lost_s = None
+        elif self._lost_s is None:
+            self._lost_s = now
+        return 0.0 if self._lost_s is None else now - self._lost_s
 
     def next_ask(self, now: float) -> Ask | None:
         """What to ask the worker for now, if anything; a snapshot less and less often."""
         if self._synced and not self._is_missing_batches(now):
+            self._gap = None
             return None
         if self._synced and self._replays:
             first = self._seq + 1
-            if self._gap is None or self._gap[0] != first:
-                self._gap = (first, now)
+            if self._gap is None:
+                self._gap = _Gap(first, first, now)
                 self._counts.gaps += 1
                 return AskReplay(first)
-            if now - self._gap[1] < REPLAY_S:
+            if self._gap.missing != first:
+                self._gap.missing, self._gap.since_s = first, now
+            if now - self._gap.since_s < REPLAY_S:
                 return None
         if self._synced:
             self._lost()
@@ -229,5 +265,3 @@ def _last_cleared(events: list[KVEvent]) -> int | None:
         if isinstance(events[at], PagesCleared):
             return at
     return None
-
-

@@ -5,7 +5,7 @@ import random
 import secrets
 import socket
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -14,12 +14,15 @@ import uvicorn
 from prometheus_client import CollectorRegistry, ProcessCollector
 
 from engine.core.errors import BatonError, Unavailable
+from engine.core.types import WorkerInfo
 from engine.wire.worker_client import WorkerClient
 from router.admin import create_admin_app
 from router.api import ServiceStatus
 from router.core import RouterCore
+from router.feeds import FeedWord
 from router.http.app import create_app
 from router.http.protocol import BoundedProtocol
+from router.kv_follower import FeedPlace, KVFollower
 from router.metrics import RouterMetrics
 from router.policies.registry import make_policy
 from router.rpc.server import RpcDoor, add_inference, server_options
@@ -50,7 +53,10 @@ class RouterServer:
         def connect(address: str) -> WorkerClient:
             return WorkerClient(address, config.cluster_key, silence_s=SILENCE_S)
 
-        self.service = RouterService(core, connect, RouterMetrics(core, registry))
+        def follow(worker: str, info: WorkerInfo, handle: Callable[[FeedWord], None]) -> KVFollower:
+            return KVFollower(worker, FeedPlace.of(info.topology), config.cluster_key, handle)
+
+        self.service = RouterService(core, connect, RouterMetrics(core, registry), follow=follow)
         app = create_app(self.service, model, self.service, config.doors, registry)
         self._http = [(_uvicorn(app), sockets.http)]
         if sockets.admin is not None:

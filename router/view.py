@@ -50,9 +50,9 @@ class ClusterView:
             if other.info.id != info.id and other.info.layout.model_hash != info.layout.model_hash:
                 raise Incompatible(f"worker {info.id} serves {info.model}, the others serve {other.info.model}")
 
-    def join(self, info: WorkerInfo, now: float) -> WorkerState:
+    def join(self, info: WorkerInfo, now: float, *, public_feed: bool = False) -> WorkerState:
         """Add an incarnation that is not there yet, of the model of the ones that are."""
-        feed = PrefixFeed(self.index, info.num_pages, counts=self.feed_counts)
+        feed = PrefixFeed(self.index, info.num_pages, replays=public_feed, counts=self.feed_counts)
         worker = WorkerState(info, feed.slot, now, self._config)
         self.workers[worker.key] = worker
         self.feeds[worker.key] = feed

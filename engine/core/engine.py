@@ -259,6 +259,11 @@ class EngineCore:
         return self._kv.stored_pages(with_tokens)
 
     @property
+    def num_cached_pages(self) -> int:
+        """Pages in the prefix cache, read by somebody or not."""
+        return self._kv.num_cached_pages
+
+    @property
     def view_digest(self) -> int:
         """The keys of all pages in the prefix cache, XORed: what who has heard of all events has, too."""
         return self._kv.view_digest

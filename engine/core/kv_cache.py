@@ -181,6 +181,11 @@ class KVCache:
         return self._tree.stored_pages(with_tokens)
 
     @property
+    def num_cached_pages(self) -> int:
+        """Pages in the tree."""
+        return self._tree.num_pages
+
+    @property
     def view_digest(self) -> int:
         """The keys of all pages in the tree, XORed."""
         return self._tree.view_digest

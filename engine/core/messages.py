@@ -74,9 +74,9 @@ class PeerLeft:
 
 @dataclass(frozen=True, slots=True)
 class SendPrefixes:
-    """Say again which pages the prefix cache holds: PagesCleared, then PagesStored of all of it.
+    """Say what the prefix cache holds: PagesCleared, then PagesStored of all of it; and from now on what changes.
 
-    Sent by a router that joined late or saw a gap in kv_seq.
+    Sent by a router that joined or has lost its view. One that reads the public feed need not.
     """
 
 

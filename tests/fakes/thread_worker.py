@@ -1,6 +1,7 @@
 """Workers with real threads, sockets and transfer managers, over integers for KV: the whole shell without torch."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from engine.core.config import SchedulerConfig
@@ -10,6 +11,7 @@ from engine.core.types import WorkerInfo
 from engine.runtime.config import EngineConfig
 from engine.server.config import WorkerConfig
 from engine.server.inbox import Inbox
+from engine.server.kv_events.config import FeedConfig
 from engine.server.worker import RunningWorker, WorkerParts, new_incarnation
 from kv_transfer.api import TransferCommand, TransferOutcome
 from kv_transfer.holding import TicketSealer
@@ -36,9 +38,10 @@ def start_fake_worker(
     executor: Executor | None = None,
     port: int = 0,
     key: bytes = KEY,
+    kv_events: FeedConfig | None = None,
 ) -> Worker:
     """A worker that serves. `executor` takes the place of the right one."""
-    config = config_of(worker_id or f"{kind}-0", port)
+    config = replace(config_of(worker_id or f"{kind}-0", port), kv_events=kv_events)
     layout, incarnation, inbox = int64_layout(), new_incarnation(), Inbox()
     pool = HostPool(layout, num_pages)
     name = peer_key(config.worker_id, incarnation)

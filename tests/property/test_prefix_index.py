@@ -110,9 +110,7 @@ def test_match_finds_each_workers_run(lengths: list[int], asked: int) -> None:
     max_pages=st.integers(1, 40),
     runs=st.lists(st.tuples(st.integers(0, 15), st.integers(1, 12), st.booleans()), max_size=60),
 )
-def test_a_bounded_worker_is_known_too_little_never_too_much(
-    max_pages: int, runs: list[tuple[int, int, bool]]
-) -> None:
+def test_a_bounded_worker_is_known_too_little_never_too_much(max_pages: int, runs: list[tuple[int, int, bool]]) -> None:
     """Runs of pages of 16 chains come and go; whatever was left out, the rest is held and heads stay longest."""
     index = PrefixIndex(max_pages)
     slot, other = index.add_worker(10_000), index.add_worker(10_000)

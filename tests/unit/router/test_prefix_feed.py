@@ -67,7 +67,7 @@ def test_a_replay_that_does_not_come_or_cannot_ends_in_a_snapshot() -> None:
         feed.apply(7, [stored(D)])
         assert feed.next_ask(0.0) == AskReplay(5)
         if replayed_too_late:
-            feed.cannot_replay()
+            feed.replayed()
             assert not feed.synced and feed.next_ask(0.1) == AskSnapshot()
         else:
             assert feed.next_ask(REPLAY_S) == AskSnapshot()
@@ -77,13 +77,25 @@ def test_a_replay_that_does_not_come_or_cannot_ends_in_a_snapshot() -> None:
         assert index.match([D, C]) == {feed.slot: 2}, "what came while the snapshot was on its way"
 
 
-def test_each_new_gap_gets_a_replay_of_its_own() -> None:
+def test_a_replay_may_take_long_while_it_goes_on_and_may_have_gaps_itself() -> None:
     _, feed = following(replays=True)
     feed.apply(6, [])
     assert feed.next_ask(0.0) == AskReplay(5)
     feed.apply(9, [])
     feed.apply(5, [])
-    assert feed.seq == 6 and feed.next_ask(REPLAY_S + 1) == AskReplay(7)
+    assert feed.seq == 6 and feed.next_ask(REPLAY_S + 1) is None
+    feed.replayed()
+    assert feed.next_ask(REPLAY_S + 1) == AskReplay(7)
+    assert feed.next_ask(REPLAY_S + 2) == AskSnapshot()
+
+
+def test_a_new_gap_gets_a_replay_of_its_own() -> None:
+    _, feed = following(replays=True)
+    feed.apply(6, [])
+    assert feed.next_ask(0.0) == AskReplay(5)
+    feed.apply(5, [])
+    feed.apply(8, [])
+    assert feed.next_ask(0.1) == AskReplay(7)
 
 
 def test_late_and_repeated_batches_change_nothing() -> None:
