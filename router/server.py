@@ -60,7 +60,8 @@ class RouterServer:
         app = create_app(self.service, model, self.service, config.doors, registry)
         self._http = [(_uvicorn(app), sockets.http)]
         if sockets.admin is not None:
-            self._http.append((_uvicorn(create_admin_app(self.service, config.cluster_key)), sockets.admin))
+            admin = _uvicorn(create_admin_app(self.service, config.cluster_key, model.tokenizer.decode))
+            self._http.append((admin, sockets.admin))
         self._rpc = grpc.aio.server(options=server_options(config.doors))
         self._door: RpcDoor = add_inference(self._rpc, self.service, model, config.doors)
         self.grpc_port = 0

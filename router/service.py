@@ -10,7 +10,7 @@ from engine.core.errors import Cancelled, Incompatible, NotFound
 from engine.core.messages import Drain
 from engine.core.types import WorkerInfo
 from kv_transfer.transports.base import peer_key
-from router.api import Delta, GenerateCall, ServiceStatus
+from router.api import Delta, GenerateCall, PrefixReport, ServiceStatus
 from router.core import RouterCore
 from router.events import (
     AskFeed,
@@ -29,7 +29,7 @@ from router.events import (
 from router.feeds import Follow, PublicFeeds
 from router.link import LinkEvent, WorkerConnection, WorkerLink
 from router.metrics import Observer
-from router.status import service_status
+from router.status import prefix_report, service_status
 from router.stream import CallStream
 
 logger = logging.getLogger(__name__)
@@ -187,6 +187,10 @@ class RouterService:
     def status(self) -> ServiceStatus:
         """See router.api.StatusSource."""
         return service_status(self._core, list(self._links.values()), self._clock())
+
+    def prefixes(self, limit: int) -> PrefixReport:
+        """What the router knows of the workers' prefix caches."""
+        return prefix_report(self._core, limit)
 
     # ---------------------------------------------------------------------------------------------------- core
 

@@ -153,7 +153,9 @@ class Supervisor:
         cached = attempt.decision.cached_tokens
         attempt.work = (worker.queued_tokens, len(flow.tokens) - cached, cached)
         page_size = worker.info.layout.page_size
-        attempt.expected = self._chooser.view.index.predict(worker.slot, pages.digests(page_size), cached // page_size)
+        view, digests = self._chooser.view, pages.digests(page_size)
+        attempt.expected = view.index.predict(worker.slot, digests, cached // page_size)
+        view.watch.saw(digests, page_size, flow.tokens)
 
     def _new_id(self) -> int:
         while True:

@@ -11,6 +11,7 @@ from router.breaker import Breaker
 from router.config import HealthConfig
 from router.prefix_feed import FeedCounts, PrefixFeed
 from router.prefix_index import PrefixIndex
+from router.prefix_watch import PrefixWatch
 from router.worker import Health, LegKind, WorkerState
 
 
@@ -34,6 +35,7 @@ class ClusterView:
         self.workers: dict[str, WorkerState] = {}
         """By worker id and incarnation, as `peer_key` gives them."""
         self.index = PrefixIndex()
+        self.watch = PrefixWatch()
         self.links: dict[tuple[str, str], PeerStatus] = {}
         """(prefill, decode) -> what the decode worker, which is here, last said of pulling from the other."""
         self._breakers: dict[tuple[str, str], Breaker] = {}
