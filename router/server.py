@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import grpc
 import uvicorn
+import uvloop
 from prometheus_client import CollectorRegistry, ProcessCollector
 
 from engine.core.errors import BatonError, Unavailable
@@ -252,7 +253,8 @@ class RunningRouter:
 
     def _run(self) -> None:
         try:
-            asyncio.run(self._serve())
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                runner.run(self._serve())
         except BatonError as error:
             self._failure = error
         finally:  # a fault of the code goes on to threading.excepthook, which prints it
