@@ -118,17 +118,18 @@ class FrameReader:
         worker = attempt.computes.worker
         worker.breaker.on_success()
         self._supervisor.computed(attempt)
-        ahead, new, cached = attempt.work
+        work = attempt.work
         if attempt.started:
-            new, cached = new + cached - attempt.started.cached_tokens, attempt.started.cached_tokens
+            cached = attempt.started.cached_tokens
+            work = work._replace(new=max(work.new + work.cached - cached, 0), cached=cached)
         took_ms = (now - attempt.sent_s) * 1000
         predicted = attempt.decision.predicted
         if predicted.total_ms and took_ms:
             self._model.ttft_error.observe(abs(predicted.queue_ms + predicted.prefill_ms - took_ms) / took_ms)
-        self._model.on_first_token(worker.key, (ahead, max(new, 0), cached), took_ms)
+        self._model.on_first_token(worker.key, work, took_ms)
         if flow.num_emitted == 1:
             self._stats.prompt_tokens += flow.num_prompt
-            self._stats.cached_tokens += min(cached, flow.num_prompt)
+            self._stats.cached_tokens += min(work.cached, flow.num_prompt)
 
     # ------------------------------------------------------------------------------------------------- handoff
 

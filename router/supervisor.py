@@ -12,14 +12,14 @@ from router.call_state import CallState, Trigger
 from router.calls import CallTable
 from router.chance import RandomSource
 from router.config import RetryConfig
-from router.cost_model import CostModel
+from router.cost_model import CostModel, Work
 from router.events import Effect, Emit, Fail
 from router.flow import Flow
 from router.policies.base import Policy, RouteDecision, RouteRequest
 from router.prompt import PromptPages
 from router.stats import RouterStats
 from router.view import ClusterView
-from router.worker import WorkerState
+from router.worker import NO_WORK, WorkerState
 
 
 class Cause(StrEnum):
@@ -117,10 +117,10 @@ class Supervisor:
         request = flow.request(attempt.id, now)
         if attempt.prefill:
             self._chooser.view.pair_breaker(attempt.prefill.worker.key, attempt.decode.worker.key).on_use(now)
-            self._effects.append(attempt.prefill.start(Prefill(request), attempt.work[1], now))
-            self._effects.append(attempt.decode.start(Adopt(request), 0, now))
+            self._effects.append(attempt.prefill.start(Prefill(request), attempt.work, now))
+            self._effects.append(attempt.decode.start(Adopt(request), NO_WORK, now))
         else:
-            self._effects.append(attempt.decode.start(Generate(request), attempt.work[1], now))
+            self._effects.append(attempt.decode.start(Generate(request), attempt.work, now))
 
     def _pages(self, flow: Flow) -> PromptPages | None:
         """None without workers: then nobody can say which model's pages they are."""
@@ -151,7 +151,7 @@ class Supervisor:
         """Where the prompt is computed it counts as cached from now on: the next call with it should go there too."""
         worker = attempt.computes.worker
         cached = attempt.decision.cached_tokens
-        attempt.work = (worker.queued_tokens, len(flow.tokens) - cached, cached)
+        attempt.work = Work(worker.queued_tokens, len(flow.tokens) - cached, cached, worker.queued_pairs)
         page_size = worker.info.layout.page_size
         view, digests = self._chooser.view, pages.digests(page_size)
         attempt.expected = view.index.predict(worker.slot, digests, cached // page_size)

@@ -235,11 +235,12 @@ class EngineCore:
     def load(self, now: float) -> WorkerLoad:
         """How busy this worker is."""
         self._num_loads += 1
+        queued_tokens, queued_pairs = self._scheduler.queued_work
         return WorkerLoad(
             seq=self._num_loads,
             reported_s=now,
             queued_requests=self._scheduler.num_queued,
-            queued_tokens=self._scheduler.num_queued_tokens,
+            queued_tokens=queued_tokens,
             running_rows=self._scheduler.num_running,
             free_pages=self._kv.num_available,
             num_pages=self.config.num_pages,
@@ -247,6 +248,7 @@ class EngineCore:
             prefill_tokens_per_s=self._meter.prefill_tokens_per_s,
             pages_by_state=self._ledger.lines(now),
             num_preempted=self._scheduler.num_preempted,
+            queued_pairs=queued_pairs,
             view_digest=self._kv.view_digest,
         )
 

@@ -106,6 +106,7 @@ def load_to_proto(load: WorkerLoad) -> pb.WorkerLoad:
         draining=load.draining,
         num_page_faults=load.num_page_faults,
         view_digest=load.view_digest,
+        queued_pairs=load.queued_pairs,
     )
 
 
@@ -125,6 +126,7 @@ def load_from_proto(message: pb.WorkerLoad) -> WorkerLoad:
         num_preempted=message.num_preempted,
         draining=message.draining,
         num_page_faults=message.num_page_faults,
+        queued_pairs=message.queued_pairs,
         view_digest=message.view_digest if message.HasField("view_digest") else None,
     )
 

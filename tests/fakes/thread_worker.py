@@ -3,6 +3,7 @@
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from engine.core.config import SchedulerConfig
 from engine.core.engine import EngineCore
@@ -11,7 +12,6 @@ from engine.core.types import WorkerInfo
 from engine.runtime.config import EngineConfig
 from engine.server.config import WorkerConfig
 from engine.server.inbox import Inbox
-from engine.server.kv_events.config import FeedConfig
 from engine.server.worker import RunningWorker, WorkerParts, new_incarnation
 from kv_transfer.api import TransferCommand, TransferOutcome
 from kv_transfer.holding import TicketSealer
@@ -36,12 +36,11 @@ def start_fake_worker(
     worker_id: str = "",
     num_pages: int = 64,
     executor: Executor | None = None,
-    port: int = 0,
     key: bytes = KEY,
-    kv_events: FeedConfig | None = None,
+    **settings: Any,
 ) -> Worker:
-    """A worker that serves. `executor` takes the place of the right one."""
-    config = replace(config_of(worker_id or f"{kind}-0", port), kv_events=kv_events)
+    """A worker that serves. `executor` takes the place of the right one; `settings` are fields of WorkerConfig."""
+    config = replace(config_of(worker_id or f"{kind}-0"), **settings)
     layout, incarnation, inbox = int64_layout(), new_incarnation(), Inbox()
     pool = HostPool(layout, num_pages)
     name = peer_key(config.worker_id, incarnation)
