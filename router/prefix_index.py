@@ -12,6 +12,7 @@ comes in parts, so that none of them takes long to grow.
 
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 
 from engine.core.digest import KEY_MASK
 
@@ -57,8 +58,8 @@ class PrefixIndex:
     Besides what workers reported (`store`) it knows what they are about to compute (`predict`): prompts that were
     sent to a worker count as cached there, so that calls with the same prompt meet on one worker.
 
-    Of one worker it remembers at most `max_pages`. Beyond that the pages that were stored longest ago go, a sixteenth
-    at a time, but not the first ones of chains: without those a look-up finds nothing. It then knows too little of
+    Of one worker it remembers at most `max_pages`. Beyond that the pages that were stored longest ago go, an eighth at
+    a time, but not the first ones of chains: without those a look-up finds nothing. It then knows too little of
     that worker, never too much.
     """
 
@@ -233,18 +234,19 @@ class PrefixIndex:
         holder.log = array("q", held)
 
     def _leave_out(self, holder: _Holder) -> None:
-        """Forget what was stored longest ago until a sixteenth of the room is free; heads of chains only when there is
+        """Forget what was stored longest ago until an eighth of the room is free; heads of chains only when there is
         nothing else.
         """
-        self._rewrite_log(holder)
-        surplus = holder.num_pages - (self._max_pages - self._max_pages // 16)
-        heads = holder.heads
-        victims = [key for key in holder.log if key not in heads][:surplus]
-        victims += [key for key in holder.log if key in heads][: surplus - len(victims)]
-        for key in self._drop(holder.bit, victims):
+        parts, bit, heads = self._parts, holder.bit, holder.heads
+        surplus = holder.num_pages - (self._max_pages - self._max_pages // 8)
+        held = dict.fromkeys(key for key in holder.log if parts[key % _NUM_PARTS].get(key, 0) & bit)
+        victims = list(islice((key for key in held if key not in heads), surplus))
+        victims += list(islice((key for key in held if key in heads), surplus - len(victims)))
+        for key in self._drop(bit, victims):
             holder.digest ^= key
+            del held[key]
         heads.difference_update(victims)
+        holder.log = array("q", held)
         holder.num_pages -= len(victims)
         holder.complete = False
         self.num_left_out += len(victims)
-        self._rewrite_log(holder)
