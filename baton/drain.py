@@ -1,21 +1,17 @@
 """`baton drain WORKER`: its running requests move to other workers, then it ends."""
 
-import os
 import time
 from collections.abc import Callable
 from typing import Annotated, Any
-from urllib.parse import urlsplit
 
 import httpx
 import typer
 
-from baton.status import DEFAULT_URL, first_line
-from deploy.door import AdminDoor, find
-from engine.core.errors import InvalidRequest, NotFound, Unavailable
-from engine.server.config import CLUSTER_KEY_VARIABLE
+from baton.admin_door import call_door, connect
+from baton.status import DEFAULT_URL
+from engine.core.errors import Unavailable
 
 POLL_S = 0.1
-_TIMEOUT_S = 10.0
 _LATE_S = 5.0
 """After its own time a worker is gone for sure, unless it hangs."""
 
@@ -40,26 +36,6 @@ def drain(
         wait_until_gone(door, worker, timeout, lambda line: print(line, flush=True))
 
 
-def connect(url: str, admin: str) -> httpx.Client:
-    """A client of the admin door. Raises InvalidRequest or NotFound."""
-    if admin:
-        key = os.environ.get(CLUSTER_KEY_VARIABLE, "")
-        if not key:
-            raise InvalidRequest(f"--admin needs the cluster key in {CLUSTER_KEY_VARIABLE}")
-        found = AdminDoor(admin, key)
-    else:
-        found = find(_port(url))
-    return httpx.Client(base_url=found.url, headers={"authorization": f"Bearer {found.key}"}, timeout=_TIMEOUT_S)
-
-
-def _port(url: str) -> int:
-    try:
-        parts = urlsplit(url)
-        return parts.port or (443 if parts.scheme == "https" else 80)
-    except ValueError as error:
-        raise InvalidRequest(f"--url {url}: {error}") from error
-
-
 def wait_until_gone(door: httpx.Client, worker: str, timeout_s: float, say: Callable[[str], None]) -> None:
     """Ask for the drain and say how it goes.
 
@@ -67,7 +43,7 @@ def wait_until_gone(door: httpx.Client, worker: str, timeout_s: float, say: Call
         NotFound: no such worker.
         Unavailable: the router cannot be reached, or the worker had requests left when its time was over.
     """
-    _call(door, "POST", "/admin/drain", {"worker": worker, "timeout_s": timeout_s})
+    call_door(door, "POST", "/admin/drain", {"worker": worker, "timeout_s": timeout_s})
     start_s, last, left = time.monotonic(), "", 0
     while True:
         entry = _find(door, worker)
@@ -88,18 +64,5 @@ def wait_until_gone(door: httpx.Client, worker: str, timeout_s: float, say: Call
 
 
 def _find(door: httpx.Client, worker: str) -> dict[str, Any] | None:
-    workers: list[dict[str, Any]] = _call(door, "GET", "/admin/workers")["workers"]
+    workers: list[dict[str, Any]] = call_door(door, "GET", "/admin/workers")["workers"]
     return next((entry for entry in workers if entry["id"] == worker), None)
-
-
-def _call(door: httpx.Client, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-    try:
-        response = door.request(method, path, json=body)
-        if response.status_code == httpx.codes.NOT_FOUND:
-            raise NotFound(response.text)
-        if response.status_code == httpx.codes.BAD_REQUEST:
-            raise InvalidRequest(response.text)
-        answer: dict[str, Any] = response.raise_for_status().json()
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-        raise Unavailable(f"cannot reach the admin door at {door.base_url}: {first_line(error)}") from error
-    return answer

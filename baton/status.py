@@ -7,7 +7,9 @@ import httpx
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from baton.admin_door import call_door, connect, first_line
 from baton.keys import KEY_VARIABLE, own_key
 from baton.wire import key_metadata
 from engine.core.errors import Unauthenticated, Unavailable
@@ -19,9 +21,23 @@ _TIMEOUT_S = 10.0
 def status(
     url: Annotated[str, typer.Option(envvar="BATON_URL", help="Of the HTTP door.")] = DEFAULT_URL,
     pages: Annotated[bool, typer.Option("--pages", help="Where every page is, and for how long.")] = False,
+    prefixes: Annotated[
+        bool, typer.Option("--prefixes", help="Which prefixes prompts share and which workers hold them.")
+    ] = False,
+    admin: Annotated[
+        str, typer.Option(envvar="BATON_ADMIN", help="For --prefixes: the admin door, where --url will not do.")
+    ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print what the service says, as JSON.")] = False,
 ) -> None:
     """Show the service's workers. Exit code 1 when it is not ready."""
+    if prefixes:
+        with connect(url, admin) as door:
+            report = call_door(door, "GET", "/admin/prefixes")
+        if as_json:
+            print(json.dumps(report, indent=2))
+        else:
+            show_prefixes(report, Console())
+        return
     body = fetch_status(url)
     if as_json:
         print(json.dumps(body, indent=2))
@@ -46,11 +62,6 @@ def fetch_status(url: str) -> dict[str, Any]:
     return body
 
 
-def first_line(error: Exception) -> str:
-    """What went wrong; httpx goes on with where to read about it."""
-    return str(error).partition("\n")[0]
-
-
 def _by_id(body: dict[str, Any]) -> list[dict[str, Any]]:
     return sorted(body["workers"], key=lambda worker: str(worker["id"]))
 
@@ -71,6 +82,26 @@ def show(body: dict[str, Any], console: Console) -> None:
             busy = [str(load["running_rows"]), str(load["queued_requests"]), free, f"{load['step_ms']:.1f}"]
         table.add_row(worker["id"], ", ".join(worker["roles"]), state, *busy, worker["address"])
     console.print(table)
+
+
+def show_prefixes(body: dict[str, Any], console: Console) -> None:
+    """A row a worker: what the router knows of its cache. Then a row a prefix: what it is, and who holds it."""
+    tiers = list(dict.fromkeys(tier for worker in body["workers"] for tier in worker["tokens"]))
+    table = Table(title=f"{body['pages']} pages in the index", box=None, padding=(0, 1, 0, 0))
+    for name in ("worker", "events from", "view", *(f"{tier} tokens" for tier in tiers)):
+        table.add_column(name, overflow="fold")
+    for worker in _by_id(body):
+        view = "not synced" if not worker["synced"] else {False: "being renewed", True: "exact", None: "partial"}
+        state = view if isinstance(view, str) else view[worker["agrees"]]
+        table.add_row(worker["id"], worker["source"], state, *(str(worker["tokens"].get(tier, 0)) for tier in tiers))
+    console.print(table)
+    shared = Table(title="prefixes of recent prompts", box=None, padding=(0, 1, 0, 0))
+    for name, justify in (("tokens", "right"), ("uses", "right"), ("held by (tokens)", "left"), ("begins", "left")):
+        shared.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for prefix in body["prefixes"]:
+        held = ", ".join(f"{worker} ({tokens})" for worker, tokens in prefix["holders"].items()) or "nobody"
+        shared.add_row(str(prefix["tokens"]), str(prefix["uses"]), held, Text(repr(prefix["begins"])[:40]))
+    console.print(shared)
 
 
 def show_pages(body: dict[str, Any], console: Console) -> None:

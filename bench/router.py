@@ -1,7 +1,8 @@
 """The router on a recorded trace: `python -m bench.router --trace TRACE.jsonl --json`.
 
-Three parts: `index` (look-ups beside Dynamo's RadixTree), `process` (processor time of a router process, sglang-router
-beside it) and `policies` (the trace in virtual time, with an oracle). Peers are optional: `pip install --no-deps
+Parts: `index` (look-ups beside Dynamo's RadixTree), `process` (processor time of a router process, sglang-router
+beside it), `policies` (the trace in virtual time, with an oracle) and, only when named, `memory` (what the index of a
+large service takes; needs no trace). Peers are optional: `pip install --no-deps
 ai-dynamo-runtime sglang-router setproctitle orjson`; where one cannot run, the report says why.
 The last line of --json is one object.
 """
@@ -13,18 +14,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bench import router_index, router_policies, router_process
+from bench import router_index, router_memory, router_policies, router_process
 from bench.router_trace import load_trace, whole_conversations
 from router.policies.registry import POLICY_NAMES
 
 PARTS = ("index", "process", "policies")
+ALL_PARTS = (*PARTS, "memory")
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     flags = argparse.ArgumentParser(prog="python -m bench.router", description=__doc__)
-    flags.add_argument("--trace", type=Path, required=True, help="a file in the format of Mooncake's traces")
-    flags.add_argument("--part", default=",".join(PARTS), help=f"of {','.join(PARTS)}; several with commas")
+    flags.add_argument("--trace", type=Path, help="a file in the format of Mooncake's traces")
+    flags.add_argument("--part", default=",".join(PARTS), help=f"of {','.join(ALL_PARTS)}; several with commas")
     flags.add_argument("--workers", type=int, nargs="+", default=[4, 16, 64], help="of index and policies")
     flags.add_argument("--seed", type=int, default=0)
     flags.add_argument("--json", action="store_true", help="print only one JSON object")
@@ -34,6 +36,11 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     index.add_argument("--lookups", type=int, default=200)
     process = flags.add_argument_group("process")
     process.add_argument("--scale", type=float, default=1.0, help="of the number of requests")
+    memory = flags.add_argument_group("memory")
+    memory.add_argument("--memory-workers", type=int, default=1000)
+    memory.add_argument("--memory-pages", type=int, default=100_000, help="of each worker")
+    memory.add_argument("--memory-shared", type=int, default=2_000, help="of those, pages that all workers hold")
+    memory.add_argument("--memory-bound", type=int, default=10_000, help="pages a worker of the bounded index")
     policies = flags.add_argument_group("policies")
     policies.add_argument("--first-request", type=int, default=0, help="where the slice of the trace begins")
     policies.add_argument("--requests", type=int, help="in the slice; all that follow when left out")
@@ -44,8 +51,10 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     policies.add_argument("--policies", nargs="+", default=list(POLICY_NAMES), choices=POLICY_NAMES)
     args = flags.parse_args(argv)
     args.part = args.part.split(",")
-    if unknown := set(args.part) - set(PARTS):
+    if unknown := set(args.part) - set(ALL_PARTS):
         flags.error(f"unknown parts: {', '.join(sorted(unknown))}")
+    if args.trace is None and {"index", "policies"} & set(args.part):
+        flags.error("--trace is needed")
     return args
 
 
@@ -57,6 +66,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         report["index"] = router_index.compare(requests, args.workers, args.page_size, args.lookups, args.seed)
     if "process" in args.part:
         report["process"] = router_process.measure(router_process.sizes_of(args.scale), args.seed)
+    if "memory" in args.part:
+        sizes = router_memory.MemorySizes(args.memory_workers, args.memory_pages, args.memory_shared)
+        report["memory"] = router_memory.measure(sizes, args.memory_bound, args.seed)
     if "policies" in args.part:
         requests = whole_conversations(load_trace(args.trace, args.first_request, args.requests), args.one_in)
         levels = [router_policies.Level(workers, rate) for workers in args.workers for rate in args.rates]

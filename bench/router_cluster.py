@@ -22,6 +22,7 @@ from bench.router_machine import (
     ClockExecutor,
 )
 from engine.core.config import SchedulerConfig
+from engine.core.digest import page_keys
 from engine.core.engine import EngineCore
 from engine.core.messages import Frame, KVEvent, PagesRemoved, PagesStored
 from engine.core.types import WorkerInfo, WorkerLoad
@@ -98,11 +99,11 @@ class TrueIndex(PrefixIndex):
         self.cores: dict[int, WatchedCore] = {}
         """By slot."""
 
-    def store(self, slot: int, digests: Iterable[bytes]) -> bool:
+    def store(self, slot: int, keys: Iterable[int], head: int | None = None) -> bool:
         """What the worker says is old news."""
         return True
 
-    def remove(self, slot: int, digests: Iterable[bytes]) -> None:
+    def remove(self, slot: int, keys: Iterable[int]) -> None:
         """See `store`."""
 
     def match(self, digests: "tuple[bytes, ...] | list[bytes]") -> dict[int, int]:  # type: ignore[override]
@@ -110,13 +111,16 @@ class TrueIndex(PrefixIndex):
         for slot, core in self.cores.items():
             for event in core.take_unseen():
                 if isinstance(event, PagesStored):
-                    super().store(slot, event.digests)
+                    super().store(slot, page_keys(event.digests))
                 elif isinstance(event, PagesRemoved):
-                    super().remove(slot, event.digests)
+                    super().remove(slot, page_keys(event.digests))
         return super().match(digests)
 
     def clear(self, slot: int) -> None:
         """A snapshot begins: nothing that was not known."""
+
+    def view_digest(self, slot: int) -> None:
+        """Ahead of what the worker says: not to be compared."""
 
 
 @dataclass(slots=True)

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from bench.report import percentile
 from bench.router_trace import TraceRequest
-from engine.core.digest import page_digests, root_digest
+from engine.core.digest import page_digests, page_keys, root_digest
 from engine.core.messages import KVEvent, PagesRemoved, PagesStored
 from engine.core.radix_tree import RadixTree
 from router.prefix_index import PrefixIndex
@@ -159,9 +159,9 @@ class IndexBench:
 
     def _apply(self, worker: int, event: KVEvent) -> None:
         if isinstance(event, PagesStored):
-            self.index.store(worker, event.digests)
+            self.index.store(worker, page_keys(event.digests))
         elif isinstance(event, PagesRemoved):
-            self.index.remove(worker, event.digests)
+            self.index.remove(worker, page_keys(event.digests))
         if self._peer is not None:
             self._peer.apply(worker, event)
 

@@ -52,6 +52,12 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--otlp-endpoint", help="base URL of an OpenTelemetry collector that gets traces")
     flags.add_argument("--drain-s", type=float, default=30.0, help="after SIGTERM, seconds for answers under way")
     flags.add_argument("--drain-notice-s", type=float, default=0.0, help="of these, seconds before nobody can connect")
+    flags.add_argument(
+        "--kv-events",
+        choices=("session", "public"),
+        default="session",
+        help="where workers' prefix events are read: in their sessions, or from their --kv-events feeds",
+    )
     flags.add_argument("--log-level", default="INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
     flags.add_argument("--log-format", default="text", choices=LOG_FORMATS)
     return flags
@@ -74,7 +80,10 @@ def config_of(arguments: argparse.Namespace, environment: Mapping[str, str]) -> 
         admin_host=arguments.admin_host,
         admin_port=arguments.admin_port,
         policy=arguments.policy,
-        limits=RouterConfig(admission=AdmissionConfig(arguments.max_running, arguments.max_queued)),
+        limits=RouterConfig(
+            admission=AdmissionConfig(arguments.max_running, arguments.max_queued),
+            public_feeds=arguments.kv_events == "public",
+        ),
         gateway=GatewayConfig(arguments.tenants, arguments.otlp_endpoint, arguments.drain_notice_s),
     )
 

@@ -6,6 +6,7 @@ whoever can add a worker can read every prompt.
 
 import hmac
 import json
+from collections.abc import Callable, Sequence
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -14,19 +15,23 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from engine.core.errors import NotFound
+from router.admin_prefixes import prefix_route
 from router.service import RouterService
 
 _MAX_BODY_BYTES = 4096
 _MAX_DRAIN_S = 86_400.0
 
 
-def create_admin_app(service: RouterService, cluster_key: bytes) -> Starlette:
+def create_admin_app(service: RouterService, cluster_key: bytes, decode: Callable[[Sequence[int]], str]) -> Starlette:
     """The ASGI application.
 
     GET    /admin/workers                      {"workers": [{"id", "address", "state", "detail", "requests"}]}
     POST   /admin/workers {"address"}          202; the session opens in its own time
     DELETE /admin/workers?address=&drain_s=    200 when it is gone; its calls had drain_s to move or to end there
     POST   /admin/drain {"worker", "timeout_s"}  202; the worker ends when it is empty, or at its time
+    GET    /admin/prefixes?limit=              what the router knows of the workers' prefix caches: prefix_body
+
+    `decode` makes text of tokens: the beginnings of prompts are shown.
     """
 
     def check_key(request: Request) -> None:
@@ -79,6 +84,7 @@ def create_admin_app(service: RouterService, cluster_key: bytes) -> Starlette:
             Route("/admin/workers", add, methods=["POST"]),
             Route("/admin/workers", remove, methods=["DELETE"]),
             Route("/admin/drain", drain, methods=["POST"]),
+            prefix_route(service.prefixes, check_key, decode),
         ]
     )
 

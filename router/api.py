@@ -109,6 +109,44 @@ class ServiceStatus:
     """Of those, found in a cache: over prompt_tokens it is the hit rate."""
 
 
+@dataclass(frozen=True, slots=True)
+class CacheView:
+    """What the router knows of one worker's prefix cache."""
+
+    worker: str
+    source: str
+    """Where its events come from: session or public."""
+    synced: bool
+    tokens: tuple[tuple[str, int], ...]
+    """(tier, tokens)."""
+    digest: int | None
+    """The keys of all pages, XORed; None where pages were left out. Routers that know the same have the same."""
+    said: int | None
+    """What the worker said of it last; None: nothing yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixHolders:
+    """A prefix that prompts of this router had in common, and who holds how much of it."""
+
+    head: tuple[int, ...]
+    """The first tokens."""
+    num_tokens: int
+    uses: int
+    holders: tuple[tuple[str, int], ...]
+    """(worker, leading tokens that it holds, or will soon), the longest first."""
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixReport:
+    """What is where."""
+
+    views: tuple[CacheView, ...]
+    prefixes: tuple[PrefixHolders, ...]
+    num_pages: int
+    """Distinct pages in the index."""
+
+
 class StatusSource(Protocol):
     """What the doors show of the service: health checks and the status page."""
 

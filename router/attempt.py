@@ -1,6 +1,7 @@
 """One attempt at one call: which workers have a leg of it, and the promise that each leg is settled once."""
 
 from engine.core.messages import Cancel, Command, Release, Started
+from router.cost_model import Work
 from router.events import Effect, Send
 from router.policies.base import RouteDecision
 from router.worker import LegKind, WorkerState
@@ -17,9 +18,9 @@ class Leg:
         self.kind = kind
         self.open = False
 
-    def start(self, command: Command, num_tokens: int, now: float) -> Effect:
-        """Send the command that begins the leg; it computes `num_tokens` of the prompt."""
-        self.worker.open_leg(self.attempt, self.kind, num_tokens, now)
+    def start(self, command: Command, work: Work, now: float) -> Effect:
+        """Send the command that begins the leg, and that computes the new tokens of `work`."""
+        self.worker.open_leg(self.attempt, self.kind, now, work)
         self.open = True
         return Send(self.worker.key, command)
 
@@ -52,8 +53,8 @@ class Attempt:
         self.prefill = Leg(attempt, workers[decision.prefill], LegKind.PREFILL) if decision.prefill else None
         self.decode = Leg(attempt, workers[decision.decode], LegKind.DECODE if pair else LegKind.WHOLE)
         self.sent_s = 0.0
-        self.work = (0, 0, 0)
-        """(tokens ahead, new, cached) where the prompt is computed, as expected when it was sent."""
+        self.work = Work(0, 0, 0)
+        """Where the prompt is computed, as expected when it was sent."""
         self.expected: tuple[bytes, ...] = ()
         """Pages that count as cached where the prompt is computed, until it has been."""
         self.started: Started | None = None

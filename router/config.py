@@ -52,5 +52,9 @@ class RouterConfig:
     health: HealthConfig = field(default_factory=HealthConfig)
     retry: RetryConfig = field(default_factory=RetryConfig)
     admission: AdmissionConfig = field(default_factory=AdmissionConfig)
+    public_feeds: bool = False
+    """Read prefix events from workers' public feeds where they have one, not from their sessions."""
+    feed_patience_s: float = 3.0
+    """A public feed that has not been followed for this long is left for the session."""
     salt_key: bytes = b""
     """What tenants' cache salts are derived with; the same on every router in front of the same workers."""

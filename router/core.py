@@ -11,11 +11,16 @@ from router.chance import RandomSource
 from router.config import RouterConfig
 from router.cost_model import CostModel
 from router.events import (
+    AskFeed,
     CallArrived,
     CallCancelled,
     Effect,
     Event,
+    FeedBatch,
+    FeedReplayed,
+    FeedState,
     FrameArrived,
+    LeaveFeed,
     Send,
     Tick,
     WorkerDraining,
@@ -74,16 +79,15 @@ class RouterCore:
             case CallArrived(key, call):
                 self._on_call(key, call, now)
             case CallCancelled(key):
-                if flow := self.calls.flows.get(key):
-                    self._supervisor.cancel(flow, now)
+                self._on_cancelled(key, now)
             case WorkerJoined(info):
                 self._on_joined(info, now)
             case WorkerGone(worker, message, dead):
                 self._on_gone(worker, message, now, dead=dead)
+            case FeedBatch() | FeedState() | FeedReplayed():
+                self._on_feed(event, now)
             case WorkerDraining(worker):
-                if state := self.view.workers.get(worker):
-                    state.draining = True
-                    self._supervisor.move_from(state, now)
+                self._on_draining(worker, now)
         effects = self._effects[:]
         self._effects.clear()
         return effects
@@ -92,7 +96,16 @@ class RouterCore:
         assert key not in self.calls.flows, "the shell names each call once"
         self._supervisor.arrive(Flow(key, call, cache_salt(call.tenant, self._config.salt_key), now), now)
 
+    def _on_cancelled(self, key: int, now: float) -> None:
+        if flow := self.calls.flows.get(key):
+            self._supervisor.cancel(flow, now)
+
     # ------------------------------------------------------------------------------------------------- workers
+
+    def _on_draining(self, key: str, now: float) -> None:
+        if worker := self.view.workers.get(key):
+            worker.draining = True
+            self._supervisor.move_from(worker, now)
 
     def _on_frame(self, key: str, frame: Frame, now: float) -> None:
         worker = self.view.workers.get(key)
@@ -112,7 +125,8 @@ class RouterCore:
         for key, (gone, _) in list(self._departed.items()):
             if gone.id == info.id:
                 self._forget_peer(key, tell=gone.incarnation != info.incarnation)
-        worker = self.view.join(info, now)
+        public_feed = self._config.public_feeds and "kv_events" in dict(info.topology)
+        worker = self.view.join(info, now, public_feed=public_feed)
         for other in self.view:
             if other is not worker:
                 self._introduce(worker, to=other)
@@ -159,8 +173,29 @@ class RouterCore:
             self._supervisor.leg_failed(flow, Failure(cause, worker, message), now)
 
     def _ask_for_prefixes(self, worker: WorkerState, now: float) -> None:
-        if self.view.feeds[worker.key].should_ask(now):
-            self._effects.append(Send(worker.key, SendPrefixes()))
+        feed = self.view.feeds[worker.key]
+        if feed.is_public and feed.unsynced_s(now) > self._config.feed_patience_s:
+            feed.use_session()
+            self._effects.append(LeaveFeed(worker.key))
+        ask = feed.next_ask(now)
+        if ask is not None:
+            self._effects.append(AskFeed(worker.key, ask) if feed.is_public else Send(worker.key, SendPrefixes()))
+
+    def _on_feed(self, word: FeedBatch | FeedState | FeedReplayed, now: float) -> None:
+        """From a public feed. One that was left has nothing to say any more."""
+        feed = self.view.feeds.get(word.worker)
+        if feed is None or not feed.is_public:
+            return
+        match word:
+            case FeedBatch(_, seq, events):
+                feed.apply(seq, events)
+            case FeedState(_, incarnation, seq, view_digest):
+                feed.met(incarnation)
+                if seq is not None:
+                    feed.report(view_digest, seq, now)
+            case FeedReplayed():
+                feed.replayed()
+        self._ask_for_prefixes(self.view.workers[word.worker], now)
 
     def _on_tick(self, now: float) -> None:
         for worker in self.view.check_silence(now):

@@ -1,6 +1,7 @@
 """What things take here, in milliseconds, learned from what happened: prefill, transfer, a decode step, an answer."""
 
 from collections.abc import Hashable
+from typing import NamedTuple
 
 from router.fit import FitFamily
 
@@ -21,10 +22,28 @@ class Average:
         self.value += _AVERAGE_WEIGHT * (value - self.value)
 
 
+class Work(NamedTuple):
+    """What stands between a request and its first token."""
+
+    ahead: int
+    """Tokens of others that wait before it."""
+    new: int
+    """Tokens of its own that are computed ..."""
+    cached: int
+    """... after these, which are not."""
+    ahead_pairs: int = 0
+    """The tokens ahead, each with all tokens before it in its own sequence."""
+
+    @property
+    def pairs(self) -> int:
+        """New token i attends to what was cached and the new ones before it: new * (cached + new / 2) pairs."""
+        return self.new * (2 * self.cached + self.new) // 2
+
+
 class CostModel:
     """Four fits and two averages; the priors only matter for the first few requests of a service.
 
-    prefill   ms = fixed + tokens (those ahead in the queue and its own) + attention work, per worker
+    prefill   ms = fixed + tokens + attention work, each of those ahead in the queue and its own, per worker
     transfer  ms = fixed + bytes, per pair of workers
     step      ms = fixed + rows, per worker
     """
@@ -40,11 +59,11 @@ class CostModel:
 
     # Features are scaled to about 1: thousands of tokens, millions of token pairs, megabytes, hundreds of rows.
 
-    def prefill_ms(self, worker: str, ahead: int, new: int, cached: int) -> tuple[float, float]:
-        """(queue, own) ms to the first token: `ahead` tokens wait before, `new` are computed after `cached` ones."""
+    def prefill_ms(self, worker: str, work: Work) -> tuple[float, float]:
+        """(queue, own) ms to the first token."""
         fixed, per_thousand, per_million_pairs = self._prefill.coefficients(worker)
-        _, thousands, million_pairs = _prefill_features(0, new, cached)
-        return per_thousand * ahead / 1e3, fixed + per_thousand * thousands + per_million_pairs * million_pairs
+        queue_ms = per_thousand * work.ahead / 1e3 + per_million_pairs * work.ahead_pairs / 1e6
+        return queue_ms, fixed + per_thousand * work.new / 1e3 + per_million_pairs * work.pairs / 1e6
 
     def transfer_ms(self, pair: Hashable, num_bytes: int) -> float:
         """What a handoff adds between first and second token: moving missing pages, and the handshake around it."""
@@ -55,9 +74,10 @@ class CostModel:
         """What one more row adds to a decode step."""
         return self._step.coefficients(worker)[1] / 100
 
-    def on_first_token(self, worker: str, work: tuple[int, int, int], took_ms: float) -> None:
-        """`work` is (ahead, new, cached) as for `prefill_ms`."""
-        self._prefill.observe(worker, _prefill_features(*work), took_ms)
+    def on_first_token(self, worker: str, work: Work, took_ms: float) -> None:
+        """That much work took so long."""
+        features = (1.0, (work.ahead + work.new) / 1e3, (work.ahead_pairs + work.pairs) / 1e6)
+        self._prefill.observe(worker, features, took_ms)
 
     def on_transfer(self, pair: Hashable, num_bytes: int, took_ms: float) -> None:
         """A handoff's pages arrived."""
@@ -79,8 +99,3 @@ class CostModel:
         for pair in self._transfer.keys():
             if isinstance(pair, tuple) and worker in pair:
                 self._transfer.forget(pair)
-
-
-def _prefill_features(ahead: int, new: int, cached: int) -> tuple[float, float, float]:
-    """New token i attends to what was cached and the new ones before it: new * (cached + new / 2) pairs."""
-    return (1.0, (ahead + new) / 1e3, new * (cached + new / 2) / 1e6)

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 
 from engine.core.errors import BatonError
-from engine.core.messages import Command, Frame
+from engine.core.messages import Command, Frame, KVEvent
 from engine.core.types import WorkerInfo
 from router.api import Delta, GenerateCall
+from router.prefix_feed import Ask
 
 # ---------------------------------------------------------------- events
 
@@ -65,7 +66,44 @@ class Tick:
     """Time passed; several times in `HealthConfig.hung_after_s`."""
 
 
-Event = CallArrived | CallCancelled | WorkerJoined | WorkerGone | WorkerDraining | FrameArrived | Tick
+@dataclass(frozen=True, slots=True)
+class FeedBatch:
+    """A numbered batch of incarnation `worker`'s public feed, live, replayed, or all that it holds."""
+
+    worker: str
+    seq: int
+    events: list[KVEvent]
+
+
+@dataclass(frozen=True, slots=True)
+class FeedState:
+    """Who publishes the feed of `worker`, and what a reader that has all batches up to `seq` has; None: not said."""
+
+    worker: str
+    incarnation: int
+    seq: int | None
+    view_digest: int
+
+
+@dataclass(frozen=True, slots=True)
+class FeedReplayed:
+    """The answer to a replay is over."""
+
+    worker: str
+
+
+Event = (
+    CallArrived
+    | CallCancelled
+    | WorkerJoined
+    | WorkerGone
+    | WorkerDraining
+    | FrameArrived
+    | Tick
+    | FeedBatch
+    | FeedState
+    | FeedReplayed
+)
 
 # ---------------------------------------------------------------- effects
 
@@ -94,4 +132,19 @@ class Fail:
     error: BatonError
 
 
-Effect = Send | Emit | Fail
+@dataclass(frozen=True, slots=True)
+class AskFeed:
+    """Ask the public feed of incarnation `worker`."""
+
+    worker: str
+    ask: Ask
+
+
+@dataclass(frozen=True, slots=True)
+class LeaveFeed:
+    """Stop to read the public feed of incarnation `worker`: its session says the same from now on."""
+
+    worker: str
+
+
+Effect = Send | Emit | Fail | AskFeed | LeaveFeed

@@ -63,14 +63,16 @@ class FrameReader:
                 self._supervisor.emit(flow)
 
     def _read_worker(self, worker: WorkerState, frame: Frame, now: float) -> None:
-        if frame.kv_events:
-            self._view.feeds[worker.key].apply(frame.kv_seq, frame.kv_events)
+        feed = self._view.feeds[worker.key]
+        if frame.kv_events and not feed.is_public:
+            feed.apply(frame.kv_seq, frame.kv_events)
         for status in frame.peers:
             if pair := self._view.on_peer_status(worker, status):
                 self._model.on_proof(pair, status.bytes_per_s)
         load = frame.load
         if load is not None:
-            worker.on_load(load, now)
+            if worker.on_load(load, now) and load.view_digest is not None and not feed.is_public:
+                feed.report(load.view_digest, None, now)
             if load.running_rows and not load.queued_tokens and load.step_s > 0:
                 self._model.on_step(worker.key, load.running_rows, load.step_s * 1000)
 
@@ -116,17 +118,18 @@ class FrameReader:
         worker = attempt.computes.worker
         worker.breaker.on_success()
         self._supervisor.computed(attempt)
-        ahead, new, cached = attempt.work
+        work = attempt.work
         if attempt.started:
-            new, cached = new + cached - attempt.started.cached_tokens, attempt.started.cached_tokens
+            cached = attempt.started.cached_tokens
+            work = work._replace(new=max(work.new + work.cached - cached, 0), cached=cached)
         took_ms = (now - attempt.sent_s) * 1000
         predicted = attempt.decision.predicted
         if predicted.total_ms and took_ms:
             self._model.ttft_error.observe(abs(predicted.queue_ms + predicted.prefill_ms - took_ms) / took_ms)
-        self._model.on_first_token(worker.key, (ahead, max(new, 0), cached), took_ms)
+        self._model.on_first_token(worker.key, work, took_ms)
         if flow.num_emitted == 1:
             self._stats.prompt_tokens += flow.num_prompt
-            self._stats.cached_tokens += min(cached, flow.num_prompt)
+            self._stats.cached_tokens += min(work.cached, flow.num_prompt)
 
     # ------------------------------------------------------------------------------------------------- handoff
 

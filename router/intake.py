@@ -2,7 +2,7 @@
 
 from engine.core.errors import Overloaded
 from router.admission import Admission, Entry
-from router.cost_model import CostModel
+from router.cost_model import CostModel, Work
 from router.fair_queue import Share
 from router.flow import Flow
 from router.policies.base import RouteDecision
@@ -53,11 +53,10 @@ class Intake:
         """
         limit_s = min(flow.call.ttft_slo_s or flow.call.timeout_s, flow.call.timeout_s)
         cached = decision.cached_tokens
-        queue_ms, own_ms = self._model.prefill_ms(
-            computes.key, computes.queued_tokens, len(flow.tokens) - cached, cached
-        )
+        work = Work(computes.queued_tokens, len(flow.tokens) - cached, cached, computes.queued_pairs)
+        queue_ms, own_ms = self._model.prefill_ms(computes.key, work)
         before = self._admission.prompt_before(self._share(flow)) // max(num_computing, 1)
-        here_ms, _ = self._model.prefill_ms(computes.key, before, 0, 0)
+        here_ms, _ = self._model.prefill_ms(computes.key, Work(before, 0, 0))
         expected_s = (here_ms + queue_ms + own_ms) / 1000
         if expected_s > limit_s:
             message = f"the first token is expected in {expected_s:.3g} s, later than {limit_s:.3g} s"

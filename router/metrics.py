@@ -63,6 +63,7 @@ class CoreCollector(Collector):
             ("running_requests", "Requests that have a place on workers", core.admission.num_running),
             ("queued_requests", "Requests that wait for a place", core.admission.num_waiting),
             ("indexed_pages", "Distinct pages that some worker holds", len(core.view.index)),
+            ("index_pages_left_out", "Pages not indexed: their worker has too many", core.view.index.num_left_out),
             ("ttft_prediction_error", "Moving average of |predicted - actual| / actual", core.model.ttft_error.value),
         ):
             yield GaugeMetricFamily(f"baton_router_{name}", text, value=number)
@@ -74,6 +75,11 @@ class CoreCollector(Collector):
             pages.add_metric((worker.info.id,), core.view.index.num_pages(worker.slot))
             ready.add_metric((worker.info.id,), worker.health == "ready" and not worker.draining)
         yield from (legs, pages, ready)
+        counts = core.view.feed_counts
+        feeds = CounterMetricFamily("baton_router_prefix_feed", "What went wrong with prefix events", labels=("what",))
+        for what, number in (("gap", counts.gaps), ("stale_view", counts.stale), ("lost_view", counts.losses)):
+            feeds.add_metric((what,), number)
+        yield feeds
 
 
 class RouterMetrics:

@@ -5,22 +5,26 @@ import random
 import secrets
 import socket
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import uvicorn
+import uvloop
 from prometheus_client import CollectorRegistry, ProcessCollector
 
 from engine.core.errors import BatonError, Unavailable
+from engine.core.types import WorkerInfo
 from engine.server.heap import keep_what_is_loaded
 from engine.wire.worker_client import WorkerClient
 from router.admin import create_admin_app
 from router.api import ServiceStatus
 from router.core import RouterCore
+from router.feeds import FeedWord
 from router.gateway_process import GatewayProcess, limits_of
 from router.http.app import create_app
 from router.http.protocol import BoundedProtocol
+from router.kv_follower import FeedPlace, KVFollower
 from router.metrics import RouterMetrics
 from router.policies.registry import make_policy
 from router.rpc.server import RpcDoor, add_inference, make_server
@@ -53,13 +57,17 @@ class RouterServer:
         def connect(address: str) -> WorkerClient:
             return WorkerClient(address, config.cluster_key, silence_s=SILENCE_S)
 
-        self.service = RouterService(core, connect, RouterMetrics(core, registry))
+        def follow(worker: str, info: WorkerInfo, handle: Callable[[FeedWord], None]) -> KVFollower:
+            return KVFollower(worker, FeedPlace.of(info.topology), config.cluster_key, handle)
+
+        self.service = RouterService(core, connect, RouterMetrics(core, registry), follow=follow)
         self.gate = GatewayProcess(config.gateway, registry)
         gateway = self.gate.gateway
         app = create_app(self.service, model, self.service, config.doors, registry, gateway)
         self._http = [(_uvicorn(app), sockets.http)]
         if sockets.admin is not None:
-            self._http.append((_uvicorn(create_admin_app(self.service, config.cluster_key)), sockets.admin))
+            admin = _uvicorn(create_admin_app(self.service, config.cluster_key, model.tokenizer.decode))
+            self._http.append((admin, sockets.admin))
         self._rpc = make_server(config.doors)
         self._door: RpcDoor = add_inference(self._rpc, self.service, model, config.doors, gateway)
         self.drain_s = 0.0
@@ -280,7 +288,8 @@ class RunningRouter:
 
     def _run(self) -> None:
         try:
-            asyncio.run(self._serve())
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                runner.run(self._serve())
         except BatonError as error:
             self._failure = error
         finally:  # a fault of the code goes on to threading.excepthook, which prints it

@@ -11,23 +11,26 @@ from engine.core.errors import Cancelled, Incompatible, NotFound, Unavailable
 from engine.core.messages import Drain
 from engine.core.types import WorkerInfo
 from kv_transfer.transports.base import peer_key
-from router.api import Delta, GenerateCall, ServiceStatus
+from router.api import Delta, GenerateCall, PrefixReport, ServiceStatus
 from router.core import RouterCore
 from router.events import (
+    AskFeed,
     CallArrived,
     CallCancelled,
     Emit,
     Event,
     Fail,
+    LeaveFeed,
     Send,
     Tick,
     WorkerDraining,
     WorkerGone,
     WorkerJoined,
 )
+from router.feeds import Follow, PublicFeeds
 from router.link import LinkEvent, WorkerConnection, WorkerLink
 from router.metrics import Observer
-from router.status import service_status
+from router.status import prefix_report, service_status
 from router.stream import CallStream
 
 logger = logging.getLogger(__name__)
@@ -52,8 +55,11 @@ class RouterService:
         connect: Callable[[str], WorkerConnection],
         observer: Observer | None = None,
         clock: Callable[[], float] = time.monotonic,
+        follow: Follow | None = None,
     ) -> None:
-        """`connect` makes the connection to one address; `clock` is what deadlines are measured on."""
+        """`connect` makes the connection to one address; `clock` is what deadlines are measured on; `follow` reads the
+        public feeds that the core may want to read.
+        """
         self._core = core
         self._observer = observer
         self._connect = connect
@@ -67,6 +73,7 @@ class RouterService:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         """Of the links, by address, and the clock's."""
         self._draining = False
+        self._feeds = PublicFeeds(follow, self._start) if follow is not None else None
         self._broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def start(self) -> None:
@@ -94,6 +101,8 @@ class RouterService:
         for task in tasks.values():
             task.cancel()
         await asyncio.gather(*tasks.values(), return_exceptions=True)
+        if self._feeds is not None:
+            await self._feeds.close()
         self._links.clear()
 
     # ------------------------------------------------------------------------------------------------- workers
@@ -141,6 +150,8 @@ class RouterService:
                 return
             case WorkerGone(worker):
                 self._joined.pop(worker, None)
+                if self._feeds is not None:
+                    self._feeds.leave(worker)
         self._handle(event)
 
     def _join(self, link: WorkerLink, info: WorkerInfo) -> None:
@@ -154,6 +165,8 @@ class RouterService:
         except Incompatible:
             del self._joined[key]
             raise
+        if self._feeds is not None and self._core.view.feeds[key].is_public:
+            self._feeds.open(key, info, self._handle)
 
     async def _wait_for_legs(self, key: str, until_s: float) -> None:
         while self._clock() < until_s:
@@ -187,6 +200,10 @@ class RouterService:
         now = service_status(self._core, list(self._links.values()), self._clock())
         return replace(now, ready=False, detail="the router is draining") if self._draining else now
 
+    def prefixes(self, limit: int) -> PrefixReport:
+        """What the router knows of the workers' prefix caches."""
+        return prefix_report(self._core, limit)
+
     # ---------------------------------------------------------------------------------------------------- core
 
     def _handle(self, event: Event) -> None:
@@ -208,16 +225,32 @@ class RouterService:
                     stream = self._streams.get(key)
                     if stream is not None:
                         stream.fail(error)
+                case AskFeed() | LeaveFeed():
+                    self._perform_on_feed(effect)
+
+    def _perform_on_feed(self, effect: AskFeed | LeaveFeed) -> None:
+        if self._feeds is None:
+            return
+        match effect:
+            case AskFeed(worker, ask):
+                self._feeds.ask(worker, ask)
+            case LeaveFeed(worker):
+                logger.warning("the public feed of %s cannot be followed: its session is asked instead", worker)
+                self._feeds.leave(worker)
 
     def _run(self, name: str, work: Coroutine[None, None, None]) -> None:
-        task = self._tasks[name] = asyncio.create_task(work, name=name)
+        self._tasks[name] = self._start(work)
+
+    def _start(self, work: Coroutine[None, None, None]) -> "asyncio.Task[None]":
+        task = asyncio.create_task(work)
         task.add_done_callback(self._on_task_done)
+        return task
 
     def _on_task_done(self, task: asyncio.Task[None]) -> None:
         """These tasks end by cancellation only."""
         error = None if task.cancelled() else task.exception()
         if error is not None and not self._broken.done():
-            logger.critical("task %s ended by a fault", task.get_name(), exc_info=error)
+            logger.critical("task %s ended by a fault", task.get_coro(), exc_info=error)
             self._broken.set_exception(error)
 
     async def _tick(self) -> None:

@@ -1,7 +1,7 @@
 """The router's answer to "how is the service?"."""
 
 from engine.core.types import WorkerLoad
-from router.api import ServiceStatus, WorkerStatus
+from router.api import CacheView, PrefixHolders, PrefixReport, ServiceStatus, WorkerStatus
 from router.core import RouterCore
 from router.link import WorkerLink
 from router.worker import WorkerState
@@ -20,6 +20,26 @@ def service_status(core: RouterCore, links: list[WorkerLink], now: float) -> Ser
         prompt_tokens=core.stats.prompt_tokens,
         cached_tokens=core.stats.cached_tokens,
     )
+
+
+def prefix_report(core: RouterCore, limit: int) -> PrefixReport:
+    """The workers' caches as this router knows them, and the `limit` prefixes that saved the most."""
+    view = core.view
+    views = []
+    for key, worker in view.workers.items():
+        feed, size = view.feeds[key], worker.info.layout.page_size
+        tokens = tuple((tier, pages * size) for tier, pages in feed.tiers.items())
+        said = worker.load.view_digest if worker.load else None
+        source = "public" if feed.is_public else "session"
+        views.append(CacheView(worker.info.id, source, feed.synced, tokens, view.index.view_digest(feed.slot), said))
+    by_slot = {worker.slot: worker for worker in view}
+    prefixes = []
+    for prefix in view.watch.top(limit):
+        runs = view.index.match(prefix.digests).items()
+        held = [(by_slot[slot].info.id, pages * prefix.page_size) for slot, pages in runs if slot in by_slot]
+        held.sort(key=lambda pair: -pair[1])
+        prefixes.append(PrefixHolders(tuple(prefix.head), prefix.num_tokens, prefix.uses, tuple(held)))
+    return PrefixReport(tuple(views), tuple(prefixes), len(view.index))
 
 
 def _worker_status(core: RouterCore, link: WorkerLink, now: float) -> WorkerStatus:

@@ -11,7 +11,7 @@ from router.call_state import CallState, Trigger
 from router.calls import CallTable
 from router.chance import RandomSource
 from router.config import RetryConfig
-from router.cost_model import CostModel
+from router.cost_model import CostModel, Work
 from router.events import Effect, Emit, Fail
 from router.flow import Flow
 from router.intake import Intake
@@ -19,7 +19,7 @@ from router.policies.base import Policy, RouteDecision, RouteRequest
 from router.prompt import PromptPages
 from router.stats import RouterStats
 from router.view import ClusterView
-from router.worker import WorkerState
+from router.worker import NO_WORK, WorkerState
 
 
 class Cause(StrEnum):
@@ -129,10 +129,10 @@ class Supervisor:
         request = flow.request(attempt.id, now)
         if attempt.prefill:
             self._chooser.view.pair_breaker(attempt.prefill.worker.key, attempt.decode.worker.key).on_use(now)
-            self._effects.append(attempt.prefill.start(Prefill(request), attempt.work[1], now))
-            self._effects.append(attempt.decode.start(Adopt(request), 0, now))
+            self._effects.append(attempt.prefill.start(Prefill(request), attempt.work, now))
+            self._effects.append(attempt.decode.start(Adopt(request), NO_WORK, now))
         else:
-            self._effects.append(attempt.decode.start(Generate(request), attempt.work[1], now))
+            self._effects.append(attempt.decode.start(Generate(request), attempt.work, now))
 
     def _pages(self, flow: Flow) -> PromptPages | None:
         """None without workers: then nobody can say which model's pages they are."""
@@ -146,8 +146,8 @@ class Supervisor:
             by_slot = {worker.slot: worker for worker in view}
             for page_size in {worker.info.layout.page_size for worker in view}:
                 for slot, num_pages in view.index.match(pages.digests(page_size)).items():
-                    worker = by_slot[slot]
-                    if worker.info.layout.page_size == page_size:
+                    worker = by_slot.get(slot)  # other slots are of tiers that nothing is computed from
+                    if worker is not None and worker.info.layout.page_size == page_size:
                         cached[worker.key] = num_pages * page_size
         request = RouteRequest(
             num_tokens=len(flow.tokens),
@@ -163,9 +163,11 @@ class Supervisor:
         """Where the prompt is computed it counts as cached from now on: the next call with it should go there too."""
         worker = attempt.computes.worker
         cached = attempt.decision.cached_tokens
-        attempt.work = (worker.queued_tokens, len(flow.tokens) - cached, cached)
+        attempt.work = Work(worker.queued_tokens, len(flow.tokens) - cached, cached, worker.queued_pairs)
         page_size = worker.info.layout.page_size
-        attempt.expected = self._chooser.view.index.predict(worker.slot, pages.digests(page_size), cached // page_size)
+        view, digests = self._chooser.view, pages.digests(page_size)
+        attempt.expected = view.index.predict(worker.slot, digests, cached // page_size)
+        view.watch.saw(digests, page_size, flow.tokens)
 
     def _new_id(self) -> int:
         while True:

@@ -9,8 +9,9 @@ from engine.core.types import WorkerInfo
 from kv_transfer.transports.base import peer_key
 from router.breaker import Breaker
 from router.config import HealthConfig
-from router.prefix_feed import PrefixFeed
+from router.prefix_feed import FeedCounts, PrefixFeed
 from router.prefix_index import PrefixIndex
+from router.prefix_watch import PrefixWatch
 from router.worker import Health, LegKind, WorkerState
 
 
@@ -34,10 +35,12 @@ class ClusterView:
         self.workers: dict[str, WorkerState] = {}
         """By worker id and incarnation, as `peer_key` gives them."""
         self.index = PrefixIndex()
+        self.watch = PrefixWatch()
         self.links: dict[tuple[str, str], PeerStatus] = {}
         """(prefill, decode) -> what the decode worker, which is here, last said of pulling from the other."""
         self._breakers: dict[tuple[str, str], Breaker] = {}
         self.feeds: dict[str, PrefixFeed] = {}
+        self.feed_counts = FeedCounts()
         self._checked_s: float | None = None
 
     def __iter__(self) -> Iterator[WorkerState]:
@@ -49,19 +52,19 @@ class ClusterView:
             if other.info.id != info.id and other.info.layout.model_hash != info.layout.model_hash:
                 raise Incompatible(f"worker {info.id} serves {info.model}, the others serve {other.info.model}")
 
-    def join(self, info: WorkerInfo, now: float) -> WorkerState:
+    def join(self, info: WorkerInfo, now: float, *, public_feed: bool = False) -> WorkerState:
         """Add an incarnation that is not there yet, of the model of the ones that are."""
-        worker = WorkerState(info, self.index.add_worker(info.num_pages), now, self._config)
+        feed = PrefixFeed(self.index, info.num_pages, replays=public_feed, counts=self.feed_counts)
+        worker = WorkerState(info, feed.slot, now, self._config)
         self.workers[worker.key] = worker
-        self.feeds[worker.key] = PrefixFeed(self.index, worker.slot)
+        self.feeds[worker.key] = feed
         return worker
 
     def leave(self, key: str) -> None:
         """Remove an incarnation; its legs must be closed."""
         worker = self.workers.pop(key)
         assert not worker.legs, "a worker left with open legs"
-        del self.feeds[key]
-        self.index.remove_worker(worker.slot)
+        self.feeds.pop(key).close()
         for pair in [pair for pair in self.links if pair[1] == key]:
             del self.links[pair]
         for pair in [pair for pair in self._breakers if key in pair]:

@@ -1,6 +1,6 @@
 """Whether workers want more prompts, or have enough to do: what is not sent yet can still be shared out fairly."""
 
-from router.cost_model import CostModel
+from router.cost_model import CostModel, Work
 from router.view import ClusterView
 from router.worker import WorkerState
 
@@ -27,7 +27,8 @@ class DispatchWindow:
         """Whether that worker would begin a prompt soon."""
         if self._limit_ms is None:
             return True
-        return self._model.prefill_ms(worker.key, worker.queued_tokens, 0, 0)[0] <= self._limit_ms
+        waiting = Work(worker.queued_tokens, 0, 0, worker.queued_pairs)
+        return self._model.prefill_ms(worker.key, waiting)[0] <= self._limit_ms
 
     def is_open(self, now: float) -> bool:
         """Whether some worker would; also without any worker, since who waits for one does so with a place."""

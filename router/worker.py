@@ -7,9 +7,13 @@ from engine.core.types import WorkerInfo, WorkerLoad
 from kv_transfer.transports.base import peer_key
 from router.breaker import Breaker
 from router.config import HealthConfig
+from router.cost_model import Work
 
 _REPORT_LAG_S = 0.01
 """A report shows what was sent this long (or two steps) before it arrived; later work is counted on top."""
+
+
+NO_WORK = Work(0, 0, 0)
 
 
 class Health(StrEnum):
@@ -32,6 +36,7 @@ class WorkerState:
 
     __slots__ = (
         "_sent",
+        "_sent_pairs",
         "_sent_tokens",
         "breaker",
         "draining",
@@ -61,10 +66,10 @@ class WorkerState:
         """Open legs by attempt id."""
         self.num_decodes = 0
         """Open legs that decode, now or soon."""
-        self._sent: deque[tuple[float, int]] = deque()
-        """(when, prompt tokens) of work that the last report may not know of."""
-        self._sent_tokens = 0
-        """Their sum."""
+        self._sent: deque[tuple[float, int, int]] = deque()
+        """(when, prompt tokens, their pairs) of work that the last report may not know of."""
+        self._sent_tokens = self._sent_pairs = 0
+        """Their sums."""
 
     def has_role(self, role: str) -> bool:
         """Whether it was started for "prefill" or "decode" (any worker can do both when need be)."""
@@ -74,35 +79,44 @@ class WorkerState:
         """May new work be sent?"""
         return self.health is Health.READY and not self.draining and self.breaker.allows(now)
 
-    def open_leg(self, attempt: int, kind: LegKind, num_tokens: int, now: float) -> None:
-        """Work was sent that computes `num_tokens` of a prompt."""
+    def open_leg(self, attempt: int, kind: LegKind, now: float, work: Work = NO_WORK) -> None:
+        """Something was sent that computes the new tokens of `work`."""
         assert attempt not in self.legs, "one leg of an attempt a worker"
         self.legs[attempt] = kind
         self.num_decodes += kind is not LegKind.PREFILL
-        if num_tokens:
-            self._sent.append((now, num_tokens))
-            self._sent_tokens += num_tokens
+        if work.new:
+            self._sent.append((now, work.new, work.pairs))
+            self._sent_tokens += work.new
+            self._sent_pairs += work.pairs
         self.breaker.on_use(now)
 
     def close_leg(self, attempt: int) -> None:
         """That work ended here, or was told to."""
         self.num_decodes -= self.legs.pop(attempt) is not LegKind.PREFILL
 
-    def on_load(self, load: WorkerLoad, now: float) -> None:
-        """The worker's own word; it covers what it had heard of when it spoke. One said again is no news."""
+    def on_load(self, load: WorkerLoad, now: float) -> bool:
+        """The worker's own word; it covers what it had heard of when it spoke. False: one said again is no news."""
         if self.load is not None and load.seq == self.load.seq:
-            return
+            return False
         self.load, self.load_s = load, now
         self.draining = self.draining or load.draining
         lag_s = max(_REPORT_LAG_S, 2 * load.step_s)
         while self._sent and self._sent[0][0] <= now - lag_s:
-            self._sent_tokens -= self._sent.popleft()[1]
+            _, num_tokens, num_pairs = self._sent.popleft()
+            self._sent_tokens -= num_tokens
+            self._sent_pairs -= num_pairs
+        return True
 
     @property
     def queued_tokens(self) -> int:
         """Prompt tokens that wait or are part done, as reported, and sent since."""
         reported = self.load.queued_tokens if self.load else 0
         return reported + self._sent_tokens
+
+    @property
+    def queued_pairs(self) -> int:
+        """The same tokens, each with all before it in its own sequence."""
+        return (self.load.queued_pairs if self.load else 0) + self._sent_pairs
 
     @property
     def num_rows(self) -> int:

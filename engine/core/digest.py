@@ -4,12 +4,18 @@ digest(page i) = blake2b-128(digest(page i-1) | tokens of page i as little-endia
 digest(root)   = blake2b-128(length-prefixed salt | length-prefixed model hash)
 
 So a digest names all tokens up to the end of its page, inside one tenant salt and one model.
+
+Where a wrong answer costs a detour and no more (prefix events, a router's index), a page goes by its key: the low 60
+bits of its digest, which fit a signed 64-bit integer and a small Python one. Whoever moves or reads pages compares
+digests. The keys of all pages of a cache, XORed, name its content whatever the order it came in.
 """
 
 from array import array
+from collections.abc import Iterable
 from hashlib import blake2b
 
 DIGEST_BYTES = 16
+KEY_MASK = (1 << 60) - 1
 
 
 def root_digest(cache_salt: bytes, model_hash: str) -> bytes:
@@ -35,3 +41,14 @@ def page_digests(root: bytes, tokens: "array[int]", page_size: int, num_pages: i
         parent = blake2b(parent + view[start : start + width], digest_size=DIGEST_BYTES).digest()
         digests.append(parent)
     return digests
+
+
+def page_key(digest: bytes) -> int:
+    """The short name of a page: the low 60 bits of its digest, little-endian."""
+    return int.from_bytes(digest[:8], "little") & KEY_MASK
+
+
+def page_keys(digests: Iterable[bytes]) -> list[int]:
+    """`page_key` of each."""
+    low = int.from_bytes
+    return [low(digest[:8], "little") & KEY_MASK for digest in digests]

@@ -235,11 +235,12 @@ class EngineCore:
     def load(self, now: float) -> WorkerLoad:
         """How busy this worker is."""
         self._num_loads += 1
+        queued_tokens, queued_pairs = self._scheduler.queued_work
         return WorkerLoad(
             seq=self._num_loads,
             reported_s=now,
             queued_requests=self._scheduler.num_queued,
-            queued_tokens=self._scheduler.num_queued_tokens,
+            queued_tokens=queued_tokens,
             running_rows=self._scheduler.num_running,
             free_pages=self._kv.num_available,
             num_pages=self.config.num_pages,
@@ -247,15 +248,27 @@ class EngineCore:
             prefill_tokens_per_s=self._meter.prefill_tokens_per_s,
             pages_by_state=self._ledger.lines(now),
             num_preempted=self._scheduler.num_preempted,
+            queued_pairs=queued_pairs,
+            view_digest=self._kv.view_digest,
         )
 
     def drain_events(self) -> list[KVEvent]:
         """Changes of the prefix cache since the last call, in order."""
         return self._kv.drain_events()
 
-    def stored_pages(self) -> list[PagesStored]:
+    def stored_pages(self, with_tokens: bool = False) -> list[PagesStored]:
         """The whole prefix cache as PagesStored events, parents first: what a router needs to resynchronize."""
-        return self._kv.stored_pages()
+        return self._kv.stored_pages(with_tokens)
+
+    @property
+    def num_cached_pages(self) -> int:
+        """Pages in the prefix cache, read by somebody or not."""
+        return self._kv.num_cached_pages
+
+    @property
+    def view_digest(self) -> int:
+        """The keys of all pages in the prefix cache, XORed: what who has heard of all events has, too."""
+        return self._kv.view_digest
 
     def pages_by_state(self) -> dict[str, int]:
         """free, cached, shared, leased, reserved, filling, quarantined; they add up to num_pages."""

@@ -176,9 +176,19 @@ class KVCache:
         """What entered and left the tree since the last call, in order."""
         return self._tree.drain_events()
 
-    def stored_pages(self) -> list[PagesStored]:
+    def stored_pages(self, with_tokens: bool = False) -> list[PagesStored]:
         """The whole tree as PagesStored events, parents first."""
-        return self._tree.stored_pages()
+        return self._tree.stored_pages(with_tokens)
+
+    @property
+    def num_cached_pages(self) -> int:
+        """Pages in the tree."""
+        return self._tree.num_pages
+
+    @property
+    def view_digest(self) -> int:
+        """The keys of all pages in the tree, XORed."""
+        return self._tree.view_digest
 
     def pages_by_state(self) -> dict[str, int]:
         """Pages that are free, cached (in the tree, nobody reads them), shared (in the tree, under some lease), and,

@@ -74,9 +74,9 @@ class PeerLeft:
 
 @dataclass(frozen=True, slots=True)
 class SendPrefixes:
-    """Say again which pages the prefix cache holds: PagesCleared, then PagesStored of all of it.
+    """Say what the prefix cache holds: PagesCleared, then PagesStored of all of it; and from now on what changes.
 
-    Sent by a router that joined late or saw a gap in kv_seq.
+    Sent by a router that joined or has lost its view. One that reads the public feed need not.
     """
 
 
@@ -142,12 +142,19 @@ class HandoffFailed:
     peer_lost: bool = False
 
 
+DEVICE = "device"
+"""The tier of pages that lie in the memory of the device that computes; "host" is its machine's memory."""
+
+
 @dataclass(frozen=True, slots=True)
 class PagesStored:
     """Full pages entered the prefix cache: page digests in chain order below `parent` (b"" for a root)."""
 
     parent: bytes
     digests: tuple[bytes, ...]
+    tier: str = DEVICE
+    tokens: bytes = b""
+    """Int32 token ids of all these pages, for consumers of the public feed; not sent to routers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +162,7 @@ class PagesRemoved:
     """Pages left the prefix cache."""
 
     digests: tuple[bytes, ...]
+    tier: str = DEVICE
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,12 @@ lock the path to the deepest node they read. Unlocked leaves are evicted least r
 """
 
 import heapq
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import reduce
+from operator import xor
 
-from engine.core.digest import extend_digest, root_digest
+from engine.core.digest import extend_digest, page_keys, root_digest
 from engine.core.messages import KVEvent, PagesRemoved, PagesStored
 
 TOKEN_BYTES = 4
@@ -48,6 +51,8 @@ class RadixTree:
         """(last_used when queued, node): ticks are unique, so nodes are never compared."""
         self._tick = 0
         self._events: list[KVEvent] = []
+        self.view_digest = 0
+        """The keys of all pages, XORed: who has heard of every event so far has the same."""
         self.num_pages = 0
         self.num_evictable = 0
         """Pages that no lock protects; all of them can be evicted, leaves first."""
@@ -129,6 +134,7 @@ class RadixTree:
             if leaf.pages:
                 self._maybe_evictable(leaf)
         if digests:
+            self._count_in_view(digests)
             self._events.append(PagesRemoved(tuple(digests)))
         self.num_pages -= len(evicted)
         self.num_evictable -= len(evicted)
@@ -139,9 +145,12 @@ class RadixTree:
         events, self._events = self._events, []
         return events
 
-    def stored_pages(self) -> list[PagesStored]:
+    def stored_pages(self, with_tokens: bool = False) -> list[PagesStored]:
         """The whole tree as PagesStored events, parents first."""
-        return [self._stored(node) for node in self._nodes() if node.pages]
+        nodes = [node for node in self._nodes() if node.pages]
+        if with_tokens:
+            return [replace(self._stored(node), tokens=bytes(node.key)) for node in nodes]
+        return [self._stored(node) for node in nodes]
 
     def check_integrity(self, locks: Mapping[Node, int]) -> set[int]:
         """Recompute counts, keys, digests and locks from the nodes and the locks taken at each; returns all pages."""
@@ -167,6 +176,8 @@ class RadixTree:
         assert len(set(pages)) == len(pages), "two nodes hold one page"
         assert (len(pages), evictable) == (self.num_pages, self.num_evictable), "page counts are off"
         assert len(self._heap) == len(queued), "a node is in the heap twice"
+        keys = (key for node in self._nodes() if node.parent for key in page_keys(node.digests))
+        assert self.view_digest == reduce(xor, keys, 0), "the view's digest is off"
         return set(pages)
 
     # ------------------------------------------------------------ private
@@ -226,8 +237,14 @@ class RadixTree:
         self.num_evictable += len(pages)
         self._touch(leaf)
         self._maybe_evictable(leaf)
-        self._events.append(self._stored(leaf))
+        self._count_in_view(digests)
+        self._events.append(replace(self._stored(leaf), tokens=data))
         return leaf
+
+    def _count_in_view(self, digests: Sequence[bytes]) -> None:
+        """These pages came or went."""
+        for key in page_keys(digests):
+            self.view_digest ^= key
 
     @staticmethod
     def _stored(node: Node) -> PagesStored:

@@ -75,10 +75,15 @@ class Scheduler:
         return len(self._running)
 
     @property
-    def num_queued_tokens(self) -> int:
-        """Known tokens that no step computes yet."""
-        states = (*self._queue, *self._ready, *self._running)
-        return sum(max(0, len(state.tokens) - state.num_scheduled) for state in states)
+    def queued_work(self) -> tuple[int, int]:
+        """(tokens, pairs): known tokens that no step computes yet, and each of them with all tokens before it."""
+        num_tokens = num_pairs = 0
+        for state in (*self._queue, *self._ready, *self._running):
+            done, known = state.num_scheduled, len(state.tokens)
+            if known > done:
+                num_tokens += known - done
+                num_pairs += (known - done) * (known + done) // 2
+        return num_tokens, num_pairs
 
     def enqueue(self, state: RequestState) -> None:
         """A new request."""

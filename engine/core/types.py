@@ -243,3 +243,9 @@ class WorkerLoad:
     """It wants to leave: no new work, and what decodes there should move."""
     num_page_faults: int = 0
     """Times that pages were missing from the count, or still leased with no request there, since the start."""
+    queued_pairs: int = 0
+    """Of the queued tokens each with all tokens before it: what their attention costs."""
+    view_digest: int | None = None
+    """The keys of all pages in the prefix cache (engine/core/digest.py), XORed, after every event that was sent before
+    this: a reader that has another digest has missed something. None: not said.
+    """

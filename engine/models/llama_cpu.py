@@ -60,7 +60,7 @@ class LlamaCPU:
         if layer.qk_norm_NE is not None:
             kernels.norm_heads(qkv_XET, layer.qk_norm_NE.numpy(), self.config.rms_norm_eps)
         q_THE = normed_DT.new_empty(num_tokens, facts.num_heads, facts.head_dim)
-        k_NSKE, v_NSKE = attention.caches(index)
+        k_NSKE, v_NSKE = attention.caches(index)[:2]
         kernels.rope_and_write(
             qkv_XET, cos_sin_TE.numpy(), attention.slots.numpy(), k_NSKE.numpy(), v_NSKE.numpy(), q_THE.numpy()
         )

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from engine.core.errors import InvalidRequest
 from engine.runtime.config import EngineConfig
+from engine.server.kv_events.config import FeedConfig
 
 CLUSTER_KEY_VARIABLE = "BATON_CLUSTER_KEY"
 """The environment variable with the secret that all processes of a cluster share."""
@@ -34,6 +35,8 @@ class WorkerConfig:
     drain_grace_s: float = 25.0
     """How long a worker that is asked to leave by SIGTERM waits for its requests to move or to end."""
     topology: tuple[tuple[str, str], ...] = ()
+    kv_events: FeedConfig | None = None
+    """Where prefix events are published for everybody; None: only routers hear them."""
 
     def __post_init__(self) -> None:
         if self.transport not in TRANSPORTS:

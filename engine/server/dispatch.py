@@ -17,6 +17,7 @@ from engine.core.messages import (
     Drain,
     Frame,
     Generate,
+    KVEvent,
     PagesCleared,
     PeerLeft,
     PeerStatus,
@@ -27,7 +28,7 @@ from engine.core.messages import (
 from engine.core.result import StepResult
 from engine.core.types import Request, WorkerLoad
 from engine.server.departure import Departure
-from engine.server.inbox import DrainAsked, Event, Received, SessionClosed, SessionOpened
+from engine.server.inbox import DrainAsked, Event, Received, SessionClosed, SessionOpened, SnapshotAsked
 from engine.server.role import RequestWord, Role, Word
 from engine.server.sessions import Sessions
 
@@ -53,6 +54,16 @@ class Observer(Protocol):
         """A load report went out."""
 
 
+class PublicFeed(Protocol):
+    """Where changes of the prefix cache go besides the routers; kv_events.publisher.EventPublisher. Never waits."""
+
+    def publish(self, events: Sequence[KVEvent], view_digest: int, num_pages: int) -> None:
+        """What changed, and what the cache holds after it."""
+
+    def snapshot(self, events: Sequence[KVEvent], with_tokens: bool) -> None:
+        """All that the cache holds, as of the last `publish`."""
+
+
 @dataclass(frozen=True, slots=True)
 class DispatchPorts(Generic[C]):
     """Where effects go that are no frames. None may wait."""
@@ -62,6 +73,7 @@ class DispatchPorts(Generic[C]):
     warn: Callable[[str], None]
     """What should not have happened, for the log."""
     observers: tuple[Observer, ...] = ()
+    feed: PublicFeed | None = None
 
 
 class Dispatch(Generic[C, O]):
@@ -100,6 +112,10 @@ class Dispatch(Generic[C, O]):
                     self._perform(self._role.on_command(Cancel(id), now), now)
             case DrainAsked(grace_s):
                 self._depart(grace_s, now)
+            case SnapshotAsked(with_tokens):
+                self._tell_events()
+                if self._ports.feed is not None:
+                    self._ports.feed.snapshot(self._core.stored_pages(with_tokens), with_tokens)
 
     def on_outcome(self, outcome: O, now: float) -> None:
         """The transfer thread reports."""
@@ -110,7 +126,7 @@ class Dispatch(Generic[C, O]):
         if result:
             self._sessions.add_rows(result)  # before the words: the last one ends the ownership
             self._perform(self._role.on_result(result, now), now)
-        self._sessions.add_events(self._core.drain_events())
+        self._tell_events()
         if now >= self.load_due_s:
             self.load_due_s = now + LOAD_INTERVAL_S
             self._report_load(now)
@@ -131,7 +147,7 @@ class Dispatch(Generic[C, O]):
                 self._depart(grace_s, now)
                 return
             case SendPrefixes():
-                self._sessions.add_events(self._core.drain_events())
+                self._tell_events()
                 self._sessions.add_snapshot(key, [PagesCleared(), *self._core.stored_pages()])
                 return
             case Generate(request) | Prefill(request) | Adopt(request):
@@ -152,6 +168,14 @@ class Dispatch(Generic[C, O]):
             self._perform(self._role.on_command(command, now), now)
         except BatonError as error:
             self._ports.warn(f"session={key} {type(command).__name__} refused: {error}")
+
+    def _tell_events(self) -> None:
+        events = self._core.drain_events()
+        if not events:
+            return
+        self._sessions.add_events(events)
+        if self._ports.feed is not None:
+            self._ports.feed.publish(events, self._core.view_digest, self._core.num_cached_pages)
 
     def _depart(self, grace_s: float, now: float) -> None:
         self._departure.ask(grace_s, now)

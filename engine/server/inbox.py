@@ -35,7 +35,14 @@ class DrainAsked:
     grace_s: float
 
 
-Event = SessionOpened | SessionClosed | Received | DrainAsked
+@dataclass(frozen=True, slots=True)
+class SnapshotAsked:
+    """Readers of the public feed want all that the prefix cache holds."""
+
+    with_tokens: bool
+
+
+Event = SessionOpened | SessionClosed | Received | DrainAsked | SnapshotAsked
 
 
 class Inbox:

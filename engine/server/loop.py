@@ -8,7 +8,7 @@ from typing import Generic, Protocol, TypeVar
 
 from engine.core.engine import EngineCore
 from engine.core.messages import Frame
-from engine.server.dispatch import Dispatch, DispatchPorts, Observer
+from engine.server.dispatch import Dispatch, DispatchPorts, Observer, PublicFeed
 from engine.server.inbox import Inbox, SessionClosed
 from engine.server.role import Role
 
@@ -44,6 +44,7 @@ class LoopPorts(Generic[C, O]):
     """Frames to sessions."""
     transfers: Transfers[C, O]
     observers: tuple[Observer, ...]
+    feed: PublicFeed | None
     died: Callable[[], None]
     """The thread ended although nobody asked for it."""
     drained: Callable[[], None]
@@ -56,7 +57,7 @@ class EngineLoop(Generic[C, O]):
 
     def __init__(self, core: EngineCore, role: Role[C, O], ports: LoopPorts[C, O], inbox: Inbox) -> None:
         self._core, self._ports, self._inbox = core, ports, inbox
-        dispatch = DispatchPorts(ports.transfers.submit, logger.warning, ports.observers)
+        dispatch = DispatchPorts(ports.transfers.submit, logger.warning, ports.observers, ports.feed)
         self._dispatch: Dispatch[C, O] = Dispatch(core, role, dispatch)
         self._stopping = False
         self._busy_since_s: float | None = None

@@ -20,6 +20,7 @@ from engine.attention.choice import BACKENDS as NAMED
 from engine.core.errors import BatonError, InvalidRequest
 from engine.runtime.config import KV_DTYPES, QUANTIZATIONS, EngineConfig, Formats, parse_kv_memory
 from engine.server.config import CLUSTER_KEY_VARIABLE, TRANSPORTS, WorkerConfig
+from engine.server.kv_events.config import parse_feed
 from engine.server.worker import STOP_TIMEOUT_S, RunningWorker
 
 logger = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ def parser(kind: str) -> argparse.ArgumentParser:
     flags.add_argument("--random-weights", action="store_true", help="draw weights from --seed; needs config.json only")
     flags.add_argument("--seed", type=int, default=0)
     flags.add_argument("--drain-grace", type=float, default=25.0, help="seconds that SIGTERM gives requests to move")
+    flags.add_argument("--kv-events", default="", metavar="tcp://HOST:PORT", help="publish prefix events; see docs")
     flags.add_argument("--log-level", default="INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
     return flags
 
@@ -92,6 +94,7 @@ def config_of(arguments: argparse.Namespace, environment: "os._Environ[str] | di
         metrics_port=arguments.metrics_port,
         transport=arguments.transport,
         drain_grace_s=arguments.drain_grace,
+        kv_events=parse_feed(arguments.kv_events),
     )
 
 

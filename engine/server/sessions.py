@@ -15,10 +15,13 @@ class _Session:
 
     frame: Frame
     ids: set[int]
+    hears_events: bool = False
+    """From its first SendPrefixes on."""
 
 
 class Sessions:
-    """Every request belongs to the session that submitted it. Prefix events, peers and load go to all sessions.
+    """Every request belongs to the session that submitted it. Peers and load go to all sessions, prefix events to those
+    that asked.
 
     Words about requests that nobody owns (any more) are dropped: their router is gone or has been told the end.
     """
@@ -101,18 +104,20 @@ class Sessions:
         self._add_rows_by_owner(result)
 
     def add_events(self, events: Sequence[KVEvent]) -> None:
-        """Tell every router how the prefix cache changed."""
+        """Tell every router that asked for prefixes once how the prefix cache changed."""
         if not events:
             return
         self._kv_seq += 1
         for session in self._sessions.values():
-            session.frame.kv_events.extend(events)
-            session.frame.kv_seq = self._kv_seq
+            if session.hears_events:
+                session.frame.kv_events.extend(events)
+                session.frame.kv_seq = self._kv_seq
 
     def add_snapshot(self, key: int, events: Sequence[KVEvent]) -> None:
         """Tell one router all that the prefix cache holds, as of the last `add_events`."""
         session = self._sessions.get(key)
         if session is not None:
+            session.hears_events = True
             session.frame.kv_events.extend(events)
             session.frame.kv_seq = self._kv_seq
 

@@ -17,7 +17,8 @@ from engine.core.engine import EngineCore
 from engine.core.errors import Unavailable
 from engine.core.types import WorkerInfo
 from engine.server.config import WorkerConfig
-from engine.server.inbox import DrainAsked, Inbox
+from engine.server.inbox import DrainAsked, Inbox, SnapshotAsked
+from engine.server.kv_events.publisher import EventPublisher
 from engine.server.loop import EngineLoop, LoopPorts, Transfers
 from engine.server.metrics import MetricsServer, WorkerMetrics
 from engine.server.request_log import RequestLog
@@ -89,6 +90,7 @@ class RunningWorker(Generic[C, O]):
         self.info = parts.info
         self.metrics = WorkerMetrics(parts.info)
         self._metrics_server: MetricsServer | None = None
+        self._feed: EventPublisher | None = None
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name="worker-server", daemon=True)
         self._thread.start()
         self._ready.wait()
@@ -158,7 +160,13 @@ class RunningWorker(Generic[C, O]):
                 return
             observers = (self.metrics, RequestLog())
             ports = LoopPorts(
-                service.deliver, parts.transfers, observers, self._engine_died, self._engine_drained, time.monotonic
+                deliver=service.deliver,
+                transfers=parts.transfers,
+                observers=observers,
+                feed=self._feed,
+                died=self._engine_died,
+                drained=self._engine_drained,
+                clock=time.monotonic,
             )
             engine_loop = self._engine_loop = EngineLoop(parts.core, parts.role, ports, parts.inbox)
             engine_loop.start()
@@ -184,11 +192,15 @@ class RunningWorker(Generic[C, O]):
         try:
             port = server.add_insecure_port(f"{config.host}:{config.port}")
             self._metrics_server = MetricsServer(self.metrics.registry, config.host, config.metrics_port)
+            feed_labels = self._open_feed()
         except (RuntimeError, OSError) as error:
             self._failure = f"cannot listen on {config.host}, ports {config.port} and {config.metrics_port}: {error}"
             return False
+        except Unavailable as error:
+            self._failure = error.message
+            return False
         host = config.advertise or config.host
-        topology = (*self.info.topology, ("metrics", f"{host}:{self.metrics_port}"))
+        topology = (*self.info.topology, ("metrics", f"{host}:{self.metrics_port}"), *feed_labels)
         self.info = replace(self.info, address=f"{host}:{port}", topology=topology)
         service.introduce(self.info)
         await server.start()
@@ -201,12 +213,27 @@ class RunningWorker(Generic[C, O]):
         )
         return True
 
+    def _open_feed(self) -> tuple[tuple[str, str], ...]:
+        """Publish prefix events, if asked for. Returns the labels that say where. Raises Unavailable."""
+        feed = self._config.kv_events
+        if feed is None:
+            return ()
+        inbox = self._parts.inbox
+        self._feed = EventPublisher(
+            feed, self.info, self._config.cluster_key, lambda with_tokens: inbox.post(SnapshotAsked(with_tokens))
+        )
+        host = feed.host if feed.host not in ("0.0.0.0", "::", "*") else self._config.advertise or self._config.host
+        names = zip(("kv_events", "kv_replay"), self._feed.ports, strict=True)
+        return tuple((name, f"{feed.scheme}://{host}:{port}") for name, port in names)
+
     def _close(self) -> None:
         """In the order in which the parts use each other: engine thread, transfers, engine, metrics."""
         if self._engine_loop is not None and not self._engine_loop.stop(STOP_TIMEOUT_S / 2):
             logger.error("worker=%s the engine thread did not end in time", self.info.id)
         self._parts.transfers.close()
         self._parts.close_engine()
+        if self._feed is not None:
+            self._feed.close()
         if self._metrics_server is not None:
             self._metrics_server.close()
         logger.info("worker=%s stopped", self.info.id)

@@ -1,6 +1,7 @@
 """Frames <-> protobuf messages of worker.proto: the hot direction, one message a step for all rows."""
 
 from engine.core.messages import (
+    DEVICE,
     Adopted,
     Finished,
     Frame,
@@ -43,20 +44,25 @@ def _logprob_from_proto(message: pb.TokenLogprob) -> TokenLogprob:
 
 def _event_to_proto(event: KVEvent) -> pb.KVEvent:
     match event:
-        case PagesStored(parent, digests):
-            return pb.KVEvent(stored=pb.PagesStored(parent=parent, digests=digests))
-        case PagesRemoved(digests):
-            return pb.KVEvent(removed=pb.PagesRemoved(digests=digests))
+        case PagesStored(parent, digests, tier):
+            return pb.KVEvent(stored=pb.PagesStored(parent=parent, digests=digests, tier=_tier_to_proto(tier)))
+        case PagesRemoved(digests, tier):
+            return pb.KVEvent(removed=pb.PagesRemoved(digests=digests, tier=_tier_to_proto(tier)))
         case PagesCleared():
             return pb.KVEvent(cleared=pb.PagesCleared())
 
 
 def _event_from_proto(message: pb.KVEvent) -> KVEvent:
     if message.HasField("stored"):
-        return PagesStored(message.stored.parent, tuple(message.stored.digests))
+        stored = message.stored
+        return PagesStored(stored.parent, tuple(stored.digests), stored.tier or DEVICE)
     if message.HasField("cleared"):
         return PagesCleared()
-    return PagesRemoved(tuple(message.removed.digests))
+    return PagesRemoved(tuple(message.removed.digests), message.removed.tier or DEVICE)
+
+
+def _tier_to_proto(tier: str) -> str:
+    return "" if tier == DEVICE else tier
 
 
 def _peer_to_proto(peer: PeerStatus) -> pb.PeerStatus:
@@ -99,6 +105,8 @@ def load_to_proto(load: WorkerLoad) -> pb.WorkerLoad:
         num_preempted=load.num_preempted,
         draining=load.draining,
         num_page_faults=load.num_page_faults,
+        view_digest=load.view_digest,
+        queued_pairs=load.queued_pairs,
     )
 
 
@@ -118,6 +126,8 @@ def load_from_proto(message: pb.WorkerLoad) -> WorkerLoad:
         num_preempted=message.num_preempted,
         draining=message.draining,
         num_page_faults=message.num_page_faults,
+        queued_pairs=message.queued_pairs,
+        view_digest=message.view_digest if message.HasField("view_digest") else None,
     )
 
 

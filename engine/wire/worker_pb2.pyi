@@ -277,18 +277,22 @@ class HandoffFailed(_message.Message):
     def __init__(self, id: _Optional[int] = ..., message: _Optional[str] = ..., peer_lost: _Optional[bool] = ...) -> None: ...
 
 class PagesStored(_message.Message):
-    __slots__ = ("parent", "digests")
+    __slots__ = ("parent", "digests", "tier")
     PARENT_FIELD_NUMBER: _ClassVar[int]
     DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    TIER_FIELD_NUMBER: _ClassVar[int]
     parent: bytes
     digests: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, parent: _Optional[bytes] = ..., digests: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    tier: str
+    def __init__(self, parent: _Optional[bytes] = ..., digests: _Optional[_Iterable[bytes]] = ..., tier: _Optional[str] = ...) -> None: ...
 
 class PagesRemoved(_message.Message):
-    __slots__ = ("digests",)
+    __slots__ = ("digests", "tier")
     DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    TIER_FIELD_NUMBER: _ClassVar[int]
     digests: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, digests: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    tier: str
+    def __init__(self, digests: _Optional[_Iterable[bytes]] = ..., tier: _Optional[str] = ...) -> None: ...
 
 class PagesCleared(_message.Message):
     __slots__ = ()
@@ -331,7 +335,7 @@ class PageCount(_message.Message):
     def __init__(self, state: _Optional[str] = ..., pages: _Optional[int] = ..., oldest_s: _Optional[float] = ...) -> None: ...
 
 class WorkerLoad(_message.Message):
-    __slots__ = ("seq", "reported_s", "queued_requests", "queued_tokens", "running_rows", "free_pages", "num_pages", "step_s", "prefill_tokens_per_s", "pages_by_state", "num_preempted", "draining", "num_page_faults")
+    __slots__ = ("seq", "reported_s", "queued_requests", "queued_tokens", "running_rows", "free_pages", "num_pages", "step_s", "prefill_tokens_per_s", "pages_by_state", "num_preempted", "draining", "num_page_faults", "view_digest", "queued_pairs")
     SEQ_FIELD_NUMBER: _ClassVar[int]
     REPORTED_S_FIELD_NUMBER: _ClassVar[int]
     QUEUED_REQUESTS_FIELD_NUMBER: _ClassVar[int]
@@ -345,6 +349,8 @@ class WorkerLoad(_message.Message):
     NUM_PREEMPTED_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
     NUM_PAGE_FAULTS_FIELD_NUMBER: _ClassVar[int]
+    VIEW_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    QUEUED_PAIRS_FIELD_NUMBER: _ClassVar[int]
     seq: int
     reported_s: float
     queued_requests: int
@@ -358,7 +364,9 @@ class WorkerLoad(_message.Message):
     num_preempted: int
     draining: bool
     num_page_faults: int
-    def __init__(self, seq: _Optional[int] = ..., reported_s: _Optional[float] = ..., queued_requests: _Optional[int] = ..., queued_tokens: _Optional[int] = ..., running_rows: _Optional[int] = ..., free_pages: _Optional[int] = ..., num_pages: _Optional[int] = ..., step_s: _Optional[float] = ..., prefill_tokens_per_s: _Optional[float] = ..., pages_by_state: _Optional[_Iterable[_Union[PageCount, _Mapping]]] = ..., num_preempted: _Optional[int] = ..., draining: _Optional[bool] = ..., num_page_faults: _Optional[int] = ...) -> None: ...
+    view_digest: int
+    queued_pairs: int
+    def __init__(self, seq: _Optional[int] = ..., reported_s: _Optional[float] = ..., queued_requests: _Optional[int] = ..., queued_tokens: _Optional[int] = ..., running_rows: _Optional[int] = ..., free_pages: _Optional[int] = ..., num_pages: _Optional[int] = ..., step_s: _Optional[float] = ..., prefill_tokens_per_s: _Optional[float] = ..., pages_by_state: _Optional[_Iterable[_Union[PageCount, _Mapping]]] = ..., num_preempted: _Optional[int] = ..., draining: _Optional[bool] = ..., num_page_faults: _Optional[int] = ..., view_digest: _Optional[int] = ..., queued_pairs: _Optional[int] = ...) -> None: ...
 
 class Frame(_message.Message):
     __slots__ = ("step_id", "ids", "tokens", "logprobs", "prompt_logprobs", "started", "finished", "tickets", "adopted", "handoff_failed", "kv_events", "kv_seq", "load", "peers")

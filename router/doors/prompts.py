@@ -48,13 +48,21 @@ async def tokens_of_text(model: ServedModel, text: str, *, check: bool = True) -
     return await _promptly(len(text), lambda: text_tokens(model, text, check=check))
 
 
-async def tokens_of_prompts(model: ServedModel, prompts: Sequence[str | Sequence[int]]) -> "list[array[int]]":
-    """A batch of texts, or of lists of token ids."""
+async def tokens_of_prompts(
+    model: ServedModel, prompts: "Sequence[str | Sequence[int] | array[int]]"
+) -> "list[array[int]]":
+    """A batch of texts, or of lists of token ids; buffers become the tokens themselves."""
 
     def tokenize() -> "list[array[int]]":
-        return [text_tokens(model, each) if isinstance(each, str) else tokens_of_ids(model, each) for each in prompts]
+        return [_tokens_of(model, each) for each in prompts]
 
-    return await _promptly(sum(map(len, prompts)), tokenize)
+    return await _promptly(sum(len(each) for each in prompts if not isinstance(each, array)), tokenize)
+
+
+def _tokens_of(model: ServedModel, prompt: "str | Sequence[int] | array[int]") -> "array[int]":
+    if isinstance(prompt, array):
+        return tokens_of_buffer(model, prompt)
+    return text_tokens(model, prompt) if isinstance(prompt, str) else tokens_of_ids(model, prompt)
 
 
 def tokens_of_ids(model: ServedModel, ids: Sequence[int]) -> "array[int]":

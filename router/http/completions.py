@@ -9,10 +9,11 @@ from fastapi import Request, Response
 
 from router.doors.prompts import check_model, tokens_of_prompts
 from router.doors.session import Answer, Ask, check_count, choices_of
-from router.http.body import read_body
+from router.http.body import parse_body, read_bytes
 from router.http.logprobs import Json, joined, legacy_logprobs, legacy_token
 from router.http.respond import Door, request_id_of, respond
 from router.http.schema import CompletionRequest
+from router.http.token_ids import cut_token_ids
 from router.http.usage import UsageCount
 from router.text.detokenizer import Detokenizer
 from router.text.output import TextDelta, TokenText
@@ -23,9 +24,10 @@ DEFAULT_MAX_TOKENS = 16
 
 async def complete(request: Request, door: Door) -> Response:
     """Continue one prompt or each of a batch."""
-    body = await read_body(request, CompletionRequest)
+    data, ids = cut_token_ids(await read_bytes(request))
+    body = parse_body(data, CompletionRequest)
     check_model(door.model, body.model)
-    prompts = _prompts(body)
+    prompts = _prompts(body) if ids is None else [ids]
     check_count(len(prompts), body.n or 1, door.config)
     tokens = await tokens_of_prompts(door.model, prompts)
     ask = Ask(
@@ -47,20 +49,20 @@ async def complete(request: Request, door: Door) -> Response:
     return await respond(request, door, choices, shape, stream=bool(body.stream), include_usage=include_usage)
 
 
-def _prompts(body: CompletionRequest) -> list[str | list[int]]:
+def _prompts(body: CompletionRequest) -> "list[str | list[int] | array[int]]":
     prompt = body.prompt
     if isinstance(prompt, str):
         return [prompt]
     # The schema has seen to it that a list is of one kind: a long prompt is not walked through again.
     if not prompt or isinstance(prompt[0], int):
         return [cast(list[int], prompt)]
-    return cast(list[str | list[int]], prompt)
+    return cast("list[str | list[int] | array[int]]", prompt)
 
 
 class EchoedPrompt:
     """A prompt that is shown before its answer."""
 
-    def __init__(self, prompt: str | list[int], tokens: "array[int]", pieces: PieceTable) -> None:
+    def __init__(self, prompt: "str | list[int] | array[int]", tokens: "array[int]", pieces: PieceTable) -> None:
         self._tokens = tokens
         self._pieces = pieces
         detokenizer = Detokenizer(pieces, starts_text=True)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from operator import itemgetter
 
 from router.chance import RandomSource
-from router.cost_model import CostModel
+from router.cost_model import CostModel, Work
 from router.policies.base import Predicted, RouteDecision, RouteRequest
 from router.view import ClusterView
 from router.worker import WorkerState
@@ -79,7 +79,8 @@ class CostPolicy:
     def _prefill_side(self, worker: WorkerState, request: RouteRequest) -> _Side:
         cached = request.cached.get(worker.key, 0)
         new = request.num_tokens - cached
-        queue_ms, prefill_ms = self._model.prefill_ms(worker.key, worker.queued_tokens, new, cached)
+        work = Work(worker.queued_tokens, new, cached, worker.queued_pairs)
+        queue_ms, prefill_ms = self._model.prefill_ms(worker.key, work)
         return _Side(worker, cached, queue_ms, prefill_ms, prefill_ms, queue_ms + 2 * prefill_ms)
 
     def _decode_side(self, worker: WorkerState, request: RouteRequest) -> _Side:

@@ -1,7 +1,9 @@
 """Workers with real threads, sockets and transfer managers, over integers for KV: the whole shell without torch."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from engine.core.config import SchedulerConfig
 from engine.core.engine import EngineCore
@@ -34,11 +36,11 @@ def start_fake_worker(
     worker_id: str = "",
     num_pages: int = 64,
     executor: Executor | None = None,
-    port: int = 0,
     key: bytes = KEY,
+    **settings: Any,
 ) -> Worker:
-    """A worker that serves. `executor` takes the place of the right one."""
-    config = config_of(worker_id or f"{kind}-0", port)
+    """A worker that serves. `executor` takes the place of the right one; `settings` are fields of WorkerConfig."""
+    config = replace(config_of(worker_id or f"{kind}-0"), **settings)
     layout, incarnation, inbox = int64_layout(), new_incarnation(), Inbox()
     pool = HostPool(layout, num_pages)
     name = peer_key(config.worker_id, incarnation)

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from engine.core.digest import page_keys
 from router.prefix_index import PrefixIndex
 
 # A small forest of prefixes: page i of chain c is named by c and i; chains share their first pages in groups of three.
@@ -38,7 +39,7 @@ class IndexMachine(RuleBasedStateMachine):
     def store(self, chain: int, length: int) -> None:
         slot = self.rng.choice(sorted(self.held))
         self.held[slot][chain] = max(length, self.held[slot].get(chain, 0))
-        assert self.index.store(slot, CHAINS[chain][:length])
+        assert self.index.store(slot, page_keys(CHAINS[chain][:length]), page_keys(CHAINS[chain][:1])[0])
 
     @precondition(lambda self: any(self.held.values()))
     @rule(data=st.data())
@@ -49,7 +50,7 @@ class IndexMachine(RuleBasedStateMachine):
         self.held[slot][chain] -= 1
         if not self.held[slot][chain]:
             del self.held[slot][chain]
-        self.index.remove(slot, before - self.pages(slot))
+        self.index.remove(slot, page_keys(before - self.pages(slot)))
 
     @precondition(lambda self: self.held)
     @rule(leave=st.booleans())
@@ -100,6 +101,35 @@ def test_match_finds_each_workers_run(lengths: list[int], asked: int) -> None:
     index = PrefixIndex()
     slots = [index.add_worker(100) for _ in lengths]
     for slot, length in zip(slots, lengths, strict=True):
-        index.store(slot, chain[:length])
+        index.store(slot, page_keys(chain[:length]))
     expected = {slot: min(length, asked) for slot, length in zip(slots, lengths, strict=True) if min(length, asked)}
     assert index.match(chain[:asked]) == expected
+
+
+@given(
+    max_pages=st.integers(1, 40),
+    runs=st.lists(st.tuples(st.integers(0, 15), st.integers(1, 12), st.booleans()), max_size=60),
+)
+def test_a_bounded_worker_is_known_too_little_never_too_much(max_pages: int, runs: list[tuple[int, int, bool]]) -> None:
+    """Runs of pages of 16 chains come and go; whatever was left out, the rest is held and heads stay longest."""
+    index = PrefixIndex(max_pages)
+    slot, other = index.add_worker(10_000), index.add_worker(10_000)
+    held: set[int] = set()
+    kept_by_other = list(range(0, 1600, 100))
+    index.store(other, kept_by_other[:max_pages])
+    for chain, length, comes in runs:
+        keys = [100 * chain + i for i in range(length)]
+        if comes:
+            assert index.store(slot, keys, keys[0])
+            held.update(keys)
+        else:
+            index.remove(slot, keys)
+            held.difference_update(keys)
+        index.check_integrity()
+        known = {key for part in index._parts for key, mask in part.items() if mask & 1 << slot}
+        assert known <= held and len(known) == index.num_pages(slot) <= max_pages
+        if index.view_digest(slot) is not None:
+            assert known == held
+        else:
+            assert index.num_left_out
+    assert index.num_pages(other) == min(len(kept_by_other), max_pages), "one worker's bound is not another's"

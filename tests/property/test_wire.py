@@ -126,6 +126,8 @@ loads = st.builds(
     num_preempted=u32,
     draining=st.booleans(),
     num_page_faults=u32,
+    queued_pairs=u64,
+    view_digest=st.none() | u64,
 )
 
 
@@ -151,8 +153,8 @@ def frames(draw: st.DrawFn) -> Frame:
         handoff_failed=draw(st.lists(st.builds(HandoffFailed, u64, names, st.booleans()), max_size=2)),
         kv_events=draw(
             st.lists(
-                st.builds(PagesStored, st.binary(max_size=16), digests)
-                | st.builds(PagesRemoved, digests)
+                st.builds(PagesStored, st.binary(max_size=16), digests, st.sampled_from(["device", "host"]))
+                | st.builds(PagesRemoved, digests, st.sampled_from(["device", "host"]))
                 | st.just(PagesCleared()),
                 max_size=2,
             )

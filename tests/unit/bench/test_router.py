@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import router, router_index, router_peer, router_process
+from bench import router, router_index, router_memory, router_peer, router_process
 from bench.router_cluster import Cluster
 from bench.router_machine import LAYOUT, PAGE_SIZE, POOL_PAGES, step_ms
 from bench.router_policies import Level, Play, behind, play
@@ -222,3 +222,14 @@ def test_the_last_line_is_one_object(trace: Path, capsys: pytest.CaptureFixture[
 def test_an_unknown_part_is_refused(trace: Path) -> None:
     with pytest.raises(SystemExit):
         router.arguments(["--trace", str(trace), "--part", "everything"])
+
+
+def test_the_index_of_a_large_service_is_measured_and_bounded() -> None:
+    report = router_memory.measure(router_memory.MemorySizes(workers=20, pages=2000, shared=100), 500, 0)
+    whole, bounded = report["whole"], report["bounded"]
+    assert isinstance(whole, dict) and isinstance(bounded, dict)
+    assert (whole["entries"], whole["distinct_pages"], whole["left_out"]) == (40_000, 20 * 1900 + 100, 0)
+    assert bounded["left_out"] + bounded["entries"] == 40_000 and bounded["entries"] <= 20 * 500
+    with pytest.raises(SystemExit):
+        router.arguments(["--part", "index"])
+    assert router.arguments(["--part", "memory"]).trace is None

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from baton.cli import main
-from baton.status import show
+from baton.status import show, show_prefixes
 from engine.core.types import KVLayout, WorkerInfo, WorkerLoad
 from router.api import ServiceStatus, WorkerStatus
 from router.http.status import status_body
@@ -177,3 +177,23 @@ def test_commands_send_the_key_of_the_environment(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(httpx, "get", get)
     assert run(monkeypatch, "status") == 2
     assert sent == [{"authorization": "Bearer some key"}]
+
+
+def test_the_prefixes_of_a_service() -> None:
+    body = {
+        "pages": 5,
+        "workers": [
+            {"id": "w2", "source": "session", "synced": False, "tokens": {"device": 0}, "agrees": None},
+            {"id": "w1", "source": "public", "synced": True, "tokens": {"device": 64, "host": 16}, "agrees": True},
+        ],
+        "prefixes": [
+            {"begins": "You are [b]helpful", "tokens": 48, "uses": 7, "holders": {"w1": 48, "w2": 16}},
+            {"begins": "x", "tokens": 16, "uses": 1, "holders": {}},
+        ],
+    }
+    out = io.StringIO()
+    show_prefixes(body, Console(file=out, width=80))
+    lines = [line.split() for line in out.getvalue().splitlines()]
+    assert ["w1", "public", "exact", "64", "16"] in lines and ["w2", "session", "not", "synced", "0", "0"] in lines
+    assert ["48", "7", "w1", "(48),", "w2", "(16)", "'You", "are", "[b]helpful'"] in lines
+    assert ["16", "1", "nobody", "'x'"] in lines

@@ -246,6 +246,7 @@ def test_load_counts_what_waits_and_what_runs() -> None:
     load = bench.core.load(2.5)
     assert (load.seq, load.reported_s, load.num_pages) == (1, 2.5, 32)
     assert (load.queued_requests, load.running_rows, load.queued_tokens) == (2, 1, 4 + 24)
+    assert load.queued_pairs == (12 * 12 - 8 * 8) // 2 + 2 * 12 * 12 // 2, "each with all before it"
     assert (
         load.free_pages == 32 - 4
         and {count.state: count.pages for count in load.pages_by_state} == bench.core.pages_by_state()

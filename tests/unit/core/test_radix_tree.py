@@ -2,7 +2,7 @@ from array import array
 
 import pytest
 
-from engine.core.digest import page_digests, root_digest
+from engine.core.digest import page_digests, page_key, root_digest
 from engine.core.messages import PagesRemoved, PagesStored
 from engine.core.radix_tree import Node, RadixTree
 
@@ -80,7 +80,12 @@ def test_events_name_prefixes_by_their_chained_digests() -> None:
     names = page_digests(root_digest(b"t", "m"), array("i", [1, 2, 3, 4, 5, 6]), 2)
     store(tree, [1, 2, 3, 4], [0, 1], b"t")
     store(tree, [1, 2, 3, 4, 5, 6], [0, 1, 2], b"t")
-    assert tree.drain_events() == [PagesStored(b"", tuple(names[:2])), PagesStored(names[1], (names[2],))]
+    both = [
+        PagesStored(b"", tuple(names[:2]), tokens=data_of(1, 2, 3, 4)),
+        PagesStored(names[1], (names[2],), tokens=data_of(5, 6)),
+    ]
+    assert tree.drain_events() == both == tree.stored_pages(with_tokens=True)
+    assert tree.view_digest == page_key(names[0]) ^ page_key(names[1]) ^ page_key(names[2])
     assert tree.stored_pages() == [PagesStored(b"", tuple(names[:2])), PagesStored(names[1], (names[2],))]
     tree.evict(2)
     assert tree.drain_events() == [PagesRemoved((names[2], names[1]))]

@@ -2,7 +2,7 @@ from random import Random
 
 import pytest
 
-from router.cost_model import CostModel
+from router.cost_model import CostModel, Work
 from router.fit import FitFamily, solve_nonnegative
 
 
@@ -72,14 +72,15 @@ def test_the_cost_model_learns_prefill_transfer_and_steps() -> None:
     model, rng = CostModel(), Random(2)
     for _ in range(400):
         ahead, new, cached = rng.randrange(3000), rng.randrange(1, 3000), rng.randrange(3000)
-        pairs = new * (cached + new / 2)
-        model.on_first_token("w", (ahead, new, cached), 4.0 + 0.02 * (ahead + new) + 1e-6 * pairs)
+        work = Work(ahead, new, cached, ahead * rng.randrange(5000))
+        took_ms = 4.0 + 0.02 * (ahead + new) + 2e-6 * (work.ahead_pairs + work.pairs)
+        model.on_first_token("w", work, took_ms)
         size = rng.randrange(20_000_000)
         model.on_transfer(("p", "d"), size, 3.0 + size / 1e6)
         rows = rng.randrange(1, 200)
         model.on_step("d", rows, 6.0 + 0.03 * rows)
-    queue_ms, own_ms = model.prefill_ms("w", 1000, 2000, 1000)
-    assert queue_ms == pytest.approx(20.0, rel=0.05) and own_ms == pytest.approx(48.0, rel=0.05)
+    queue_ms, own_ms = model.prefill_ms("w", Work(1000, 2000, 1000, ahead_pairs=5_000_000))
+    assert queue_ms == pytest.approx(30.0, rel=0.05) and own_ms == pytest.approx(52.0, rel=0.05)
     assert model.transfer_ms(("p", "d"), 10_000_000) == pytest.approx(13.0, rel=0.05)
     assert model.row_ms("d") == pytest.approx(0.03, rel=0.1)
 

@@ -124,6 +124,31 @@ async def test_a_drain_is_asked_of_the_worker_and_shows(cluster: FakeCluster, ad
     assert worker.worker.draining
 
 
+async def test_what_is_where(cluster: FakeCluster, router: RunningRouter, admin: httpx.AsyncClient) -> None:
+    worker = await cluster.start(worker_info("w"))
+    router.add_worker(worker.info.address)
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{router.port}", timeout=WAIT_S) as client:
+        await until_ready(client)
+        for end in ("first", "second"):
+            body = {"model": "tiny", "prompt": f"a common beginning and then a {end}", "max_tokens": 2}
+            (await client.post("/v1/completions", json=body)).raise_for_status()
+    async with asyncio.timeout(WAIT_S):
+        while True:
+            report = (await admin.get("/admin/prefixes")).raise_for_status().json()
+            (shown,) = report["workers"]
+            if shown["tokens"].get("device", 0) == 4 * len(worker.worker.cache.parents) > 0:
+                break
+            await asyncio.sleep(0.02)
+    assert (shown["id"], shown["source"], shown["synced"]) == ("w", "session", True)
+    (prefix,) = report["prefixes"]
+    assert "a common beginning".startswith(prefix["begins"]) and prefix["begins"]
+    assert prefix["uses"] == 2 and prefix["holders"] == {"w": prefix["tokens"]} and 20 <= prefix["tokens"] < 32
+    assert (await admin.get("/admin/prefixes", params={"limit": 0})).json()["prefixes"] == []
+    assert (await admin.get("/admin/prefixes", params={"limit": "all"})).status_code == 400
+    key = {"authorization": "Bearer wrong"}
+    assert (await admin.get("/admin/prefixes", headers=key)).status_code == 401
+
+
 async def test_metrics_tell_what_happened(
     cluster: FakeCluster, router: RunningRouter, client: httpx.AsyncClient
 ) -> None:

@@ -6,6 +6,7 @@ from engine.core.errors import Incompatible
 from engine.core.messages import PeerStatus
 from engine.core.types import WorkerLoad
 from router.config import HealthConfig
+from router.cost_model import Work
 from router.view import ClusterView
 from router.worker import Health, LegKind, WorkerState
 from tests.fakes.workers import worker_info
@@ -100,21 +101,21 @@ def test_a_worker_of_another_model_may_not_join_unless_it_replaces_itself() -> N
 
 def test_load_is_what_was_reported_and_what_was_sent_since() -> None:
     _, (p,) = make("p1")
-    p.open_leg(1, LegKind.PREFILL, 100, now=1.0)
-    assert p.queued_tokens == 100
+    p.open_leg(1, LegKind.PREFILL, 1.0, Work(0, 100, 30))
+    assert (p.queued_tokens, p.queued_pairs) == (100, 100 * 30 + 100 * 100 // 2)
     p.on_load(load(1, queued_tokens=80), now=1.005)
     assert p.queued_tokens == 180, "it was on its way when the worker spoke"
     p.on_load(load(2, queued_tokens=80), now=1.2)
-    assert p.queued_tokens == 80
-    p.open_leg(2, LegKind.PREFILL, 50, now=1.3)
+    assert (p.queued_tokens, p.queued_pairs) == (80, 0)
+    p.open_leg(2, LegKind.PREFILL, 1.3, Work(0, 50, 0))
     p.on_load(load(2, queued_tokens=80), now=2.0)
     assert p.queued_tokens == 130, "a report that is repeated knows no more than it did"
 
 
 def test_rows_are_the_larger_of_what_is_reported_and_what_was_sent() -> None:
     _, (d,) = make("d1")
-    d.open_leg(1, LegKind.DECODE, 0, now=0.0)
-    d.open_leg(2, LegKind.WHOLE, 5, now=0.0)
+    d.open_leg(1, LegKind.DECODE, 0.0)
+    d.open_leg(2, LegKind.WHOLE, 0.0, Work(0, 5, 0))
     assert d.num_rows == 2
     d.on_load(load(1, running_rows=7), now=0.1)
     assert d.num_rows == 7

@@ -7,6 +7,7 @@ import pytest
 from engine.core.errors import InvalidRequest
 from engine.runtime.build import build_engine
 from engine.server.config import WorkerConfig
+from engine.server.kv_events.config import FeedConfig
 from engine.server.main import config_of, main, parser, ready_line
 from tests.fakes.checkpoints import tiny_checkpoint
 from tests.fakes.thread_worker import Worker, start_fake_worker
@@ -23,7 +24,7 @@ def test_every_flag() -> None:
     assert flags == set(
         """-h --help --model --model-name --worker-id --host --port --advertise --metrics-port --transport --device
         --dtype --kv-dtype --quantization --page-size --kv-memory --max-model-len --max-step-tokens --max-rows
-        --attention-backend --random-weights --seed --drain-grace --log-level""".split()
+        --attention-backend --random-weights --seed --drain-grace --kv-events --log-level""".split()
     )
 
 
@@ -31,7 +32,15 @@ def test_flags_arrive() -> None:
     made = config(*"--worker-id w --port 7 --kv-memory 2MiB --page-size 32 --transport grpc --max-rows 9".split())
     assert (made.worker_id, made.port, made.transport) == ("w", 7, "grpc")
     assert (made.engine.kv_memory, made.engine.page_size, made.engine.max_rows) == (2 << 20, 32, 9)
-    assert config().worker_id == "decode-0"
+    assert config().worker_id == "decode-0" and config().kv_events is None
+
+
+def test_where_events_are_published() -> None:
+    assert config("--kv-events", "tcp://127.0.0.1:5557").kv_events == FeedConfig("127.0.0.1", 5557, 5558, False)
+    assert config("--kv-events", "curve://[::]:0").kv_events == FeedConfig("::", 0, 0, True)
+    for wrong in ("127.0.0.1:5557", "tcp://:5557", "tcp://h:x", "ipc://h:1", "tcp://h:65535"):
+        with pytest.raises(InvalidRequest, match="--kv-events must be"):
+            config("--kv-events", wrong)
 
 
 def test_the_key_is_never_shown() -> None:

@@ -108,20 +108,25 @@ def test_a_lost_router_leaves_its_requests_to_be_cancelled() -> None:
     assert frames(sessions) == {}
 
 
-def test_events_and_load_go_to_all_and_are_counted() -> None:
+def test_load_goes_to_all_and_events_to_those_that_asked_once() -> None:
     sessions = two_sessions()
     load = WorkerLoad(1, 0.0, 0, 0, 0, 4, 4, 0.0, 0.0)
+    sessions.add_events([PagesRemoved((b"w",))])
+    assert frames(sessions) == {}, "nobody asked"
+    sessions.add_snapshot(A, [])
+    sessions.add_snapshot(B, [])
+    assert frames(sessions) == {}
     sessions.add_events([PagesRemoved((b"x",))])
     sessions.add_load(load)
     for frame in frames(sessions).values():
-        assert frame == Frame(kv_events=[PagesRemoved((b"x",))], kv_seq=1, load=load)
+        assert frame == Frame(kv_events=[PagesRemoved((b"x",))], kv_seq=2, load=load)
     sessions.add_events([])
     assert frames(sessions) == {}
     sessions.add_events([PagesRemoved((b"y",))])
     sessions.add_snapshot(B, [PagesCleared()])
     by_session = frames(sessions)
-    assert (by_session[A].kv_seq, len(by_session[A].kv_events)) == (2, 1)
-    assert (by_session[B].kv_seq, by_session[B].kv_events[-1]) == (2, PagesCleared())
+    assert (by_session[A].kv_seq, len(by_session[A].kv_events)) == (3, 1)
+    assert (by_session[B].kv_seq, by_session[B].kv_events[-1]) == (3, PagesCleared())
 
 
 def test_a_router_that_joins_late_hears_of_peers() -> None:

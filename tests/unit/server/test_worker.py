@@ -6,6 +6,8 @@ import threading
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import reduce
+from operator import xor
 
 import grpc
 import pytest
@@ -13,6 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from prometheus_client.parser import text_string_to_metric_families
 
+from engine.core.digest import page_keys
 from engine.core.errors import Unavailable
 from engine.core.messages import (
     Adopt,
@@ -146,8 +149,8 @@ async def test_each_router_hears_of_its_own_requests_and_all_hear_of_pages() -> 
     with running("decode") as worker:
         async with connected(worker, worker) as (first, second):
             one, two = (make_request(id, range(id, id + 20), max_tokens=5, deadline_s=on_clock(60)) for id in (1, 2))
-            first.send(Generate(one))
-            second.send(Generate(two))
+            first.send(SendPrefixes(), Generate(one))
+            second.send(SendPrefixes(), Generate(two))
             await first.until(lambda: bool(first.finished(1)))
             await second.until(lambda: bool(second.finished(2)))
             assert set(first.tokens) == {1} and set(second.tokens) == {2}
@@ -187,7 +190,7 @@ async def test_a_router_cannot_touch_the_requests_of_another() -> None:
 async def test_prefixes_are_sent_again_on_request() -> None:
     with running("decode") as worker:
         async with connected(worker) as (router,):
-            router.send(Generate(make_request(1, range(20), max_tokens=2, deadline_s=on_clock(60))))
+            router.send(SendPrefixes(), Generate(make_request(1, range(20), max_tokens=2, deadline_s=on_clock(60))))
             await router.until(lambda: bool(router.finished(1)))
             late = RouterSession(worker.info.address)
             await late.open()
@@ -195,6 +198,9 @@ async def test_prefixes_are_sent_again_on_request() -> None:
             await late.until(lambda: PagesCleared() in late.all("kv_events"))
             assert late.pages == router.pages and late.pages
             assert [f.kv_seq for f in late.frames if f.kv_events] == [max(f.kv_seq for f in router.frames)]
+            seen = len(late.loads)
+            await late.until(lambda: len(late.loads) > seen)
+            assert late.loads[-1].view_digest == reduce(xor, page_keys(late.pages))
             await late.close()
 
 

@@ -7,7 +7,7 @@ import pytest
 from engine.core.messages import PeerStatus
 from engine.core.types import WorkerLoad
 from router.config import HealthConfig
-from router.cost_model import CostModel
+from router.cost_model import CostModel, Work
 from router.policies.base import RouteDecision, RouteRequest
 from router.policies.cost import CostPolicy
 from router.view import ClusterView
@@ -28,7 +28,7 @@ class Bench:
             for source in self.view:
                 self.view.on_peer_status(target, PeerStatus(source.info.id, 1, True, "x"))
         for i in range(200):
-            self.model.on_first_token("any", (0, 100 * i, 0), MS_PER_TOKEN * 100 * i)
+            self.model.on_first_token("any", Work(0, 100 * i, 0), MS_PER_TOKEN * 100 * i)
             self.model.on_transfer("any", 0, transfer_ms)
             self.model.on_step("any", 10 * i, 5.0 + 0.1 * i)
 
@@ -144,7 +144,7 @@ def test_among_many_workers_the_ones_that_matter_are_paired() -> None:
 def test_the_prediction_is_told_by_part() -> None:
     bench = Bench("p", "d")
     bench.load("p", queued_tokens=500)
-    bench.view.workers[f"d@{1:016x}"].open_leg(1, LegKind.DECODE, 0, 0.0)
+    bench.view.workers[f"d@{1:016x}"].open_leg(1, LegKind.DECODE, 0.0)
     predicted = bench.choose(p=200).predicted
     assert predicted.queue_ms == pytest.approx(50, rel=0.1) and predicted.prefill_ms == pytest.approx(80, rel=0.1)
     assert predicted.transfer_ms == pytest.approx(5, rel=0.1) and predicted.slowdown_ms > 80

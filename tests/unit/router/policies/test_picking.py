@@ -7,7 +7,7 @@ import pytest
 
 from engine.core.messages import PeerStatus
 from router.config import HealthConfig
-from router.cost_model import CostModel
+from router.cost_model import CostModel, Work
 from router.policies.base import RouteRequest
 from router.policies.registry import POLICY_NAMES, make_policy
 from router.view import ClusterView
@@ -72,17 +72,17 @@ def test_random_takes_everybody() -> None:
 @pytest.mark.parametrize("policy", ["least_loaded", "power_of_two"])
 def test_the_busy_one_gets_nothing(policy: str) -> None:
     view = cluster("p1", "p2", "d1", "d2")
-    view.workers[key("p1")].open_leg(1, LegKind.PREFILL, 50, 0.0)
-    view.workers[key("d2")].open_leg(1, LegKind.DECODE, 0, 0.0)
+    view.workers[key("p1")].open_leg(1, LegKind.PREFILL, 0.0, Work(0, 50, 0))
+    view.workers[key("d2")].open_leg(1, LegKind.DECODE, 0.0)
     assert set(routes(view, policy)) == {("p2", "d1")}
 
 
 def test_affinity_follows_a_long_match_else_the_emptiest_tree_else_the_load() -> None:
     view = cluster("p1", "p2", "d1")
     for name, pages in (("p1", 3), ("p2", 9)):
-        view.index.store(view.workers[key(name)].slot, [bytes([pages, i]) for i in range(pages)])
+        view.index.store(view.workers[key(name)].slot, [100 * pages + i for i in range(pages)])
     assert set(routes(view, "prefix_affinity", p2=60)) == {("p2", "d1")}
     assert set(routes(view, "prefix_affinity", p2=50)) == {("p1", "d1")}
     for attempt in range(40):
-        view.workers[key("p2")].open_leg(attempt, LegKind.PREFILL, 0, 0.0)
+        view.workers[key("p2")].open_leg(attempt, LegKind.PREFILL, 0.0)
     assert set(routes(view, "prefix_affinity", p2=100)) == {("p1", "d1")}

@@ -1,0 +1,52 @@
+"""The router's admin door, as commands use it."""
+
+import os
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+
+from deploy.door import AdminDoor, find
+from engine.core.errors import InvalidRequest, NotFound, Unavailable
+from engine.server.config import CLUSTER_KEY_VARIABLE
+
+_TIMEOUT_S = 10.0
+
+
+def connect(url: str, admin: str) -> httpx.Client:
+    """A client of the admin door. Raises InvalidRequest or NotFound."""
+    if admin:
+        key = os.environ.get(CLUSTER_KEY_VARIABLE, "")
+        if not key:
+            raise InvalidRequest(f"--admin needs the cluster key in {CLUSTER_KEY_VARIABLE}")
+        found = AdminDoor(admin, key)
+    else:
+        found = find(_port(url))
+    return httpx.Client(base_url=found.url, headers={"authorization": f"Bearer {found.key}"}, timeout=_TIMEOUT_S)
+
+
+def _port(url: str) -> int:
+    try:
+        parts = urlsplit(url)
+        return parts.port or (443 if parts.scheme == "https" else 80)
+    except ValueError as error:
+        raise InvalidRequest(f"--url {url}: {error}") from error
+
+
+def call_door(door: httpx.Client, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    """One request of the admin door. Raises NotFound, InvalidRequest or Unavailable."""
+    try:
+        response = door.request(method, path, json=body)
+        if response.status_code == httpx.codes.NOT_FOUND:
+            raise NotFound(response.text)
+        if response.status_code == httpx.codes.BAD_REQUEST:
+            raise InvalidRequest(response.text)
+        answer: dict[str, Any] = response.raise_for_status().json()
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+        raise Unavailable(f"cannot reach the admin door at {door.base_url}: {first_line(error)}") from error
+    return answer
+
+
+def first_line(error: Exception) -> str:
+    """What went wrong; httpx goes on with where to read about it."""
+    return str(error).partition("\n")[0]

@@ -1,0 +1,162 @@
+"""The public feed over real ZMQ sockets: whatever is lost, whoever restarts, the reader ends with the right view."""
+
+import random
+import time
+
+import zmq
+import zmq.asyncio
+from zmq.utils.monitor import recv_monitor_message
+
+from engine.server.kv_events.publisher import FeedLimits
+from router.events import FeedBatch
+from router.feeds import FeedWord
+from router.kv_follower import FollowerConfig
+from router.prefix_feed import BEHIND_S
+from tests.fakes.kv_feed import PAGE_SIZE, Publisher, Reader, publishing
+
+
+def lose(reader: Reader, num_batches: int) -> None:
+    """The next batches do not arrive, the first time that they are sent."""
+    left = set(range(reader.feed.seq + 1, reader.feed.seq + 1 + num_batches))
+
+    def drop(word: FeedWord) -> bool:
+        if not isinstance(word, FeedBatch) or word.seq not in left:
+            return False
+        left.remove(word.seq)
+        return True
+
+    reader.drop = drop
+
+
+def fill(publisher: Publisher, num: int, seed: int = 0) -> None:
+    chance = random.Random(seed)
+    for _ in range(num):
+        publisher.store([chance.randrange(1000) for _ in range(PAGE_SIZE * chance.randrange(1, 6))])
+
+
+async def test_who_joins_late_gets_all_and_then_what_changes() -> None:
+    with publishing() as publisher:
+        fill(publisher, 20)
+        publisher.evict(5)
+        async with Reader(publisher.place) as reader:
+            await reader.follows(publisher)
+            for step in range(20):
+                fill(publisher, 3, seed=step)
+                publisher.evict(4)
+            await reader.follows(publisher)
+        assert reader.feed._counts.losses == 0 and reader.feed.tiers == {"device": len(publisher.keys)}
+
+
+async def test_a_snapshot_of_many_parts() -> None:
+    with publishing() as publisher:
+        for first in range(1500):
+            publisher.store([first] * PAGE_SIZE)
+        async with Reader(publisher.place) as reader:
+            await reader.follows(publisher)
+        assert len(reader.keys) == 1500
+
+
+async def test_lost_batches_are_replayed() -> None:
+    with publishing() as publisher:
+        async with Reader(publisher.place) as reader:
+            fill(publisher, 3)
+            await reader.follows(publisher)
+            reader.now = time.monotonic()  # from here on no time passes: only a replay can help
+            lose(reader, 4)
+            fill(publisher, 9, seed=1)
+            await reader.follows(publisher)
+            assert reader.feed._counts.gaps and not reader.feed._counts.losses
+
+
+async def test_batches_that_were_lost_last_are_noticed_too() -> None:
+    with publishing() as publisher:
+        async with Reader(publisher.place) as reader:
+            fill(publisher, 3)
+            await reader.follows(publisher)
+            reader.now = time.monotonic()
+            lose(reader, 2)
+            fill(publisher, 2, seed=1)
+            await reader.until(lambda: reader.feed._behind is not None)
+            assert reader.feed.synced and not reader.feed._counts.gaps, "they may be on their way"
+            reader.now += BEHIND_S
+            await reader.follows(publisher)
+            assert reader.feed._counts.gaps and not reader.feed._counts.losses
+
+
+async def test_what_cannot_be_replayed_any_more_is_a_snapshot() -> None:
+    with publishing(limits=FeedLimits(max_batches=5)) as publisher:
+        async with Reader(publisher.place) as reader:
+            fill(publisher, 3)
+            await reader.follows(publisher)
+            lose(reader, 20)
+            fill(publisher, 30, seed=1)
+            publisher.evict(3)
+            await reader.follows(publisher)
+            assert reader.feed._counts.losses == 1
+
+
+async def test_a_reader_that_is_too_slow_catches_up() -> None:
+    for max_batches in (100_000, 20):  # by replay, by snapshot
+        limits = FeedLimits(max_batches=max_batches, subscriber_batches=10)
+        with publishing(limits=limits) as publisher:
+            async with Reader(publisher.place, FollowerConfig(state_s=0.05, max_unread=10)) as reader:
+                publisher.store([1, 2, 3, 4])
+                await reader.follows(publisher)
+                # The reader's loop stands still meanwhile: sockets' buffers fill, and the publisher lets batches go.
+                for step in range(600):
+                    publisher.store([step] * (500 * PAGE_SIZE))
+                await reader.follows(publisher)
+                assert reader.feed._counts.gaps
+                assert reader.feed._counts.losses or max_batches > 20
+
+
+async def test_a_publisher_that_starts_again_is_another_one() -> None:
+    with publishing() as first:
+        fill(first, 10)
+        port, replay_port = first.feed.ports
+        async with Reader(first.place) as reader:
+            await reader.follows(first)
+            first.feed.close()
+            with publishing(ports=(port, replay_port)) as second:
+                fill(second, 4, seed=9)
+                await reader.follows(second)
+                assert not reader.keys & first.keys
+                fill(second, 4, seed=10)
+                await reader.follows(second)
+
+
+async def test_a_reader_that_starts_again_needs_nothing_of_the_one_before() -> None:
+    with publishing() as publisher:
+        for seed in range(3):
+            fill(publisher, 5, seed=seed)
+            async with Reader(publisher.place) as reader:
+                await reader.follows(publisher)
+
+
+async def test_a_view_that_went_wrong_unseen_is_noticed_by_its_digest() -> None:
+    with publishing() as publisher:
+        async with Reader(publisher.place) as reader:
+            fill(publisher, 5)
+            await reader.follows(publisher)
+            reader.index.remove(reader.feed.slot, list(publisher.keys)[:1])
+            reader.index.store(reader.feed.slot, [12345])
+            await reader.until(lambda: reader.feed._counts.stale == 1)
+            await reader.follows(publisher)
+
+
+async def test_an_encrypted_feed_is_read_by_who_knows_the_cluster_key_only() -> None:
+    with publishing(encrypted=True) as publisher:
+        fill(publisher, 5)
+        async with Reader(publisher.place) as reader:
+            await reader.follows(publisher)
+        async with Reader(publisher.place, key=b"another key than the cluster's") as stranger:
+            events = stranger._follower._dealer.get_monitor_socket(
+                zmq.EVENT_HANDSHAKE_SUCCEEDED
+                | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+                | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+                | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+                | zmq.EVENT_DISCONNECTED
+            )
+            event = await recv_monitor_message(events)
+            assert event["event"] != zmq.EVENT_HANDSHAKE_SUCCEEDED
+            assert stranger.words == []
