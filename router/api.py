@@ -31,6 +31,8 @@ class Timing:
     ttft_s: float = 0.0
     prefill_worker: str = ""
     decode_worker: str = ""
+    first_step_s: float = 0.0
+    """From the proof of the pages to the first token that the decode worker drew; 0 where nothing was handed over."""
 
 
 @dataclass(frozen=True, slots=True)

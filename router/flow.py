@@ -35,6 +35,9 @@ class _Milestones:
     transfer_s: float = 0.0
     ttft_s: float | None = None
     prefill_worker: str = ""
+    adopted_s: float | None = None
+    """Since when the decode worker owes its first token."""
+    first_step_s: float = 0.0
 
 
 class Flow:
@@ -134,6 +137,9 @@ class Flow:
             self._on_first_token(attempt, worker, now)
         elif attempt.decode.worker.key != worker:
             raise IllegalEvent(f"a token from {worker}, which does not decode this call")
+        elif self.milestones.adopted_s is not None:
+            self.milestones.first_step_s = now - self.milestones.adopted_s
+            self.milestones.adopted_s = None
         self.tokens.append(token)
         self.out.add(token, logprob)
         return first
@@ -152,10 +158,11 @@ class Flow:
             marks.ttft_s = now - self.arrived_s
             marks.prefill_worker = attempt.computes.worker.info.id
 
-    def on_adopted(self, adopted: Adopted) -> None:
+    def on_adopted(self, adopted: Adopted, now: float) -> None:
         """The decode worker owns proven pages."""
         self.state = next_state(self.state, Trigger.ADOPTED)
         self.milestones.transfer_s = adopted.transfer_s
+        self.milestones.adopted_s = now
 
     def leg_failed(self) -> None:
         """The attempt is over; the call is not."""
@@ -193,4 +200,5 @@ class Flow:
             ttft_s=marks.ttft_s or 0.0,
             prefill_worker=marks.prefill_worker,
             decode_worker=decode_worker,
+            first_step_s=marks.first_step_s,
         )

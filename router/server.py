@@ -18,6 +18,7 @@ from engine.wire.worker_client import WorkerClient
 from router.admin import create_admin_app
 from router.api import ServiceStatus
 from router.core import RouterCore
+from router.discovery import Discovery, WorkerName
 from router.http.app import create_app
 from router.http.protocol import BoundedProtocol
 from router.metrics import RouterMetrics
@@ -55,6 +56,7 @@ class RouterServer:
         self._http = [(_uvicorn(app), sockets.http)]
         if sockets.admin is not None:
             self._http.append((_uvicorn(create_admin_app(self.service, config.cluster_key)), sockets.admin))
+        self._discovery = Discovery(self.service, [WorkerName.parse(name) for name in config.worker_names])
         self._rpc = grpc.aio.server(options=server_options(config.doors))
         self._door: RpcDoor = add_inference(self._rpc, self.service, model, config.doors)
         self.grpc_port = 0
@@ -71,14 +73,14 @@ class RouterServer:
         for server, sock in self._http:
             sock.listen(server.config.backlog)  # as uvicorn will: who hears that it started can connect
         doors = [asyncio.create_task(server.serve(sockets=[sock])) for server, sock in self._http]
-        watch = asyncio.create_task(self._watch_ready())
+        watches = [asyncio.create_task(each) for each in (self._watch_ready(), self._discovery.run())]
         ends = [asyncio.create_task(each) for each in (stop.wait(), self.service.broken())]
         started.set()
-        done, _ = await asyncio.wait([*ends, *doors, watch], return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait([*ends, *doors, *watches], return_when=asyncio.FIRST_COMPLETED)
         await self._stop(doors)
-        for task in (*ends, watch):
+        for task in (*ends, *watches):
             task.cancel()
-        await asyncio.gather(*ends, watch, return_exceptions=True)
+        await asyncio.gather(*ends, *watches, return_exceptions=True)
         for task in done:
             task.result()
 

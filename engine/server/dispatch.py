@@ -18,6 +18,7 @@ from engine.core.messages import (
     Frame,
     Generate,
     PagesCleared,
+    PeerJoined,
     PeerLeft,
     PeerStatus,
     Prefill,
@@ -51,6 +52,9 @@ class Observer(Protocol):
 
     def loaded(self, load: WorkerLoad) -> None:
         """A load report went out."""
+
+    def connected(self, num_routers: int, peers: Sequence[PeerStatus]) -> None:
+        """With each load report: routers with an open session, and every worker that one of them says is there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,14 +148,20 @@ class Dispatch(Generic[C, O]):
                 if not self._sessions.may_touch(id, key):
                     self._ports.warn(f"session={key} request={id} belongs to another session: ignored")
                     return
-            case PeerLeft(worker_id, incarnation):
-                self._sessions.forget_peer(worker_id, incarnation)
-            case _:
-                pass  # peers concern every session
+            case PeerJoined() | PeerLeft():
+                self._on_peer(key, command)
         try:
             self._perform(self._role.on_command(command, now), now)
         except BatonError as error:
             self._ports.warn(f"session={key} {type(command).__name__} refused: {error}")
+
+    def _on_peer(self, key: int, command: PeerJoined | PeerLeft) -> None:
+        """Who is there is the word of each router; who left has left for all."""
+        match command:
+            case PeerJoined(info):
+                self._sessions.introduce(key, info.id, info.incarnation)
+            case PeerLeft(worker_id, incarnation):
+                self._sessions.forget_peer(worker_id, incarnation)
 
     def _depart(self, grace_s: float, now: float) -> None:
         self._departure.ask(grace_s, now)
@@ -165,8 +175,10 @@ class Dispatch(Generic[C, O]):
         self._page_fault = fault
         load = replace(self._core.load(now), draining=self._departure.asked, num_page_faults=self._num_page_faults)
         self._sessions.add_load(load)
+        routers, peers = len(self._sessions.keys), self._sessions.live_peers()
         for observer in self._ports.observers:
             observer.loaded(load)
+            observer.connected(routers, peers)
 
     def _perform(self, effects: Sequence[Word | C], now: float) -> None:
         for effect in effects:
