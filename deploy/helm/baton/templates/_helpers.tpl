@@ -104,11 +104,13 @@ requests: {{ merge (dict) $devices .resources.requests | toYaml | nindent 2 }}
 limits: {{ merge (dict) $devices (.resources.limits | default dict) | toYaml | nindent 2 }}
 {{- end }}
 
+{{- define "baton.modelName" -}}
+{{ .Values.model.name | default (base .Values.model.id) }}
+{{- end }}
+
 {{- define "baton.modelArgs" -}}
 - --model={{ .Values.model.id }}
-{{- with .Values.model.name }}
-- --model-name={{ . }}
-{{- end }}
+- --model-name={{ include "baton.modelName" . }}
 {{- with .Values.model.maxModelLen }}
 - --max-model-len={{ . | int64 }}
 {{- end }}
