@@ -10,6 +10,7 @@ from baton.chat import chat
 from baton.client import DEFAULT_TARGET, Client
 from baton.doctor import doctor
 from baton.drain import drain
+from baton.plan import plan
 from baton.results import sampling_options
 from baton.serve import serve
 from baton.status import status
@@ -23,6 +24,7 @@ app.command()(chat)
 app.command()(status)
 app.command()(doctor)
 app.command()(drain)
+app.command()(plan)
 app.command()(chaos)
 
 
