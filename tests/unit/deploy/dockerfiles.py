@@ -2,9 +2,12 @@
 
 import json
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[3]
+FILES = tuple(sorted((ROOT / "deploy" / "docker").glob("Dockerfile.*")))
 KNOWN = frozenset("ARG CMD COPY ENTRYPOINT ENV EXPOSE FROM HEALTHCHECK RUN USER WORKDIR".split())
 
 
@@ -32,3 +35,24 @@ def read(path: Path) -> list[Instruction]:
         stage += word == "FROM"
         found.append(Instruction(stage, word, text.strip()))
     return found
+
+
+def of(path: Path, word: str, stage: int = 0) -> list[Instruction]:
+    return [each for each in read(path) if each.word == word and stage in (0, each.stage)]
+
+
+def arguments(path: Path) -> dict[str, str]:
+    """The build's arguments and their defaults."""
+    return dict(each.text.split("=", 1) for each in of(path, "ARG"))
+
+
+def with_arguments(path: Path, words: list[str]) -> list[str]:
+    """As the shell would put them in; what is empty is no word."""
+    for name, value in arguments(path).items():
+        words = [word.replace(f"${{{name}}}", value) for word in words]
+    return [word for word in words if word]
+
+
+def commands(path: Path) -> list[list[str]]:
+    """Every command of every RUN, in order."""
+    return [shlex.split(part) for each in of(path, "RUN") for part in each.text.split("&&")]

@@ -1,11 +1,10 @@
 """The images' Dockerfiles: hadolint's rules, our own, and each command as far as this machine can run it.
 
 No container engine runs here. What the build stage runs is run with paths of a temporary folder: the virtual
-environment for real, pip's resolution of every pinned package without installing (slow test). Debian's packages are
-simulated with apt. Not exercised: the base image, copying between stages, and the image as a whole.
+environment for real, pip's resolution of every pinned package without installing (tests/e2e/test_image_packages.py).
+Debian's packages are simulated with apt. Not exercised: the base image, copying between stages, and the image as a whole.
 """
 
-import shlex
 import shutil
 import subprocess
 import sys
@@ -14,17 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.deploy.dockerfiles import Instruction, read
+from tests.unit.deploy.dockerfiles import FILES, ROOT, Instruction, arguments, commands, of, read, with_arguments
 
-ROOT = Path(__file__).resolve().parents[3]
-FILES = tuple(sorted((ROOT / "deploy" / "docker").glob("Dockerfile.*")))
 HADOLINT = str(Path(sys.executable).parent / "hadolint")
 
 images = pytest.mark.parametrize("path", FILES, ids=lambda path: path.suffix[1:])
-
-
-def of(path: Path, word: str, stage: int = 0) -> list[Instruction]:
-    return [each for each in read(path) if each.word == word and stage in (0, each.stage)]
 
 
 def test_there_are_two() -> None:
@@ -77,14 +70,8 @@ def test_everything_that_is_installed_is_copied_and_nothing_else(path: Path) -> 
 @images
 def test_the_torch_of_the_image_is_one_that_the_project_takes(path: Path) -> None:
     pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
-    versions = [each.text.partition("=")[2] for each in of(path, "ARG") if each.text.startswith("TORCH_VERSION=")]
-    torch = versions[0] if versions else pins["torch"]
+    torch = arguments(path).get("TORCH_VERSION", pins["torch"])
     assert tuple(map(int, torch.split("."))) >= (2, 11)
-
-
-def commands(path: Path) -> list[list[str]]:
-    """Every command of every RUN, in order."""
-    return [shlex.split(part) for each in of(path, "RUN") for part in each.text.split("&&")]
 
 
 @images
@@ -105,11 +92,11 @@ def test_files_and_folders_are_made(path: Path, tmp_path: Path) -> None:
                 assert owner == group == "10001"
                 subprocess.run(["install", "-d", f"{tmp_path}{folder}"], check=True)
                 assert Path(f"{tmp_path}{folder}").is_dir()
-            case ["sed", *rest]:
-                version = next(each.text for each in of(path, "ARG") if each.text.startswith("TORCH_VERSION="))
-                script = rest[1].replace("${TORCH_VERSION}", version.partition("=")[2])
-                subprocess.run(["sed", "-i", script, *rest[2:]], cwd=tmp_path, check=True)
-                assert f"torch=={version.partition('=')[2]}\n" in (tmp_path / "constraints.txt").read_text()
+            case ["sed", *_]:
+                subprocess.run(with_arguments(path, words), cwd=tmp_path, check=True)
+                pins = (tmp_path / "constraints.txt").read_text().splitlines()
+                assert f"torch=={arguments(path)['TORCH_VERSION']}" in pins
+                assert len(pins) == len((ROOT / "constraints.txt").read_text().splitlines())
 
 
 def is_bookworm() -> bool:
@@ -129,40 +116,3 @@ def test_debian_has_the_packages(path: Path) -> None:
         if words[:2] == ["apt-get", "install"]:
             ran = subprocess.run([*words, "--simulate"], capture_output=True, text=True, check=False)
             assert ran.returncode == 0, ran.stdout + ran.stderr
-
-
-@pytest.mark.slow
-@images
-def test_python_environments_resolve(path: Path, tmp_path: Path) -> None:
-    """The virtual environment is made; pip finds every package at its pin, and would install the project with it.
-
-    The image's Python is 3.12; here it is the one that runs the tests.
-    """
-    project, environment = tmp_path / "src", tmp_path / "opt"
-    project.mkdir()
-    for each in of(path, "COPY", stage=1):
-        for word in each.text.split()[:-1]:
-            source = ROOT / word
-            if source.is_dir():
-                shutil.copytree(source, project / word, ignore=shutil.ignore_patterns("__pycache__"))
-            else:
-                shutil.copy(source, project)
-    for words in commands(path):
-        words = [word.replace("/opt/baton", str(environment)).replace("${EXTRA_REQUIREMENTS}", "") for word in words]
-        match words:
-            case ["sed", _, script, file]:
-                version = next(each.text for each in of(path, "ARG") if each.text.startswith("TORCH_VERSION="))
-                subprocess.run(
-                    ["sed", "-i", script.replace("${TORCH_VERSION}", version.partition("=")[2]), file],
-                    cwd=project,
-                    check=True,
-                )
-            case ["python", "-m", "venv", folder]:
-                subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-            case [pip, "install", *rest] if pip.endswith("/pip"):
-                dry = [] if rest[-1] == "setuptools" else ["--dry-run", "--quiet"]
-                command = [pip, "install", *dry, *filter(None, rest)]
-                ran = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
-                assert ran.returncode == 0, ran.stdout + ran.stderr
-            case [python, "-m", "compileall", *rest] if python.endswith("/python"):
-                subprocess.run([python, "-m", "compileall", *rest], check=True)

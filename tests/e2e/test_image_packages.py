@@ -1,0 +1,43 @@
+"""The images' Python environments: made, and resolved by pip against what the package index has now."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.unit.deploy.dockerfiles import FILES, ROOT, commands, of, with_arguments
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.suffix[1:])
+def test_python_environments_resolve(path: Path, tmp_path: Path) -> None:
+    """The virtual environment is made; pip finds every package at its pin, and would install the project with it.
+
+    The image's Python is 3.12; here it is the one that runs the tests.
+    """
+    project, environment = tmp_path / "src", tmp_path / "opt"
+    project.mkdir()
+    for each in of(path, "COPY", stage=1):
+        for word in each.text.split()[:-1]:
+            source = ROOT / word
+            if source.is_dir():
+                shutil.copytree(source, project / word, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(source, project)
+    for words in commands(path):
+        words = [word.replace("/opt/baton", str(environment)) for word in with_arguments(path, words)]
+        match words:
+            case ["sed", *_]:
+                subprocess.run(words, cwd=project, check=True)
+            case ["python", "-m", "venv", folder]:
+                subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+            case [pip, "install", *rest] if pip.endswith("/pip"):
+                dry = [] if rest[-1] == "setuptools" else ["--dry-run", "--quiet"]
+                command = [pip, "install", *dry, *rest]
+                ran = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
+                assert ran.returncode == 0, ran.stdout + ran.stderr
+            case [python, "-m", "compileall", *rest] if python.endswith("/python"):
+                subprocess.run([python, "-m", "compileall", *rest], check=True)
