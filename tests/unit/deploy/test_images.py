@@ -2,7 +2,7 @@
 
 No container engine runs here. What the build stage runs is run with paths of a temporary folder: the virtual
 environment for real, pip's resolution of every pinned package without installing (tests/e2e/test_image_packages.py).
-Debian's packages are simulated with apt. Not exercised: the base image, copying between stages, and the image as a whole.
+Debian's packages are simulated with apt. Not exercised: the base image, copying between stages, the image as a whole.
 """
 
 import shutil
