@@ -1,4 +1,7 @@
-"""The images' Python environments: made, and resolved by pip against what the package index has now."""
+"""The GPU image's Python environment: made, and resolved by pip against what the package index has now.
+
+The CPU image installs with the line that `make` itself ran to make the environment of these tests.
+"""
 
 import shutil
 import subprocess
@@ -11,13 +14,24 @@ from tests.unit.deploy.dockerfiles import FILES, ROOT, commands, of, with_argume
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
+CPU, GPU = FILES
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.suffix[1:])
-def test_python_environments_resolve(path: Path, tmp_path: Path) -> None:
+
+def test_the_cpu_image_installs_as_make_does() -> None:
+    """All but -e and the tools of developers."""
+    pip = [" ".join(words[1:]) for words in commands(CPU) if words[0].endswith("/pip")]
+    makefile = (ROOT / "Makefile").read_text()
+    assert pip == ["install -c constraints.txt setuptools", "install --no-build-isolation -c constraints.txt .[nixl]"]
+    assert "pip install --progress-bar on -c constraints.txt setuptools" in makefile
+    assert "pip install --progress-bar on --no-build-isolation -c constraints.txt -e '.[dev,nixl]'" in makefile
+
+
+def test_the_gpu_image_resolves(tmp_path: Path) -> None:
     """The virtual environment is made; pip finds every package at its pin, and would install the project with it.
 
     The image's Python is 3.12; here it is the one that runs the tests.
     """
+    path = GPU
     project, environment = tmp_path / "src", tmp_path / "opt"
     project.mkdir()
     for each in of(path, "COPY", stage=1):
