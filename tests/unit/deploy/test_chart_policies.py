@@ -1,11 +1,13 @@
 """What a cluster's owner would refuse: rights, missing limits and probes, selectors that select nothing, open ports."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import yaml
 
-from tests.unit.deploy.charts import CASES, NAMESPACE, Object, containers, of_kind, pod_templates, render
+from tests.unit.deploy.charts import CASES, CHART, NAMESPACE, Object, containers, of_kind, pod_templates, render
 
 PLAIN = tuple(case for case in CASES if case != "kuberay")
 UCX = range(5100, 5200)
@@ -241,3 +243,21 @@ def test_names_are_unique_and_in_the_release(case: str) -> None:
     assert len(set(names)) == len(names)
     assert all(name.startswith("baton") for _, name in names)
     assert all(each["metadata"]["labels"]["app.kubernetes.io/instance"] == "baton" for each in render(case))
+
+
+def test_prometheus_without_an_operator_finds_the_same_ports() -> None:
+    """deploy/prometheus/prometheus.yaml keeps pods by name, component and port: those of this chart."""
+    config = yaml.safe_load((CHART.parents[1] / "prometheus" / "prometheus.yaml").read_text())
+    keep = {each["job_name"]: each["relabel_configs"][0]["regex"] for each in config["scrape_configs"]}
+    found: dict[str, set[str]] = {job: set() for job in keep}
+    for name, template in pod_templates("default").items():
+        for port in template["spec"]["containers"][0].get("ports", []):
+            of_pod = labels(template)
+            who = (of_pod["app.kubernetes.io/name"], of_pod["app.kubernetes.io/component"], port["name"])
+            for job, regex in keep.items():
+                if re.fullmatch(regex, ";".join(who)):
+                    found[job].add(f"{name}:{port['containerPort']}")
+    assert found == {
+        "baton-router": {"Deployment/baton-router:8000"},
+        "baton-worker": {"StatefulSet/baton-prefill:5002", "StatefulSet/baton-decode:5002"},
+    }
