@@ -245,19 +245,25 @@ def test_names_are_unique_and_in_the_release(case: str) -> None:
     assert all(each["metadata"]["labels"]["app.kubernetes.io/instance"] == "baton" for each in render(case))
 
 
-def test_prometheus_without_an_operator_finds_the_same_ports() -> None:
-    """deploy/prometheus/prometheus.yaml keeps pods by name, component and port: those of this chart."""
+def test_prometheus_without_an_operator_finds_the_pods_by_name() -> None:
+    """deploy/prometheus/prometheus.yaml asks for service records of the chart's headless services, and labels what
+    those answer as the rules want it.
+    """
     config = yaml.safe_load((CHART.parents[1] / "prometheus" / "prometheus.yaml").read_text())
-    keep = {each["job_name"]: each["relabel_configs"][0]["regex"] for each in config["scrape_configs"]}
-    found: dict[str, set[str]] = {job: set() for job in keep}
-    for name, template in pod_templates("default").items():
-        for port in template["spec"]["containers"][0].get("ports", []):
-            of_pod = labels(template)
-            who = (of_pod["app.kubernetes.io/name"], of_pod["app.kubernetes.io/component"], port["name"])
-            for job, regex in keep.items():
-                if re.fullmatch(regex, ";".join(who)):
-                    found[job].add(f"{name}:{port['containerPort']}")
-    assert found == {
-        "baton-router": {"Deployment/baton-router:8000"},
-        "baton-worker": {"StatefulSet/baton-prefill:5002", "StatefulSet/baton-decode:5002"},
-    }
+    services = {each["metadata"]["name"]: each["spec"] for each in of_kind("default", "Service")}
+    rules = {}
+    for job in config["scrape_configs"]:
+        (record,) = job["dns_sd_configs"][0]["names"]
+        port, protocol, service, *domain = record.split(".")
+        assert (protocol, domain) == ("_tcp", [NAMESPACE, "svc", "cluster", "local"])
+        assert services[service]["clusterIP"] == "None"
+        assert port.removeprefix("_") in {each["name"] for each in services[service]["ports"]}
+        rules[job["job_name"]] = {each["target_label"]: each["regex"] for each in job["relabel_configs"]}
+    sets = {each["metadata"]["name"]: each["spec"]["serviceName"] for each in of_kind("default", "StatefulSet")}
+    found = set()
+    for name, service in sets.items():
+        address = f"{name}-3.{service}.{NAMESPACE}.svc.cluster.local.:5002"
+        matches = {label: re.fullmatch(regex, address) for label, regex in rules["baton-worker"].items()}
+        found.add(tuple(match[1] for match in matches.values() if match))
+    assert found == {("baton-prefill-3", "prefill"), ("baton-decode-3", "decode")}
+    assert rules["baton-router"].keys() == {"router"}
