@@ -7,10 +7,12 @@ from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from engine.core.errors import Code
 from router.api import Delta, Timing
 from router.breaker import BreakerState
 from router.core import RouterCore
 from router.stream import CallStream
+from router.supervisor import Cause
 from router.view import ClusterView
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -46,14 +48,15 @@ class CoreCollector(Collector):
             ("workers_hung", "Times that a worker fell silent", stats.workers_hung),
         ):
             yield CounterMetricFamily(f"baton_router_{name}", text, value=number)
-        for name, label, counts in (
-            ("requests", "outcome", stats.outcomes),
-            ("retries", "cause", stats.retries),
-            ("attempts", "route", stats.routes),
+        for name, label, counts, known in (
+            ("requests", "outcome", stats.outcomes, ("finished", *Code)),
+            ("retries", "cause", stats.retries, tuple(Cause)),
+            ("attempts", "route", stats.routes, ("pair", "whole")),
         ):
             family = CounterMetricFamily(f"baton_router_{name}", f"{name.capitalize()} by {label}", labels=(label,))
-            for value, count in counts.items():
-                family.add_metric((str(value),), count)
+            # From the start on: a rate does not see the first count of a series that begins with it.
+            for value in dict.fromkeys((*known, *counts)):
+                family.add_metric((str(value),), counts[value])
             yield family
         yield from self._gauges()
 

@@ -83,6 +83,8 @@ class _HandoffMetrics:
         self.ended = Counter(
             "baton_worker_handoffs", "Incoming handoffs by how they ended.", ["outcome"], registry=registry
         )
+        for outcome in ("adopted", "failed", "peer_lost"):
+            self.ended.labels(outcome)  # from the start on: a rate does not see the first count of a new series
         self.bytes = Counter("baton_worker_transfer_bytes", "Bytes pulled from peers.", registry=registry)
         self.seconds = Histogram(
             "baton_worker_transfer_seconds",

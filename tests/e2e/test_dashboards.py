@@ -195,6 +195,8 @@ def test_every_panel_has_data_and_a_killed_worker_raises_its_alert() -> None:
                 missing = {name: expr for name, expr in missing.items() if not watching.has_data(expr)}
                 time.sleep(POLL_S)
             assert not missing, "\n".join(missing)
+            lost = 'increase(baton_router_retries_total{cause="worker_lost"}[2m])'
+            assert float(watching.get("query", query=lost)["result"][0]["value"][1]) > 0, "the first is seen, too"
             assert not any(client.failures for client in clients), "a killed worker is no client's business"
             alerts = {alert["labels"]["alertname"]: alert for alert in watching.get("alerts")["alerts"]}
             assert alerts["BatonWorkerDown"]["annotations"]["summary"] == f"worker {victim} does not answer"

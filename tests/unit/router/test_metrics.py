@@ -57,6 +57,17 @@ def test_workers_pairs_breakers_and_index() -> None:
     )
 
 
+def test_every_outcome_is_there_before_it_happens() -> None:
+    """Else Prometheus would not see the first of a kind: a rate needs two samples of a series."""
+    core = make_core()
+    core.stats.outcomes["finished"] += 2
+    found = samples(core)
+    assert found["baton_router_requests_total"][("finished",)] == 2
+    assert found["baton_router_requests_total"][("unavailable",)] == 0
+    assert found["baton_router_retries_total"][("worker_lost",)] == 0
+    assert found["baton_router_attempts_total"] == {("pair",): 0, ("whole",): 0}
+
+
 def test_two_incarnations_of_one_worker_are_one_sample() -> None:
     """Prometheus refuses a page that says one thing twice; what the older one was does not matter any more."""
     core = make_core()
