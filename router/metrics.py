@@ -107,9 +107,11 @@ def _of_workers(view: ClusterView) -> Iterator[Metric]:
 
 
 def _of_pairs(view: ClusterView) -> Iterator[Metric]:
-    """Pairs that a target of this router spoke of."""
+    """Pairs of workers that are here. A target's last word of a source that left is no news of its successor."""
     values: dict[tuple[str, ...], tuple[bool, float, bool]] = {}
     for (source, target), status in view.links.items():
+        if source not in view.workers:
+            continue
         breaker = view.pair_breakers.get((source, target))
         is_open = breaker is not None and breaker.state is not BreakerState.CLOSED
         names = (status.worker_id, view.workers[target].info.id)

@@ -57,6 +57,18 @@ def test_workers_pairs_breakers_and_index() -> None:
     )
 
 
+def test_the_last_word_of_a_worker_that_left_does_not_hide_its_successor() -> None:
+    core = make_core()
+    old = core.view.join(worker_info("p", incarnation=1), 0.0)
+    target = core.view.join(worker_info("d", roles=("decode",)), 0.0)
+    core.view.leave(old.key)
+    assert samples(core).get("baton_router_pair_proven", {}) == {}
+    core.view.join(worker_info("p", incarnation=2), 1.0)
+    for incarnation, ready in ((2, True), (1, False)):
+        core.view.on_peer_status(target, PeerStatus("p", incarnation, ready, "grpc", 1e9))
+    assert samples(core)["baton_router_pair_proven"] == {("p", "d"): 1}
+
+
 def test_every_outcome_is_there_before_it_happens() -> None:
     """Else Prometheus would not see the first of a kind: a rate needs two samples of a series."""
     core = make_core()
