@@ -11,6 +11,7 @@ from baton.client import DEFAULT_TARGET, Client
 from baton.doctor import doctor
 from baton.drain import drain
 from baton.keys import keys, own_key
+from baton.plan import plan
 from baton.results import sampling_options
 from baton.serve import serve
 from baton.status import status
@@ -24,6 +25,7 @@ app.command()(chat)
 app.command()(status)
 app.command()(doctor)
 app.command()(drain)
+app.command()(plan)
 app.command()(chaos)
 app.add_typer(keys, name="keys")
 

@@ -21,6 +21,9 @@ import psutil
 from engine.core.errors import Unavailable
 
 EMBEDDED = "local"
+ROUTER_RESOURCE = "baton_router"
+"""A custom resource of the node that clients are told of; without one the router may land anywhere."""
+ROUTER_SHARE = 0.01
 _FOLDER = re.compile(r"baton-ray-(\d+)-")
 _PR_SET_CHILD_SUBREAPER = 36
 _OBJECT_STORE_BYTES = 80 << 20
@@ -68,6 +71,12 @@ class Cluster:
         import ray
 
         return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+    def router_resources(self) -> dict[str, float]:
+        """What the router asks of Ray: ROUTER_RESOURCE, where some node offers it."""
+        import ray
+
+        return {ROUTER_RESOURCE: ROUTER_SHARE} if ray.cluster_resources().get(ROUTER_RESOURCE) else {}
 
     def close(self) -> None:
         """Disconnect; an embedded cluster ends with every process that it started. Idempotent."""

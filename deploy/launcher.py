@@ -1,7 +1,7 @@
 """Processes of a service as Ray actors, behind the supervisor's Process protocol."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from deploy.supervisor import End
@@ -20,11 +20,18 @@ class RayProcess:
     """
 
     def __init__(
-        self, actor_class: type[Any], start_args: Callable[[], tuple[object, ...]], *, num_gpus: int = 0
+        self,
+        actor_class: type[Any],
+        start_args: Callable[[], tuple[object, ...]],
+        *,
+        num_gpus: int = 0,
+        resources: Mapping[str, float] | None = None,
     ) -> None:
+        """`resources` are custom ones that its node must offer."""
         self._actor_class = actor_class
         self._start_args = start_args
         self._num_gpus = num_gpus
+        self._resources = dict(resources or {})
         self._actor: Any = None
         self._has_begun = False
 
@@ -34,6 +41,7 @@ class RayProcess:
 
         if self._actor is None:
             options: dict[str, object] = {"num_cpus": 0, "num_gpus": self._num_gpus, "scheduling_strategy": "SPREAD"}
+            options["resources"] = self._resources
             self._actor = ray.remote(self._actor_class).options(max_restarts=0, max_concurrency=8, **options).remote()
 
     async def start(self) -> Any:

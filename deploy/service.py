@@ -128,7 +128,8 @@ class Service:
         self._endpoints = Endpoints(config.host, config.port, config.grpc_port, config.admin_port)
         self._max_model_len: int | None = config.engine.max_model_len
         """From when the workers are up: what all of them can hold."""
-        self._next_router = RayProcess(Router, self._router_args)
+        self._router_resources = cluster.router_resources()
+        self._next_router = self._new_router()
 
     async def serve(self) -> None:
         """Start, print the ready line, keep everything alive. Returns only by cancellation or an error."""
@@ -217,10 +218,13 @@ class Service:
 
     def _router_member(self) -> Member[Endpoints]:
         def launch() -> RayProcess:
-            self._launched, self._next_router = self._next_router, RayProcess(Router, self._router_args)
+            self._launched, self._next_router = self._next_router, self._new_router()
             return self._launched
 
         return Member("router", launch, self._router_up, self._router_down)
+
+    def _new_router(self) -> RayProcess:
+        return RayProcess(Router, self._router_args, resources=self._router_resources)
 
     def _router_args(self) -> tuple[str, RouterServerConfig, str]:
         config, endpoints = self._config, self._endpoints

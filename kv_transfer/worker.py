@@ -34,7 +34,9 @@ def run_worker(config: WorkerConfig, roles: tuple[str, ...], progress: Progress 
         engine = build_engine(config.engine, progress)
         undo.callback(engine.close)
         name = peer_key(config.worker_id, incarnation)
-        transports = open_transports(config.transport, engine.pool, name, key, config.host, config.advertise)
+        transports = open_transports(
+            config.transport, engine.pool, name, key, f"{config.host}:{config.page_port}", config.advertise
+        )
         manager = TransferManager(engine.pool, transports, (config.worker_id, incarnation), key, notify=inbox.wake)
         undo.callback(manager.close)
         role = WorkerRole(engine.core, TicketSealer(config.worker_id, incarnation, engine.pool.layout, key))

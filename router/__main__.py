@@ -36,6 +36,13 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--model-name", default="", help="what clients call the model")
     flags.add_argument("--max-model-len", type=int, help="tokens of prompt and answer together")
     flags.add_argument("--worker", action="append", default=[], metavar="HOST:PORT", help="one of the workers; repeat")
+    flags.add_argument(
+        "--workers-dns",
+        action="append",
+        default=[],
+        metavar="NAME:PORT",
+        help="a name whose addresses are workers, such as a headless service; asked for every few seconds; repeat",
+    )
     flags.add_argument("--host", default="127.0.0.1", help="address to listen on")
     flags.add_argument("--port", type=int, default=8000, help="of HTTP; 0 takes a free one")
     flags.add_argument("--grpc-port", type=int, default=8001, help="0 takes a free one")
@@ -79,6 +86,7 @@ def config_of(arguments: argparse.Namespace, environment: Mapping[str, str]) -> 
         grpc_port=arguments.grpc_port,
         admin_host=arguments.admin_host,
         admin_port=arguments.admin_port,
+        worker_names=tuple(arguments.workers_dns),
         policy=arguments.policy,
         limits=RouterConfig(
             admission=AdmissionConfig(arguments.max_running, arguments.max_queued),

@@ -48,7 +48,7 @@ class Timing:
     transfer_s: float = 0.0
     """Pulling and proving pages, as the decode worker timed it."""
     first_step_s: float = 0.0
-    """The rest of the gap between first and second token: the ticket's way, decode's admission and its step."""
+    """From the proof of the pages to the first token that the decode worker drew."""
     prefill_worker: str = ""
     decode_worker: str = ""
 

@@ -35,8 +35,10 @@ class _Milestones:
     prefill_s: float = 0.0
     ttft_s: float | None = None
     transfer_s: float = 0.0
-    first_step_s: float | None = None
     prefill_worker: str = ""
+    adopted_s: float | None = None
+    """Since when the decode worker owes its first token."""
+    first_step_s: float = 0.0
 
 
 class Flow:
@@ -136,9 +138,9 @@ class Flow:
             self._on_first_token(attempt, worker, now)
         elif attempt.decode.worker.key != worker:
             raise IllegalEvent(f"a token from {worker}, which does not decode this call")
-        elif attempt.prefill and self.milestones.first_step_s is None:
-            since_first_s = now - self.arrived_s - (self.milestones.ttft_s or 0.0)
-            self.milestones.first_step_s = max(since_first_s - self.milestones.transfer_s, 0.0)
+        elif self.milestones.adopted_s is not None:
+            self.milestones.first_step_s = now - self.milestones.adopted_s
+            self.milestones.adopted_s = None
         self.tokens.append(token)
         self.out.add(token, logprob)
         return first
@@ -159,10 +161,11 @@ class Flow:
             marks.ttft_s = now - self.arrived_s
             marks.prefill_worker = attempt.computes.worker.info.id
 
-    def on_adopted(self, adopted: Adopted) -> None:
+    def on_adopted(self, adopted: Adopted, now: float) -> None:
         """The decode worker owns proven pages."""
         self.state = next_state(self.state, Trigger.ADOPTED)
         self.milestones.transfer_s = adopted.transfer_s
+        self.milestones.adopted_s = now
 
     def leg_failed(self) -> None:
         """The attempt is over; the call is not."""
@@ -199,7 +202,7 @@ class Flow:
             prefill_s=marks.prefill_s,
             ttft_s=marks.ttft_s or 0.0,
             transfer_s=marks.transfer_s,
-            first_step_s=marks.first_step_s or 0.0,
             prefill_worker=marks.prefill_worker,
             decode_worker=decode_worker,
+            first_step_s=marks.first_step_s,
         )

@@ -146,7 +146,7 @@ class FrameReader:
         try:
             if attempt.decode.worker is not worker or attempt.prefill is None:
                 raise IllegalEvent(f"{worker.info.id} adopted a call that it does not decode")
-            flow.on_adopted(adopted)
+            flow.on_adopted(adopted, now)
         except IllegalEvent as error:
             self._out_of_turn(flow, worker, error, now)
             return

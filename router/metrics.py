@@ -1,15 +1,19 @@
 """What a router tells Prometheus: the core's own counts, read when asked, and times measured at the client's edge."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from engine.core.errors import Code
 from router.api import Delta, Timing
+from router.breaker import BreakerState
 from router.core import RouterCore
 from router.stream import CallStream
+from router.supervisor import Cause
+from router.view import ClusterView
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
@@ -44,14 +48,15 @@ class CoreCollector(Collector):
             ("workers_hung", "Times that a worker fell silent", stats.workers_hung),
         ):
             yield CounterMetricFamily(f"baton_router_{name}", text, value=number)
-        for name, label, counts in (
-            ("requests", "outcome", stats.outcomes),
-            ("retries", "cause", stats.retries),
-            ("attempts", "route", stats.routes),
+        for name, label, counts, known in (
+            ("requests", "outcome", stats.outcomes, ("finished", *Code)),
+            ("retries", "cause", stats.retries, tuple(Cause)),
+            ("attempts", "route", stats.routes, ("pair", "whole")),
         ):
             family = CounterMetricFamily(f"baton_router_{name}", f"{name.capitalize()} by {label}", labels=(label,))
-            for value, count in counts.items():
-                family.add_metric((str(value),), count)
+            # From the start on: a rate does not see the first count of a series that begins with it.
+            for value in dict.fromkeys((*known, *counts)):
+                family.add_metric((str(value),), counts[value])
             yield family
         yield from self._gauges()
 
@@ -67,19 +72,71 @@ class CoreCollector(Collector):
             ("ttft_prediction_error", "Moving average of |predicted - actual| / actual", core.model.ttft_error.value),
         ):
             yield GaugeMetricFamily(f"baton_router_{name}", text, value=number)
-        legs = GaugeMetricFamily("baton_router_worker_legs", "Open legs of requests", labels=("worker",))
-        pages = GaugeMetricFamily("baton_router_worker_pages", "Pages known to be cached", labels=("worker",))
-        ready = GaugeMetricFamily("baton_router_worker_ready", "1 while it may get work by health", labels=("worker",))
-        for worker in core.view:
-            legs.add_metric((worker.info.id,), len(worker.legs))
-            pages.add_metric((worker.info.id,), core.view.index.num_pages(worker.slot))
-            ready.add_metric((worker.info.id,), worker.health == "ready" and not worker.draining)
-        yield from (legs, pages, ready)
+        yield from _of_workers(core.view)
+        yield from _of_pairs(core.view)
         counts = core.view.feed_counts
         feeds = CounterMetricFamily("baton_router_prefix_feed", "What went wrong with prefix events", labels=("what",))
         for what, number in (("gap", counts.gaps), ("stale_view", counts.stale), ("lost_view", counts.losses)):
             feeds.add_metric((what,), number)
         yield feeds
+
+
+_OF_WORKER = (
+    ("legs", "Open legs of requests"),
+    ("pages", "Pages known to be cached"),
+    ("ready", "1 while it may get work by health"),
+    ("draining", "1 while it is leaving"),
+    ("breaker_open", "1 while its last requests failed: it gets a probe now and then, and nothing else"),
+    ("index_synced", "1 while the index says of it exactly what its cache holds"),
+)
+_OF_PAIR = (
+    ("proven", "1 while the target can pull pages from the source"),
+    ("bytes_per_second", "What the pair's proof measured"),
+    ("breaker_open", "1 while handoffs of this pair failed too often"),
+)
+
+
+def _of_workers(view: ClusterView) -> Iterator[Metric]:
+    """One sample a worker id; an incarnation that is about to be forgotten gives way to its successor."""
+    values = {
+        worker.info.id: (
+            len(worker.legs),
+            view.index.num_pages(worker.slot),
+            worker.health == "ready" and not worker.draining,
+            worker.draining,
+            worker.breaker.state is not BreakerState.CLOSED,
+            view.feeds[worker.key].synced,
+        )
+        for worker in view
+    }
+    yield from _families("worker", _OF_WORKER, ("worker",), {(id,): each for id, each in values.items()})
+
+
+def _of_pairs(view: ClusterView) -> Iterator[Metric]:
+    """Pairs of workers that are here. A target's last word of a source that left is no news of its successor."""
+    values: dict[tuple[str, ...], tuple[bool, float, bool]] = {}
+    for (source, target), status in view.links.items():
+        if source not in view.workers:
+            continue
+        breaker = view.pair_breakers.get((source, target))
+        is_open = breaker is not None and breaker.state is not BreakerState.CLOSED
+        names = (status.worker_id, view.workers[target].info.id)
+        values[names] = (status.ready, status.bytes_per_s, is_open)
+    yield from _families("pair", _OF_PAIR, ("source", "target"), values)
+
+
+def _families(
+    kind: str,
+    families: Sequence[tuple[str, str]],
+    labels: tuple[str, ...],
+    values: Mapping[tuple[str, ...], Sequence[float]],
+) -> Iterator[Metric]:
+    """One gauge for each of `families`; `values` has a value of each by labels."""
+    for index, (name, text) in enumerate(families):
+        family = GaugeMetricFamily(f"baton_router_{kind}_{name}", text, labels=labels)
+        for names, each in values.items():
+            family.add_metric(names, each[index])
+        yield family
 
 
 class RouterMetrics:
@@ -97,7 +154,8 @@ class RouterMetrics:
         self._queue = seconds("queue", "Part of TTFT: waiting at the router")
         self._admit = seconds("admit", "Part of TTFT: waiting at the worker that computes the prompt")
         self._prefill = seconds("prefill", "Part of TTFT: computing the prompt")
-        self._transfer = seconds("transfer", "Pages on their way to the decode worker")
+        self._transfer = seconds("transfer", "Pages on their way to the decode worker, from the first ticket to proof")
+        self._first_step = seconds("first_step", "From the proof of the pages to the decode worker's first token")
 
     def delta(self, stream: CallStream, delta: Delta, now: float) -> None:
         """Time the tokens of one delta."""
@@ -117,3 +175,4 @@ class RouterMetrics:
         self._prefill.observe(timing.prefill_s)
         if timing.transfer_s:
             self._transfer.observe(timing.transfer_s)
+            self._first_step.observe(timing.first_step_s)

@@ -20,6 +20,7 @@ from engine.wire.worker_client import WorkerClient
 from router.admin import create_admin_app
 from router.api import ServiceStatus
 from router.core import RouterCore
+from router.discovery import Discovery, WorkerName
 from router.feeds import FeedWord
 from router.gateway_process import GatewayProcess, limits_of
 from router.http.app import create_app
@@ -68,6 +69,7 @@ class RouterServer:
         if sockets.admin is not None:
             admin = _uvicorn(create_admin_app(self.service, config.cluster_key, model.tokenizer.decode))
             self._http.append((admin, sockets.admin))
+        self._discovery = Discovery(self.service, [WorkerName.parse(name) for name in config.worker_names])
         self._rpc = make_server(config.doors)
         self._door: RpcDoor = add_inference(self._rpc, self.service, model, config.doors, gateway)
         self.drain_s = 0.0
@@ -86,7 +88,8 @@ class RouterServer:
         for server, sock in self._http:
             sock.listen(server.config.backlog)  # as uvicorn will: who hears that it started can connect
         doors = [asyncio.create_task(server.serve(sockets=[sock])) for server, sock in self._http]
-        watches = [asyncio.create_task(each) for each in (self._watch_ready(), self.gate.watch())]
+        loops = (self._watch_ready(), self.gate.watch(), self._discovery.run())
+        watches = [asyncio.create_task(each) for each in loops]
         ends = [asyncio.create_task(each) for each in (stop.wait(), self.service.broken())]
         started.set()
         done, _ = await asyncio.wait([*ends, *doors, *watches], return_when=asyncio.FIRST_COMPLETED)

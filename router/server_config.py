@@ -37,6 +37,8 @@ class RouterServerConfig:
     admin_host: str = "127.0.0.1"
     admin_port: int | None = None
     """Of router.admin; None: workers are added by `RunningRouter` only."""
+    worker_names: tuple[str, ...] = ()
+    """NAME:PORT of names whose addresses are the workers', as router.discovery follows them."""
     policy: str = "cost"
     """One of router.policies.registry.POLICY_NAMES."""
     gateway: GatewayConfig = field(default_factory=GatewayConfig)

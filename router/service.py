@@ -114,6 +114,11 @@ class RouterService:
         link = self._links[address] = WorkerLink(address, self._connect, self._on_link)
         self._run(address, link.run())
 
+    @property
+    def connected(self) -> frozenset[str]:
+        """Addresses that a session is open with."""
+        return frozenset(address for address, link in self._links.items() if link.key is not None)
+
     async def remove_worker(self, address: str, drain_s: float = 0.0) -> None:
         """Forget the worker at `address`. Its calls have `drain_s` to end there; what is left goes on elsewhere.
 

@@ -1,6 +1,6 @@
 """All workers as one router sees them: who is there, who is silent, who may hand over to whom, what they hold."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from engine.core.errors import Incompatible
@@ -148,6 +148,11 @@ class ClusterView:
         if breaker is None:
             breaker = self._breakers[source, target] = Breaker(self._config)
         return breaker
+
+    @property
+    def pair_breakers(self) -> Mapping[tuple[str, str], Breaker]:
+        """The breakers that handoffs made, by (source, target)."""
+        return self._breakers
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless every count follows from what it counts."""

@@ -5,13 +5,13 @@ nothing meanwhile, and the transfer thread, which is woken by what lands and by 
 """
 
 from collections import deque
-from collections.abc import Callable, MutableSequence
+from collections.abc import Callable, MutableSequence, Sequence
 from dataclasses import dataclass
 from typing import cast
 
 from engine.core.config import SchedulerConfig
 from engine.core.engine import EngineCore
-from engine.core.messages import Frame
+from engine.core.messages import Frame, PeerStatus
 from engine.core.types import KVLayout, Request, StepPlan, WorkerInfo, WorkerLoad
 from engine.server.dispatch import Dispatch, DispatchPorts
 from engine.server.inbox import Event
@@ -355,6 +355,9 @@ class _Listener:
         """Nothing to count."""
 
     def loaded(self, load: WorkerLoad) -> None:
+        """Nothing to count."""
+
+    def connected(self, num_routers: int, peers: Sequence[PeerStatus]) -> None:
         """Nothing to count."""
 
 

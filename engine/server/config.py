@@ -29,7 +29,9 @@ class WorkerConfig:
     advertise: str = ""
     """The host that others reach this worker by, where that is not `host`: needed when listening on 0.0.0.0."""
     metrics_port: int = 0
-    """Of Prometheus' /metrics; 0 takes a free one."""
+    """Of Prometheus' /metrics, /live and /ready; 0 takes a free one."""
+    page_port: int = 0
+    """What the gRPC transport serves pages on; 0 takes a free one."""
     transport: str = "auto"
     """One of TRANSPORTS."""
     drain_grace_s: float = 25.0

@@ -19,6 +19,7 @@ from engine.core.messages import (
     Generate,
     KVEvent,
     PagesCleared,
+    PeerJoined,
     PeerLeft,
     PeerStatus,
     Prefill,
@@ -52,6 +53,9 @@ class Observer(Protocol):
 
     def loaded(self, load: WorkerLoad) -> None:
         """A load report went out."""
+
+    def connected(self, num_routers: int, peers: Sequence[PeerStatus]) -> None:
+        """With each load report: routers with an open session, and every worker that one of them says is there."""
 
 
 class PublicFeed(Protocol):
@@ -160,10 +164,8 @@ class Dispatch(Generic[C, O]):
                 if not self._sessions.may_touch(id, key):
                     self._ports.warn(f"session={key} request={id} belongs to another session: ignored")
                     return
-            case PeerLeft(worker_id, incarnation):
-                self._sessions.forget_peer(worker_id, incarnation)
-            case _:
-                pass  # peers concern every session
+            case PeerJoined() | PeerLeft():
+                self._on_peer(key, command)
         try:
             self._perform(self._role.on_command(command, now), now)
         except BatonError as error:
@@ -177,6 +179,14 @@ class Dispatch(Generic[C, O]):
         if self._ports.feed is not None:
             self._ports.feed.publish(events, self._core.view_digest, self._core.num_cached_pages)
 
+    def _on_peer(self, key: int, command: PeerJoined | PeerLeft) -> None:
+        """Who is there is the word of each router; who left has left for all."""
+        match command:
+            case PeerJoined(info):
+                self._sessions.introduce(key, info.id, info.incarnation)
+            case PeerLeft(worker_id, incarnation):
+                self._sessions.forget_peer(worker_id, incarnation)
+
     def _depart(self, grace_s: float, now: float) -> None:
         self._departure.ask(grace_s, now)
         self.load_due_s = now  # routers learn it at once
@@ -189,8 +199,10 @@ class Dispatch(Generic[C, O]):
         self._page_fault = fault
         load = replace(self._core.load(now), draining=self._departure.asked, num_page_faults=self._num_page_faults)
         self._sessions.add_load(load)
+        routers, peers = len(self._sessions.keys), self._sessions.live_peers()
         for observer in self._ports.observers:
             observer.loaded(load)
+            observer.connected(routers, peers)
 
     def _perform(self, effects: Sequence[Word | C], now: float) -> None:
         for effect in effects:

@@ -44,7 +44,8 @@ def parser(kind: str) -> argparse.ArgumentParser:
     flags.add_argument("--host", default="127.0.0.1", help="address to listen on")
     flags.add_argument("--port", type=int, default=0, help="0 takes a free one")
     flags.add_argument("--advertise", default="", help="host that others reach this worker by")
-    flags.add_argument("--metrics-port", type=int, default=0, help="0 takes a free one")
+    flags.add_argument("--metrics-port", type=int, default=0, help="of /metrics, /live and /ready; 0 takes a free one")
+    flags.add_argument("--page-port", type=int, default=0, help="of the gRPC page transport; 0 takes a free one")
     flags.add_argument("--transport", default="auto", choices=TRANSPORTS, help="how pages move")
     flags.add_argument("--device", default="auto")
     flags.add_argument("--dtype", default="auto")
@@ -92,6 +93,7 @@ def config_of(arguments: argparse.Namespace, environment: "os._Environ[str] | di
         port=arguments.port,
         advertise=arguments.advertise,
         metrics_port=arguments.metrics_port,
+        page_port=arguments.page_port,
         transport=arguments.transport,
         drain_grace_s=arguments.drain_grace,
         kv_events=parse_feed(arguments.kv_events),

@@ -1,12 +1,11 @@
-"""What Prometheus sees of one worker. Fed by the engine thread, served over HTTP by a thread of the client library."""
+"""What Prometheus sees of one worker. Fed by the engine thread, served by engine.server.operations."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from threading import Thread
-from wsgiref.simple_server import WSGIServer
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 
-from engine.core.messages import Adopted, Finished, HandoffFailed, Started
+from engine.core.messages import Adopted, Finished, HandoffFailed, PeerStatus, Started
 from engine.core.types import Request, WorkerInfo, WorkerLoad
 from engine.server.role import Ended, RequestWord
 
@@ -84,6 +83,8 @@ class _HandoffMetrics:
         self.ended = Counter(
             "baton_worker_handoffs", "Incoming handoffs by how they ended.", ["outcome"], registry=registry
         )
+        for outcome in ("adopted", "failed", "peer_lost"):
+            self.ended.labels(outcome)  # from the start on: a rate does not see the first count of a new series
         self.bytes = Counter("baton_worker_transfer_bytes", "Bytes pulled from peers.", registry=registry)
         self.seconds = Histogram(
             "baton_worker_transfer_seconds",
@@ -97,6 +98,32 @@ class _HandoffMetrics:
             ["source"],
             registry=registry,
         )
+
+
+class _PeerMetrics:
+    """Sampled with each load report."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._routers = Gauge("baton_worker_routers", "Routers with an open session.", registry=registry)
+        self._ready = Gauge(
+            "baton_worker_peer_ready", "1 while pages can be pulled from that worker.", ["peer"], registry=registry
+        )
+        self._speed = Gauge(
+            "baton_worker_peer_bytes_per_second", "Measured by the proof of the pair.", ["peer"], registry=registry
+        )
+        self._known: set[str] = set()
+
+    def set(self, num_routers: int, peers: Sequence[PeerStatus]) -> None:
+        """What holds now; peers that are not among `peers` any more are no longer shown."""
+        self._routers.set(num_routers)
+        for peer in peers:
+            self._ready.labels(peer.worker_id).set(peer.ready)
+            self._speed.labels(peer.worker_id).set(peer.bytes_per_s)
+        known = {peer.worker_id for peer in peers}
+        for gone in self._known - known:
+            self._ready.remove(gone)
+            self._speed.remove(gone)
+        self._known = known
 
 
 @dataclass(slots=True)
@@ -115,6 +142,7 @@ class WorkerMetrics:
         self._requests = _RequestMetrics(self.registry)
         self._engine = _EngineMetrics(self.registry)
         self._handoffs = _HandoffMetrics(self.registry)
+        self._peers = _PeerMetrics(self.registry)
         self._page_bytes = info.layout.page_bytes
         self._open: dict[int, _Open] = {}
         self._num_prompt = self._num_cached = 0
@@ -175,6 +203,10 @@ class WorkerMetrics:
         engine.preempted.inc(load.num_preempted - engine.num_preempted)
         engine.num_preempted = load.num_preempted
 
+    def connected(self, num_routers: int, peers: Sequence[PeerStatus]) -> None:
+        """See Observer."""
+        self._peers.set(num_routers, peers)
+
     def _started(self, id: int, cached_tokens: int, queue_s: float) -> None:
         request = self._open.get(id)
         if request is None:
@@ -192,19 +224,3 @@ class WorkerMetrics:
             self._requests.ended.labels(outcome).inc()
             self._requests.response_s.observe(max(0.0, now - request.arrival_s))
             self._requests.running.set(len(self._open))
-
-
-class MetricsServer:
-    """GET /metrics on its own thread. Port 0 takes a free one; `port` says which."""
-
-    def __init__(self, registry: CollectorRegistry, host: str, port: int) -> None:
-        self._server: WSGIServer
-        self._thread: Thread
-        self._server, self._thread = start_http_server(port, addr=host, registry=registry)
-        self.port = self._server.server_port
-
-    def close(self) -> None:
-        """Stop serving and end the thread."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()

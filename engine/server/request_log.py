@@ -1,8 +1,9 @@
 """One log line when a request ends here: failures as warnings, the rest for whoever turns on DEBUG."""
 
 import logging
+from collections.abc import Sequence
 
-from engine.core.messages import Adopted, Finished, HandoffFailed
+from engine.core.messages import Adopted, Finished, HandoffFailed, PeerStatus
 from engine.core.types import FinishReason, Request, WorkerLoad
 from engine.server.role import Ended, RequestWord
 
@@ -42,6 +43,9 @@ class RequestLog:
 
     def loaded(self, load: WorkerLoad) -> None:
         """Loads are not logged."""
+
+    def connected(self, num_routers: int, peers: Sequence[PeerStatus]) -> None:
+        """Sessions are logged where they are served."""
 
     def _ended(self, id: int, how: str, now: float, failed: bool = False) -> None:
         request = self._open.pop(id, None)

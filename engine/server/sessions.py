@@ -1,7 +1,7 @@
 """Which router gets which word: one frame for each session while the engine loop goes round once. Pure."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from engine.core.messages import Adopted, Finished, Frame, HandoffFailed, KVEvent, PeerStatus, Started, TicketIssued
 from engine.core.result import StepResult
@@ -17,6 +17,8 @@ class _Session:
     ids: set[int]
     hears_events: bool = False
     """From its first SendPrefixes on."""
+    peers: set[tuple[str, int]] = field(default_factory=set)
+    """(id, incarnation) of the workers that this router introduced."""
 
 
 class Sessions:
@@ -121,6 +123,16 @@ class Sessions:
             session.frame.kv_events.extend(events)
             session.frame.kv_seq = self._kv_seq
 
+    def introduce(self, key: int, worker_id: str, incarnation: int) -> None:
+        """The router of session `key` says that this worker is there."""
+        if key in self._sessions:
+            self._sessions[key].peers.add((worker_id, incarnation))
+
+    def live_peers(self) -> list[PeerStatus]:
+        """Of every worker that a connected router says is there. Not ready while nothing is known of it."""
+        live = {peer for session in self._sessions.values() for peer in session.peers}
+        return [self._peers.get(peer) or PeerStatus(*peer, False, message="not proven yet") for peer in sorted(live)]
+
     def add_peer(self, status: PeerStatus) -> None:
         """Tell every router, now and when it connects later, whether a peer can be pulled from."""
         self._peers[status.worker_id, status.incarnation] = status
@@ -130,6 +142,8 @@ class Sessions:
     def forget_peer(self, worker_id: str, incarnation: int) -> None:
         """That incarnation left; routers that connect later need not hear of it."""
         self._peers.pop((worker_id, incarnation), None)
+        for session in self._sessions.values():
+            session.peers.discard((worker_id, incarnation))
 
     def add_load(self, load: WorkerLoad) -> None:
         """Tell every router how busy this worker is."""

@@ -20,7 +20,9 @@ from engine.server.config import WorkerConfig
 from engine.server.inbox import DrainAsked, Inbox, SnapshotAsked
 from engine.server.kv_events.publisher import EventPublisher
 from engine.server.loop import EngineLoop, LoopPorts, Transfers
-from engine.server.metrics import MetricsServer, WorkerMetrics
+from engine.server.metrics import WorkerMetrics
+from engine.server.operations import OperationsServer
+from engine.server.readiness import Readiness
 from engine.server.request_log import RequestLog
 from engine.server.role import Role
 from engine.server.service import WorkerService
@@ -89,7 +91,8 @@ class RunningWorker(Generic[C, O]):
         self._failure = ""
         self.info = parts.info
         self.metrics = WorkerMetrics(parts.info)
-        self._metrics_server: MetricsServer | None = None
+        self._readiness = Readiness()
+        self._operations: OperationsServer | None = None
         self._feed: EventPublisher | None = None
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name="worker-server", daemon=True)
         self._thread.start()
@@ -99,9 +102,9 @@ class RunningWorker(Generic[C, O]):
 
     @property
     def metrics_port(self) -> int:
-        """Of GET /metrics."""
-        assert self._metrics_server is not None, "started with the worker"
-        return self._metrics_server.port
+        """Of GET /metrics, /live and /ready."""
+        assert self._operations is not None, "started with the worker"
+        return self._operations.port
 
     @property
     def died(self) -> bool:
@@ -158,7 +161,7 @@ class RunningWorker(Generic[C, O]):
         try:
             if not await self._listen(server, service, health_service):
                 return
-            observers = (self.metrics, RequestLog())
+            observers = (self.metrics, self._readiness, RequestLog())
             ports = LoopPorts(
                 deliver=service.deliver,
                 transfers=parts.transfers,
@@ -191,7 +194,9 @@ class RunningWorker(Generic[C, O]):
         config = self._config
         try:
             port = server.add_insecure_port(f"{config.host}:{config.port}")
-            self._metrics_server = MetricsServer(self.metrics.registry, config.host, config.metrics_port)
+            self._operations = OperationsServer(
+                self.metrics.registry, self._readiness, config.host, config.metrics_port
+            )
             feed_labels = self._open_feed()
         except (RuntimeError, OSError) as error:
             self._failure = f"cannot listen on {config.host}, ports {config.port} and {config.metrics_port}: {error}"
@@ -234,6 +239,6 @@ class RunningWorker(Generic[C, O]):
         self._parts.close_engine()
         if self._feed is not None:
             self._feed.close()
-        if self._metrics_server is not None:
-            self._metrics_server.close()
+        if self._operations is not None:
+            self._operations.close()
         logger.info("worker=%s stopped", self.info.id)

@@ -15,7 +15,7 @@ PROCESS_HUB = LocalHub()
 
 
 def open_transports(
-    choice: str, pool: PagePool, name: str, key: bytes, host: str, advertise: str = ""
+    choice: str, pool: PagePool, name: str, key: bytes, bind: str, advertise: str = ""
 ) -> list[Transport]:
     """The transports of one worker. Each pair of workers uses the first that both have and that passes its proof.
 
@@ -23,8 +23,8 @@ def open_transports(
         choice: auto (NIXL where it can be used, and gRPC), nixl, grpc or local.
         name: this worker's own peer_key.
         key: the cluster key.
-        host: what gRPC listens on.
-        advertise: where peers reach `host`, when that is another name.
+        bind: host:port that gRPC listens on; port 0 takes a free one.
+        advertise: where peers reach that host, when that is another name.
 
     Raises:
         TransferFailed: the transport that was asked for cannot be used here.
@@ -40,5 +40,5 @@ def open_transports(
                 raise
             logger.info("worker=%s pages move over gRPC: %s", name, error)
     if choice in ("auto", "grpc"):
-        transports.append(GrpcTransport(pool, name, key, f"{host}:0", advertise or None))
+        transports.append(GrpcTransport(pool, name, key, bind, advertise or None))
     return transports

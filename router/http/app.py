@@ -117,6 +117,11 @@ def _add_operations(app: FastAPI, status: StatusSource, registry: CollectorRegis
         now = status.status()
         return JSONResponse({"ready": now.ready, "detail": now.detail}, status_code=200 if now.ready else 503)
 
+    @app.api_route("/live", methods=["GET", "HEAD"])
+    async def live() -> Response:
+        """200 while this process answers at all, whatever its workers do."""
+        return JSONResponse({"live": True})
+
     @app.get("/metrics", response_class=PlainTextResponse)
     def metrics() -> Response:
         """Prometheus text format."""

@@ -24,10 +24,10 @@ class FakeCluster:
     def __init__(self) -> None:
         self.servers: list[GrpcWorker] = []
 
-    async def start(self, info: WorkerInfo, port: int = 0) -> "GrpcWorker":
+    async def start(self, info: WorkerInfo, port: int = 0, host: str = "127.0.0.1") -> "GrpcWorker":
         """A worker that answers from now on."""
         server = GrpcWorker(info, self)
-        await server.start(port)
+        await server.start(port, host)
         self.servers.append(server)
         return server
 
@@ -55,11 +55,11 @@ class GrpcWorker(WorkerServicer):
         """As if stopped by a signal: the connection stays, nothing is said."""
         self._server = grpc.aio.server()
 
-    async def start(self, port: int) -> None:
+    async def start(self, port: int, host: str) -> None:
         """Listen; the address in `info` becomes the real one."""
         add_WorkerServicer_to_server(self, self._server)
-        bound = self._server.add_insecure_port(f"127.0.0.1:{port}")
-        self.info = self.worker.info = replace(self.info, address=f"127.0.0.1:{bound}")
+        bound = self._server.add_insecure_port(f"{host}:{port}")
+        self.info = self.worker.info = replace(self.info, address=f"{host}:{bound}")
         await self._server.start()
         self.running = True
 

@@ -13,7 +13,7 @@ KEY = b"sixteen bytes or more"
 
 
 def names(choice: str) -> list[str]:
-    transports: list[Transport] = open_transports(choice, HostPool(LAYOUT, 2), f"{choice}@1", KEY, "127.0.0.1")
+    transports: list[Transport] = open_transports(choice, HostPool(LAYOUT, 2), f"{choice}@1", KEY, "127.0.0.1:0")
     for transport in transports:
         transport.close()
     return [transport.name for transport in transports]

@@ -1,0 +1,117 @@
+{{- define "baton.fullname" -}}
+{{- if contains .Chart.Name .Release.Name }}{{ .Release.Name | trunc 40 | trimSuffix "-" }}{{ else }}{{ printf "%s-%s" .Release.Name .Chart.Name | trunc 40 | trimSuffix "-" }}{{ end }}
+{{- end }}
+
+{{- define "baton.image" -}}
+{{- $tag := .Values.image.tag | default .Chart.AppVersion -}}
+{{ .Values.image.repository }}{{ if .Values.image.digest }}@{{ .Values.image.digest }}{{ else }}:{{ $tag }}{{ end }}
+{{- end }}
+
+{{- define "baton.selector" -}}
+app.kubernetes.io/name: baton
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "baton.labels" -}}
+{{ include "baton.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
+{{- end }}
+
+{{- define "baton.keySecret" -}}
+{{ .Values.clusterKey.existingSecret | default (printf "%s-key" (include "baton.fullname" .)) }}
+{{- end }}
+
+{{- /* Of every pod. */ -}}
+{{- define "baton.podSecurity" -}}
+serviceAccountName: {{ include "baton.fullname" . }}
+automountServiceAccountToken: false
+enableServiceLinks: false
+{{- with .Values.image.pullSecrets }}
+imagePullSecrets: {{ toYaml . | nindent 2 }}
+{{- end }}
+securityContext:
+  runAsNonRoot: true
+  runAsUser: {{ .Values.podSecurity.runAsUser }}
+  runAsGroup: {{ .Values.podSecurity.runAsGroup }}
+  fsGroup: {{ .Values.podSecurity.runAsGroup }}
+  seccompProfile: {type: RuntimeDefault}
+{{- end }}
+
+{{- define "baton.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: [ALL]
+{{- end }}
+
+{{- /* Workers over RDMA pin the memory that they register. */ -}}
+{{- define "baton.workerSecurity" -}}
+{{ include "baton.containerSecurity" . }}
+{{- if .Values.workers.rdma.resource }}
+  add: [IPC_LOCK]
+{{- end }}
+{{- end }}
+
+{{- define "baton.env" -}}
+- name: BATON_CLUSTER_KEY
+  valueFrom:
+    secretKeyRef: {name: {{ include "baton.keySecret" . }}, key: {{ .Values.clusterKey.key }}}
+- name: POD_NAME
+  valueFrom: {fieldRef: {fieldPath: metadata.name}}
+- name: POD_IP
+  valueFrom: {fieldRef: {fieldPath: status.podIP}}
+- {name: HOME, value: /tmp}
+- {name: HF_HOME, value: /cache/hub}
+- {name: TRITON_CACHE_DIR, value: /cache/triton}
+{{- if not .Values.networkPolicy.allowHub }}
+- {name: HF_HUB_OFFLINE, value: "1"}
+{{- end }}
+{{- end }}
+
+{{- define "baton.volumeMounts" -}}
+- {name: tmp, mountPath: /tmp}
+- {name: cache, mountPath: /cache}
+{{- if .Values.model.volume.existingClaim }}
+- {name: models, mountPath: {{ .Values.model.volume.mountPath }}, readOnly: true}
+{{- end }}
+{{- end }}
+
+{{- define "baton.volumes" -}}
+- name: tmp
+  emptyDir: {}
+- name: cache
+  {{- if or .Values.model.cache.existingClaim .Values.model.cache.size }}
+  persistentVolumeClaim:
+    claimName: {{ .Values.model.cache.existingClaim | default (printf "%s-cache" (include "baton.fullname" .)) }}
+  {{- else }}
+  emptyDir: {}
+  {{- end }}
+{{- with .Values.model.volume.existingClaim }}
+- name: models
+  persistentVolumeClaim: {claimName: {{ . }}, readOnly: true}
+{{- end }}
+{{- end }}
+
+{{- /* Requests and limits of a worker, its devices included. Takes (dict "root" $ "resources" ...). */ -}}
+{{- define "baton.workerResources" -}}
+{{- $workers := .root.Values.workers -}}
+{{- $devices := dict -}}
+{{- if $workers.gpu.count }}{{ $_ := set $devices $workers.gpu.resource ($workers.gpu.count | toString) }}{{ end -}}
+{{- if $workers.rdma.resource }}{{ $_ := set $devices $workers.rdma.resource ($workers.rdma.count | toString) }}{{ end -}}
+requests: {{ merge (dict) $devices .resources.requests | toYaml | nindent 2 }}
+limits: {{ merge (dict) $devices (.resources.limits | default dict) | toYaml | nindent 2 }}
+{{- end }}
+
+{{- define "baton.modelName" -}}
+{{ .Values.model.name | default (base .Values.model.id) }}
+{{- end }}
+
+{{- define "baton.modelArgs" -}}
+- --model={{ .Values.model.id }}
+- --model-name={{ include "baton.modelName" . }}
+{{- with .Values.model.maxModelLen }}
+- --max-model-len={{ . | int64 }}
+{{- end }}
+{{- end }}

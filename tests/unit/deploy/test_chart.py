@@ -1,0 +1,130 @@
+"""The chart by helm's own lint, by its values schema, and every object that it renders by Kubernetes' schemas."""
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+
+from deploy.config import FLAGS
+from engine.server.main import parser as worker_parser
+from router.__main__ import parser as router_parser
+from tests.unit.deploy.charts import CASES, CHART, Object, containers, helm, of_kind, pod_templates, render, values_file
+from tests.unit.deploy.custom_resources import SCHEMAS
+
+KUBERNETES = ("1.29", "1.37")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_helm_lint_finds_nothing(case: str) -> None:
+    linted = helm("lint", "--strict", str(CHART), "--values", values_file(case))
+    assert linted.returncode == 0, linted.stdout + linted.stderr
+    assert "[WARNING]" not in linted.stdout and "[ERROR]" not in linted.stdout
+
+
+@pytest.mark.parametrize(
+    ("setting", "where"),
+    [
+        ("mode=docker", "mode"),
+        ("image.tag=latest", "tag"),
+        ("image.digest=sha256:12", "digest"),
+        ("router.replica=3", "replica"),
+        ("workers.prefill.kvMemory=much", "kvMemory"),
+        ("workers.gpu.count=-1", "count"),
+        ("workers.decode.autoscaling.kind=magic", "kind"),
+        ("monitoring.interval=often", "interval"),
+        ("router.resources.requests=null", "requests"),
+    ],
+)
+def test_values_that_mean_nothing_are_refused(setting: str, where: str) -> None:
+    rendered = helm("template", "baton", str(CHART), "--set", setting)
+    assert rendered.returncode != 0 and where in rendered.stderr
+
+
+def test_the_values_schema_knows_every_value_of_the_chart() -> None:
+    def walk(values: Object, schema: Object, path: str) -> None:
+        assert schema.get("additionalProperties") is False, path
+        assert not values.keys() - schema["properties"].keys(), path
+        assert not schema["properties"].keys() - values.keys() - {"global"}, path
+        for name, value in values.items():
+            below = schema["properties"][name]
+            if isinstance(value, dict) and "properties" in below and name != "resources":
+                walk(value, below, f"{path}.{name}")
+
+    walk(
+        yaml.safe_load((CHART / "values.yaml").read_text()),
+        yaml.safe_load((CHART / "values.schema.json").read_text()),
+        "values",
+    )
+
+
+@pytest.mark.parametrize("version", KUBERNETES)
+@pytest.mark.parametrize("case", CASES)
+def test_every_object_is_one_of_kubernetes(case: str, version: str) -> None:
+    """Strict: a field that Kubernetes does not know is an error. Pods inside of operators' objects are checked, too."""
+    known = [each for each in render(case) if each["kind"] not in SCHEMAS]
+    assert {"Service", "ServiceAccount", "Pod"} <= {each["kind"] for each in known}
+    for each in known:
+        kubernetes_validate.validate(each, version, strict=True)
+    for name, template in pod_templates(case).items():
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"} | template.get("metadata", {})}
+        assert template["spec"]["containers"], name
+        kubernetes_validate.validate(pod | {"spec": template["spec"]}, version, strict=True)
+
+
+def test_an_unknown_field_would_be_found() -> None:
+    (service, *_) = of_kind("default", "Service")
+    wrong = service | {"spec": service["spec"] | {"selectors": {}}}
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(wrong, KUBERNETES[0], strict=True)
+
+
+def test_every_object_of_an_operator_is_as_its_definition_says() -> None:
+    objects = [each for case in CASES for each in of_kind(case, *SCHEMAS)]
+    assert {each["kind"] for each in objects} == SCHEMAS.keys()
+    for each in objects:
+        jsonschema.validate(each, SCHEMAS[each["kind"]])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_commands_are_ones_that_the_programs_take(case: str) -> None:
+    """The real parsers read the real arguments, and what they listen on is what the pods name."""
+    for name, container in containers(case).items():
+        match container.get("args", []):
+            case ["python", "-m", ("prefill_worker" | "decode_worker") as module, *flags]:
+                read = worker_parser(module.removesuffix("_worker")).parse_args(flags)
+                ports = {"grpc": read.port, "metrics": read.metrics_port, "pages": read.page_port}
+            case ["python", "-m", "router", *flags]:
+                read = router_parser().parse_args(flags)
+                ports = {"http": read.port, "grpc": read.grpc_port}
+                assert read.workers_dns and read.admin_host == "127.0.0.1"
+            case _:
+                continue
+        assert {port["name"]: port["containerPort"] for port in container["ports"]} == ports, name
+        assert read.host == "$(POD_IP)"
+
+
+def test_the_job_takes_its_flags() -> None:
+    (job,) = of_kind("kuberay", "RayJob")
+    program, flags = job["spec"]["entrypoint"].split()[:3], job["spec"]["entrypoint"].split()[3:]
+    assert program == ["python", "-m", "deploy.job"]
+    known = {"--" + flag.name.replace("_", "-") for flag in FLAGS}
+    assert {flag.partition("=")[0] for flag in flags} <= known
+    assert "--prefill=1" in flags and "--decode=3" in flags and "--host=0.0.0.0" in flags
+
+
+def test_a_chart_keeps_its_own_rules_and_dashboards() -> None:
+    rendered = of_kind("gpu-rdma", "PrometheusRule")[0]["spec"]
+    assert rendered == yaml.safe_load((CHART.parents[1] / "prometheus" / "rules.yaml").read_text())
+    names = {each["metadata"]["name"] for each in of_kind("gpu-rdma", "ConfigMap")}
+    boards = (CHART.parents[1] / "grafana" / "dashboards").glob("*.json")
+    assert names == {f"baton-{path.stem}-dashboard" for path in boards} and len(names) == 5
+
+
+def test_helm_packages_what_it_renders(tmp_path: object) -> None:
+    packaged = helm("package", str(CHART), "--destination", str(tmp_path))
+    assert packaged.returncode == 0, packaged.stderr
+    archive = packaged.stdout.strip().rpartition(" ")[2]
+    again = helm("template", "baton", archive, "--namespace", "serving", "--values", values_file("gpu-rdma"))
+    assert again.returncode == 0 and list(render("gpu-rdma")) == [
+        each for each in yaml.safe_load_all(again.stdout) if each
+    ]
