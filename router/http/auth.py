@@ -12,7 +12,8 @@ from router.http.respond import request_id_of
 
 OPEN_PATHS = frozenset(("/", "/health", "/metrics", "/openapi.json"))
 """For everybody: probes and scrapers have no key, and none of these names a client, a prompt or a tenant's key."""
-OPERATOR_PATHS = frozenset(("/status",))
+OPERATOR_PATH = "/status"
+"""With all that is below it: workers, and what is cached where."""
 
 
 class Authenticate:
@@ -35,8 +36,8 @@ class Authenticate:
     def _caller(self, scope: Scope) -> Caller:
         given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
         caller = self._gateway.caller(given.decode("latin-1"))
-        if scope["path"] in OPERATOR_PATHS and not caller.operator:
-            raise PermissionDenied(f"{scope['path']} is for operators: this key is none of theirs")
+        if f"{scope['path']}/".startswith(f"{OPERATOR_PATH}/") and not caller.operator:
+            raise PermissionDenied(f"{OPERATOR_PATH} is for operators: this key is none of theirs")
         return caller
 
 

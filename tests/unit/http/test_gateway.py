@@ -80,7 +80,9 @@ async def test_a_key_opens_the_door(service: Service) -> None:
 async def test_the_status_page_is_for_operators(service: Service) -> None:
     refused = await service.http.get("/status", headers=bearer("acme"))
     assert (refused.status_code, refused.json()["error"]["code"]) == (403, "permission_denied")
+    assert (await service.http.get("/status/anything", headers=bearer("acme"))).status_code == 403
     assert (await service.http.get("/status", headers=bearer("ops"))).status_code == 200
+    assert (await service.http.get("/statuses", headers=bearer("acme"))).status_code == 404
 
 
 async def test_rights_follow_from_the_key_alone(service: Service) -> None:
