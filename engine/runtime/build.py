@@ -98,6 +98,8 @@ def assemble(config: EngineConfig, facts: ModelConfig, model: CausalLM, name: st
         page_size=config.page_size or _page_size(config, device),
         dtype=KV_DTYPES[config.formats.kv_dtype] or str(_dtype(config, facts)).removeprefix("torch."),
     )
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # what loading needed for a while is free again
     num_pages = memory.num_pages(config.kv_memory, layout.page_bytes, device, memory.free_bytes(device))
     max_len = memory.max_model_len(config.max_model_len, facts.max_position, num_pages, layout.page_size)
     pool = KVPool(layout, num_pages, device)

@@ -22,6 +22,9 @@ WEIGHT_BOUND = 3e-2
 BOTH_BOUND = 4.5e-2
 """The activations as well: sqrt(2) times that."""
 
+FAST_SUMS_BOUND = 1.5e-2
+"""Sums of up to 14,336 products in the tensor cores' own, short accumulators (use_fast_accum)."""
+
 
 def relative(got: torch.Tensor, expected: torch.Tensor) -> float:
     return float((got.double() - expected).norm() / expected.norm())
@@ -54,7 +57,7 @@ def test_many_rows(rows: int, features: int, width: int) -> None:
     assert relative(out, x.double() @ weight.double().T + bias.double()) < BOTH_BOUND
     x8 = quantize(x)
     exact = (x8.values_TI.double() * x8.scale_T1.double()) @ (values.double() * scale.double()[:, None]).T
-    assert relative(scaled_product(x8, values, scale), exact) < 8e-3, "against the rounded operands"
+    assert relative(scaled_product(x8, values, scale), exact) < FAST_SUMS_BOUND, "against the rounded operands"
 
 
 @pytest.mark.parametrize("width", [96, 4096, 14336])
