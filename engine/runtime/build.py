@@ -13,6 +13,8 @@ from engine.core.config import SchedulerConfig
 from engine.core.engine import EngineCore
 from engine.core.errors import InvalidRequest
 from engine.core.types import KVLayout
+from engine.grammar.compiler import Compiler
+from engine.grammar.vocabulary import load_vocabulary
 from engine.models.base import CausalLM
 from engine.models.checkpoint import model_hash
 from engine.models.config import AttentionConfig, ModelConfig
@@ -93,7 +95,8 @@ def assemble(config: EngineConfig, facts: ModelConfig, model: CausalLM, name: st
     max_len = memory.max_model_len(config.max_model_len, facts.max_position, num_pages, layout.page_size)
     pool = KVPool(layout, num_pages, device)
     backend = make_backend(config.attention_backend, pool.tensor_NL2SKE, attention_shape(facts.attention))
-    table = RowTable(config.max_rows, max_len, layout.page_size, pool.filler_page, device)
+    grammars = Compiler(lambda: load_vocabulary(resolve_model(config.model), facts.vocab_size))
+    table = RowTable(config.max_rows, max_len, layout.page_size, pool.filler_page, device, grammars)
     model = _fused(model, device)
     graphs = _decode_graphs(config, model, backend, table)
     executor = ThreadedExecutor(StepRunner(model, backend, table, graphs))

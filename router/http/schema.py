@@ -17,7 +17,8 @@ from typing_extensions import TypeAliasType
 
 from engine.core.errors import InvalidRequest
 from router.doors.prompts import MAX_MESSAGES
-from router.doors.sampling import ONE_COMPLAINT, SamplingFields, at_most
+from router.doors.sampling import ONE_COMPLAINT, at_most
+from router.doors.structured import StructuredFields
 
 TokenIds = TypeAliasType("TokenIds", Annotated[list[StrictInt], *ONE_COMPLAINT])
 TokenIdLists = TypeAliasType("TokenIdLists", Annotated[list[TokenIds], *ONE_COMPLAINT, Field(max_length=2048)])
@@ -32,7 +33,7 @@ class StreamOptions(BaseModel):
     include_usage: bool | None = None
 
 
-class OpenAIRequest(SamplingFields):
+class OpenAIRequest(StructuredFields):
     """What both generating endpoints share."""
 
     NEUTRAL: ClassVar[Mapping[str, tuple[object, ...]]] = {
@@ -138,14 +139,6 @@ class ChatMessage(BaseModel):
 Messages = TypeAliasType("Messages", Annotated[list[ChatMessage], *ONE_COMPLAINT, Field(max_length=MAX_MESSAGES)])
 
 
-class PlainText(BaseModel):
-    """The only response format that is served."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-    type: Literal["text"]
-
-
 class ChatRequest(OpenAIRequest):
     """POST /v1/chat/completions."""
 
@@ -154,7 +147,6 @@ class ChatRequest(OpenAIRequest):
     max_tokens: int | None = Field(default=None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
-    response_format: PlainText | None = None
     chat_template_kwargs: Annotated[dict[str, Any], BeforeValidator(at_most(64))] | None = None
     """Baton's own: switches of the model's chat template, such as enable_thinking."""
 

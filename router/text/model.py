@@ -4,6 +4,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from engine.grammar.compiler import Compiler
+from engine.grammar.vocabulary import load_vocabulary
 from engine.models.config import GenerationConfig, load_generation_config
 from engine.models.registry import load_config
 from router.text.template import ChatTemplate
@@ -21,6 +23,8 @@ class ServedModel:
     """Rows of the logits: every token id is below it."""
     max_model_len: int
     """Tokens of prompt and answer together."""
+    grammars: Compiler
+    """Checks what clients want answers to look like."""
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     created_s: int = 0
     """Unix time, for the OpenAI model list."""
@@ -39,6 +43,7 @@ def load_served_model(folder: Path, name: str, max_model_len: int | None = None)
         template=ChatTemplate.load(folder, tokenizer.special_tokens),
         vocab_size=config.vocab_size,
         max_model_len=min(max_model_len or config.max_position, config.max_position),
+        grammars=Compiler(lambda: load_vocabulary(folder, config.vocab_size)),
         generation=load_generation_config(folder),
         created_s=int(time.time()),
     )
