@@ -11,6 +11,7 @@ from deploy.cluster import EMBEDDED
 from engine.core.errors import InvalidRequest
 from engine.runtime.config import EngineConfig, parse_kv_memory
 from engine.server.config import TRANSPORTS
+from router.dialect.dialect import REASONING_PARSERS, TOOL_PARSERS
 from router.policies.registry import POLICY_NAMES
 
 
@@ -33,6 +34,8 @@ class ServiceConfig:
     """See `model_name`."""
     transport: str = "auto"
     policy: str = "cost"
+    tool_parser: str = "auto"
+    reasoning_parser: str = "auto"
     ray_address: str = EMBEDDED
 
     def __post_init__(self) -> None:
@@ -44,7 +47,12 @@ class ServiceConfig:
                 raise InvalidRequest(f"must be 0 to 65535, not {port}", param=name)
         if self.port == self.grpc_port != 0:
             raise InvalidRequest(f"HTTP and gRPC cannot share {self.port}", param="grpc-port")
-        for name, value, choices in (("transport", self.transport, TRANSPORTS), ("policy", self.policy, POLICY_NAMES)):
+        for name, value, choices in (
+            ("transport", self.transport, TRANSPORTS),
+            ("policy", self.policy, POLICY_NAMES),
+            ("tool-parser", self.tool_parser, TOOL_PARSERS),
+            ("reasoning-parser", self.reasoning_parser, REASONING_PARSERS),
+        ):
             if value not in choices:
                 raise InvalidRequest(f"must be one of {', '.join(choices)}, not {value!r}", param=name)
 
@@ -85,6 +93,8 @@ FLAGS = (
     Flag("kv_memory", str | None, None, "Memory of each worker's KV pages: bytes (1GiB: CPU) or a share (0.9: CUDA)."),
     Flag("transport", str, "auto", f"How pages move between workers: {', '.join(TRANSPORTS)}."),
     Flag("policy", str, "cost", f"How workers are chosen; cost: by expected ms. One of {', '.join(POLICY_NAMES)}."),
+    Flag("tool_parser", str, "auto", f"How the model writes calls of tools: {', '.join(TOOL_PARSERS)}."),
+    Flag("reasoning_parser", str, "auto", f"How it writes what it thinks: {', '.join(REASONING_PARSERS)}."),
     Flag("max_model_len", int | None, None, "Tokens of prompt and answer together; the model's own when left out."),
     Flag("max_step_tokens", int, 2048, "Tokens that one step computes: the chunk size of prefill."),
     Flag("attention_backend", str, "auto", "Attention kernels; auto takes the best that the device can run."),
@@ -116,6 +126,8 @@ def service_config(values: dict[str, Any], *, ray_address: str) -> ServiceConfig
         name=values["model_name"],
         transport=values["transport"],
         policy=values["policy"],
+        tool_parser=values["tool_parser"],
+        reasoning_parser=values["reasoning_parser"],
         ray_address=ray_address,
     )
 

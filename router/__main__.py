@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from engine.core.errors import BatonError, InvalidRequest
 from engine.models.hub import resolve_model
 from engine.server.config import CLUSTER_KEY_VARIABLE
+from router.dialect.dialect import REASONING_PARSERS, TOOL_PARSERS
+from router.doors.config import DoorConfig
 from router.policies.registry import POLICY_NAMES
 from router.server import RunningRouter
 from router.server_config import RouterServerConfig
@@ -38,6 +40,8 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--admin-host", default="127.0.0.1", help="address to listen on for adding and removing workers")
     flags.add_argument("--admin-port", type=int, help="off when left out; 0 takes a free one")
     flags.add_argument("--policy", choices=POLICY_NAMES, default="cost", help="how workers are chosen")
+    flags.add_argument("--tool-parser", choices=TOOL_PARSERS, default="auto", help="how the model writes tool calls")
+    flags.add_argument("--reasoning-parser", choices=REASONING_PARSERS, default="auto", help="how it writes thoughts")
     flags.add_argument("--log-level", default="INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
     return flags
 
@@ -59,6 +63,7 @@ def config_of(arguments: argparse.Namespace, environment: Mapping[str, str]) -> 
         admin_host=arguments.admin_host,
         admin_port=arguments.admin_port,
         policy=arguments.policy,
+        doors=DoorConfig(tool_parser=arguments.tool_parser, reasoning_parser=arguments.reasoning_parser),
     )
 
 

@@ -168,7 +168,13 @@ class RunningRouter:
         """
         self._sockets = sockets = Sockets.bind(config)
         try:
-            self._model = load_served_model(config.model, config.model_name, config.max_model_len)
+            self._model = load_served_model(
+                config.model,
+                config.model_name,
+                config.max_model_len,
+                tool_parser=config.doors.tool_parser,
+                reasoning_parser=config.doors.reasoning_parser,
+            )
         except BatonError:
             sockets.close()
             raise

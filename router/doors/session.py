@@ -42,6 +42,8 @@ class Ask:
     num_prompt_logprobs: int | None = None
     grammar: Grammar | None = None
     """Of each answer; it was checked."""
+    marks: Sequence[str] = ()
+    """Special tokens that are part of the answer's text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,7 @@ def choices_of(ask: Ask, model: ServedModel, config: DoorConfig) -> list[Choice]
         raise InvalidRequest("ignore_eos: an answer that follows a grammar ends with it", param="ignore_eos")
     seed = secrets.randbits(64) if fields.seed is None else fields.seed
     timeout_s = min(ask.timeout_s or config.default_timeout_s, config.max_timeout_s)
+    pieces = model.tokenizer.pieces.showing(ask.marks)
     choices: list[Choice] = []
     for prompt in ask.prompts:
         room = answer_room(model, len(prompt), fields.max_tokens, ask.default_max_tokens)
@@ -84,7 +87,7 @@ def choices_of(ask: Ask, model: ServedModel, config: DoorConfig) -> list[Choice]
             index = len(choices)
             call = GenerateCall(f"{ask.request_id}-{index}", prompt, sampling, timeout_s, priority=ask.priority)
             stream = TextStream(
-                model.tokenizer.pieces,
+                pieces,
                 tuple(fields.stop or ()),
                 min_tokens=sampling.min_tokens,
                 starts_text=ask.starts_text,
