@@ -60,6 +60,7 @@ class LLM:
 
     def close(self) -> None:
         """Stop the engine."""
+        self._model.grammars.close()
         self._engine.close()
 
     def generate(self, prompt: Prompt, *, n: int = 1, **sampling: Unpack[SamplingOptions]) -> Result:
@@ -86,7 +87,7 @@ class LLM:
             raise invalid(error) from error
         asked = fields.grammar()
         if asked is not None:
-            self._model.grammars.open(asked[0]).result()
+            self._model.grammars.check(asked[0]).result()
         choices = [choice for prompt in prompts for choice in self._choices(prompt, fields, logprobs)]
         answers = [
             _answer(choice, collected) for choice, collected in zip(choices, self._driver.run(choices), strict=True)

@@ -255,6 +255,7 @@ class RunningRouter:
         except BatonError as error:
             self._failure = error
         finally:  # a fault of the code goes on to threading.excepthook, which prints it
+            self._model.grammars.close()
             self._sockets.close()
             self._ended.set()
             self._started.set()

@@ -1,7 +1,7 @@
 """From a client's grammar to a matcher, within bounds of size, memory and time.
 
-A grammar is somebody else's program. Its text is bounded, and so is what the engine builds of it; what is still slow
-to build is built in one thread of its own, and kept, so that the same schema again costs nothing.
+A grammar is somebody else's program. Its text is bounded, and so is what the engine builds of it (see check for what
+that does not bound). It is built in one thread of its own, and kept, so that the same schema again costs nothing.
 """
 
 import json
@@ -43,6 +43,10 @@ class Compiler:
         """
         return self._thread.submit(self._open, grammar, list(emitted))
 
+    def load(self) -> None:
+        """Read the vocabulary now. Raises as `load` of the constructor."""
+        self._thread.submit(self._vocabulary).result()
+
     def close(self) -> None:
         """End the thread, after what it is at."""
         self._thread.shutdown(wait=False, cancel_futures=True)
@@ -64,16 +68,19 @@ class Compiler:
             raise InvalidRequest("the tokens so far do not follow the grammar")
         return matcher
 
+    def _vocabulary(self) -> LLTokenizer:
+        if self._tokenizer is None:
+            self._tokenizer = self._load()
+        return self._tokenizer
+
     def _compile(self, grammar: Grammar) -> LLMatcher:
         if len(grammar.source) > MAX_SOURCE_CHARS:
             raise InvalidRequest(f"the grammar has more than {MAX_SOURCE_CHARS} characters")
-        if self._tokenizer is None:
-            self._tokenizer = self._load()
         limits = LLParserLimits(
             initial_lexer_fuel=_FUEL, max_grammar_size=_GRAMMAR_SIZE, max_lexer_states=_STATES, verbose_errors=False
         )
         try:
-            matcher = LLMatcher(self._tokenizer, _serialized(grammar), log_level=0, limits=limits)
+            matcher = LLMatcher(self._vocabulary(), _serialized(grammar), log_level=0, limits=limits)
         except ValueError as error:
             raise InvalidRequest(_reason(str(error))) from error
         matcher.compute_bitmask()  # most of the lexer is built here; better now than in somebody's step

@@ -14,8 +14,8 @@ from engine.grammar.compiler import MAX_SOURCE_CHARS, choice_grammar
 from router.doors.sampling import ONE_COMPLAINT, SamplingFields
 from router.text.model import ServedModel
 
-COMPILE_TIMEOUT_S = 10.0
-"""One grammar takes a fraction of a second, the first one also the reading of the vocabulary; the rest is a queue."""
+CHECK_TIMEOUT_S = 20.0
+"""One grammar takes at most a few seconds, the first one also the reading of the vocabulary; the rest is a queue."""
 
 Schema = dict[str, Any] | bool | StrictStr
 ChoiceText = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=4096)]
@@ -148,18 +148,16 @@ async def checked_grammar(model: ServedModel, asked: tuple[Grammar, str] | None)
 
     Raises:
         InvalidRequest: it cannot; the message says why and `param` which field.
-        Overloaded: too many others are being compiled.
+        Overloaded: too many others are being checked.
     """
     if asked is None:
         return None
     grammar, param = asked
     try:
-        async with asyncio.timeout(COMPILE_TIMEOUT_S):
-            await asyncio.wrap_future(model.grammars.open(grammar))
+        async with asyncio.timeout(CHECK_TIMEOUT_S):
+            await asyncio.wrap_future(model.grammars.check(grammar))
     except InvalidRequest as error:
         raise InvalidRequest(f"{param}: {error.message}", param=param) from error
     except TimeoutError:
-        raise Overloaded(
-            "too many grammars wait to be compiled", param=param, retry_after_s=COMPILE_TIMEOUT_S
-        ) from None
+        raise Overloaded("too many grammars wait to be checked", param=param, retry_after_s=CHECK_TIMEOUT_S) from None
     return grammar

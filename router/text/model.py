@@ -5,8 +5,7 @@ from array import array
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from engine.grammar.compiler import Compiler
-from engine.grammar.vocabulary import load_vocabulary
+from engine.grammar.check import GrammarChecker
 from engine.models.config import GenerationConfig, load_generation_config
 from engine.models.registry import load_config
 from router.dialect.dialect import Dialect, dialect_of
@@ -28,7 +27,7 @@ class ServedModel:
     """Rows of the logits: every token id is below it."""
     max_model_len: int
     """Tokens of prompt and answer together."""
-    grammars: Compiler
+    grammars: GrammarChecker
     """Checks what clients want answers to look like."""
     dialect: Dialect = field(default_factory=Dialect)
     generation: GenerationConfig = field(default_factory=GenerationConfig)
@@ -68,7 +67,7 @@ def load_served_model(
         dialect=dialect_of(template.source if template else "", tool_parser, reasoning_parser),
         vocab_size=config.vocab_size,
         max_model_len=min(max_model_len or config.max_position, config.max_position),
-        grammars=Compiler(lambda: load_vocabulary(folder, config.vocab_size)),
+        grammars=GrammarChecker(folder, config.vocab_size),
         generation=load_generation_config(folder),
         created_s=int(time.time()),
     )
