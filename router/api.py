@@ -7,6 +7,8 @@ from typing import Protocol
 
 from engine.core.messages import PeerStatus
 from engine.core.types import FinishReason, Sampling, TokenLogprob, WorkerInfo, WorkerLoad
+from router.prefix_outline import PrefixNode
+from router.recent import RecentTimes
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,30 @@ class WorkerStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class RequestStatus:
+    """One sequence that is here now."""
+
+    id: str
+    state: str
+    prompt_tokens: int
+    tokens: int
+    """Drawn so far."""
+    age_s: float
+    prefill_worker: str = ""
+    decode_worker: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixTree:
+    """What the workers' caches hold, for people."""
+
+    nodes: tuple[PrefixNode, ...] = ()
+    page_size: int = 0
+    left_out: int = 0
+    """Pages that are not followed."""
+
+
+@dataclass(frozen=True, slots=True)
 class ServiceStatus:
     """The whole service as the router sees it now. `ready` is true when a request could be served."""
 
@@ -87,6 +113,11 @@ class ServiceStatus:
     """Of requests that got their first token, since the router started."""
     cached_tokens: int = 0
     """Of those, found in a cache: over prompt_tokens it is the hit rate."""
+    requests: tuple[RequestStatus, ...] = ()
+    """The oldest ones."""
+    totals: tuple[tuple[str, int], ...] = ()
+    """Counts since the router started, by name."""
+    recent: RecentTimes | None = None
 
 
 class StatusSource(Protocol):
@@ -94,3 +125,6 @@ class StatusSource(Protocol):
 
     def status(self) -> ServiceStatus:
         """A snapshot; cheap enough for every health check."""
+
+    def prefixes(self) -> PrefixTree:
+        """What is cached where; takes milliseconds."""

@@ -9,6 +9,7 @@ from prometheus_client.registry import Collector
 
 from router.api import Delta, Timing
 from router.core import RouterCore
+from router.recent import RecentTimes
 from router.stream import CallStream
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -16,6 +17,8 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5
 
 class Observer(Protocol):
     """What the shell tells of each delta on its way to a client."""
+
+    recent: RecentTimes
 
     def delta(self, stream: CallStream, delta: Delta, now: float) -> None:
         """`delta` is pushed to `stream`."""
@@ -81,6 +84,7 @@ class RouterMetrics:
 
     def __init__(self, core: RouterCore, registry: CollectorRegistry) -> None:
         registry.register(CoreCollector(core))
+        self.recent = RecentTimes()
 
         def seconds(name: str, text: str) -> Histogram:
             return Histogram(f"baton_router_{name}_seconds", text, registry=registry, buckets=_SECONDS)
@@ -95,10 +99,14 @@ class RouterMetrics:
     def delta(self, stream: CallStream, delta: Delta, now: float) -> None:
         """Time the tokens of one delta."""
         if delta.tokens:
+            self.recent.tokens += len(delta.tokens)
             if stream.last_s is None:
                 self._ttft.observe(now - stream.sent_s)
+                self.recent.on_first_token(now - stream.sent_s)
             else:
-                self._itl.observe((now - stream.last_s) / len(delta.tokens))
+                gap_s = (now - stream.last_s) / len(delta.tokens)
+                self._itl.observe(gap_s)
+                self.recent.on_gap(gap_s)
             stream.last_s = now
         if delta.timing is not None:
             self._end(stream, delta.timing, now)
@@ -107,5 +115,6 @@ class RouterMetrics:
         self._response.observe(now - stream.sent_s)
         self._queue.observe(timing.queue_s)
         self._prefill.observe(timing.prefill_s)
+        self.recent.on_end(timing.queue_s, timing.prefill_s, timing.transfer_s)
         if timing.transfer_s:
             self._transfer.observe(timing.transfer_s)

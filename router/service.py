@@ -10,7 +10,7 @@ from engine.core.errors import Cancelled, Incompatible, NotFound
 from engine.core.messages import Drain
 from engine.core.types import WorkerInfo
 from kv_transfer.transports.base import peer_key
-from router.api import Delta, GenerateCall, ServiceStatus
+from router.api import Delta, GenerateCall, PrefixTree, ServiceStatus
 from router.core import RouterCore
 from router.events import (
     CallArrived,
@@ -18,6 +18,7 @@ from router.events import (
     Emit,
     Event,
     Fail,
+    FrameArrived,
     Send,
     Tick,
     WorkerDraining,
@@ -26,6 +27,7 @@ from router.events import (
 )
 from router.link import LinkEvent, WorkerConnection, WorkerLink
 from router.metrics import Observer
+from router.prefix_outline import PrefixOutline
 from router.status import service_status
 from router.stream import CallStream
 
@@ -33,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 TICK_S = 0.05
 DRAIN_POLL_S = 0.05
+MAX_NODES = 100
+"""Of the outline that is shown."""
 
 
 class RouterService:
@@ -55,6 +59,7 @@ class RouterService:
         """`connect` makes the connection to one address; `clock` is what deadlines are measured on."""
         self._core = core
         self._observer = observer
+        self._outline = PrefixOutline()
         self._connect = connect
         self._clock = clock
         self._keys = itertools.count(1)
@@ -173,13 +178,20 @@ class RouterService:
 
     def status(self) -> ServiceStatus:
         """See router.api.StatusSource."""
-        return service_status(self._core, list(self._links.values()), self._clock())
+        recent = self._observer.recent if self._observer else None
+        return service_status(self._core, list(self._links.values()), self._clock(), recent)
+
+    def prefixes(self) -> PrefixTree:
+        """See router.api.StatusSource."""
+        page_size = next((worker.info.layout.page_size for worker in self._core.view), 0)
+        return PrefixTree(tuple(self._outline.tree(MAX_NODES)), page_size, self._outline.num_left_out)
 
     # ---------------------------------------------------------------------------------------------------- core
 
     def _handle(self, event: Event) -> None:
         """Let the core decide, and do what it says. Raises Incompatible for a worker that may not join."""
         now = self._clock()
+        self._follow(event)
         for effect in self._core.handle(event, now):
             match effect:
                 case Emit(key, delta):
@@ -196,6 +208,14 @@ class RouterService:
                     stream = self._streams.get(key)
                     if stream is not None:
                         stream.fail(error)
+
+    def _follow(self, event: Event) -> None:
+        """Keep the outline of what is cached where."""
+        match event:
+            case FrameArrived(worker, frame) if frame.kv_events and (state := self._core.view.workers.get(worker)):
+                self._outline.apply(state.info.id, frame.kv_events)
+            case WorkerGone(worker) if state := self._core.view.workers.get(worker):
+                self._outline.forget(state.info.id)
 
     def _run(self, name: str, work: Coroutine[None, None, None]) -> None:
         task = self._tasks[name] = asyncio.create_task(work, name=name)

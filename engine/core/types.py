@@ -167,12 +167,12 @@ class StepOutput:
     tokens: list[int]
     """The drawn token of each row, -1 where `samples` was False."""
     logprobs: list[TokenLogprob | None] | None = None
-    refused: dict[int, str] | None = None
-    """By id: why no token can be drawn for that row, ever."""
     prompt_logprobs: dict[int, list[TokenLogprob]] | None = None
     """By id: one entry for each prompt position of this step that predicts the next prompt token."""
     step_s: float = 0.0
     """Seconds the device was busy with this step."""
+    refused: dict[int, str] | None = None
+    """By id: why no token can be drawn for that row, ever."""
 
 
 NUM_SPARE_PAGES = 4

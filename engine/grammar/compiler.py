@@ -23,6 +23,7 @@ _FUEL, _GRAMMAR_SIZE, _STATES = 200_000, 100_000, 30_000
 """llguidance's units; together at most about a quarter of a second of work and 60 MB a grammar."""
 _JSON: Any = {"whitespace_pattern": r"[\x20\x0A\x09]{0,20}"}
 """Room for indentation, but not for white space without end, in which small models lose themselves."""
+_LENIENT_JSON: Any = _JSON | {"lenient": True}
 
 
 class Compiler:
@@ -94,7 +95,7 @@ def _serialized(grammar: Grammar) -> str:
         case GrammarKind.JSON_SCHEMA:
             return LLMatcher.grammar_from_json_schema(grammar.source, overrides=_JSON)
         case GrammarKind.LENIENT_JSON_SCHEMA:
-            return LLMatcher.grammar_from_json_schema(grammar.source, overrides={**_JSON, "lenient": True})
+            return LLMatcher.grammar_from_json_schema(grammar.source, overrides=_LENIENT_JSON)
         case GrammarKind.REGEX:
             return LLMatcher.grammar_from_regex(grammar.source)
         case GrammarKind.LARK:

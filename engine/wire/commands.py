@@ -56,7 +56,7 @@ _KIND_FROM_PROTO = {number: kind for kind, number in _KIND_TO_PROTO.items()}
 
 
 def _grammar_to_proto(grammar: Grammar | None) -> pb.Grammar | None:
-    return grammar and pb.Grammar(kind=_KIND_TO_PROTO[grammar.kind], source=grammar.source)
+    return None if grammar is None else pb.Grammar(kind=_KIND_TO_PROTO[grammar.kind], source=grammar.source)
 
 
 def _grammar_from_proto(message: pb.Sampling) -> Grammar | None:

@@ -66,7 +66,7 @@ class AnswerParser:
 
     def push(self, text: str) -> list[Piece]:
         """See Parser."""
-        pieces = self._thoughts.push(text) if self._thoughts else [Content(text)]
+        pieces: list[Piece] = self._thoughts.push(text) if self._thoughts else [Content(text)]
         return self._with_calls(pieces)
 
     def finish(self) -> list[Piece]:

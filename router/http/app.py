@@ -15,9 +15,10 @@ from router.http.completions import complete
 from router.http.errors import error_response, plain_error_response
 from router.http.limits import BodyLimit
 from router.http.metrics import RequestMetrics
+from router.http.page import page_response
 from router.http.respond import Door, Json, request_id_of
 from router.http.schema import TokenizeRequest
-from router.http.status import status_body
+from router.http.status import prefixes_body, status_body
 from router.text.model import ServedModel
 
 
@@ -97,6 +98,16 @@ def _add_operations(app: FastAPI, status: StatusSource, registry: CollectorRegis
     async def status_page() -> Json:
         """The workers and how busy they are, as `baton status` shows it."""
         return status_body(status.status())
+
+    @app.get("/status/prefixes")
+    async def prefixes() -> Json:
+        """What the workers' caches hold, as a tree."""
+        return prefixes_body(status.prefixes())
+
+    @app.get("/")
+    async def page() -> Response:
+        """The service as people see it, and a chat."""
+        return page_response()
 
 
 async def _baton_error(request: Request, error: Exception) -> Response:

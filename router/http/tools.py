@@ -107,9 +107,17 @@ ToolCalls = TypeAliasType("ToolCalls", Annotated[list[ToolCall], *ONE_COMPLAINT,
 class ToolFields(Protocol):
     """The part of a chat request that is about tools."""
 
-    tools: Sequence[Tool] | None
-    tool_choice: ToolChoice | None
-    parallel_tool_calls: bool | None
+    @property
+    def tools(self) -> Sequence[Tool] | None:
+        """All that may be called."""
+
+    @property
+    def tool_choice(self) -> ToolChoice | None:
+        """Whether, or which one."""
+
+    @property
+    def parallel_tool_calls(self) -> bool | None:
+        """Several in one answer."""
 
 
 @dataclass(frozen=True, slots=True)

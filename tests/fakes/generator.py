@@ -5,7 +5,8 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 
 from engine.core.errors import BatonError
 from engine.core.types import FinishReason, Sampling, TokenLogprob
-from router.api import Delta, GenerateCall, ServiceStatus, Timing
+from router.api import Delta, GenerateCall, PrefixTree, ServiceStatus, Timing
+from router.prefix_outline import PrefixNode
 
 Script = Callable[[GenerateCall], Sequence[int]]
 
@@ -99,3 +100,8 @@ class FakeStatus:
     def status(self) -> ServiceStatus:
         """What was set last."""
         return self.now
+
+    def prefixes(self) -> PrefixTree:
+        """Two pages that both workers hold, and one below that only the second has."""
+        below = PrefixNode(b"\x02" * 8, 1, ("decode-0",))
+        return PrefixTree((PrefixNode(b"\x01" * 8, 2, ("decode-0", "prefill-0"), [below]),), 16)
