@@ -8,7 +8,19 @@ from typing import Protocol
 from engine.core.messages import PeerStatus
 from engine.core.types import FinishReason, Sampling, TokenLogprob, WorkerInfo, WorkerLoad
 from router.prefix_outline import PrefixNode
-from router.recent import RecentTimes
+from router.recent import RecentTimes, Timing
+
+__all__ = [
+    "Delta",
+    "GenerateCall",
+    "Generator",
+    "PrefixTree",
+    "RequestStatus",
+    "ServiceStatus",
+    "StatusSource",
+    "Timing",
+    "WorkerStatus",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,18 +33,6 @@ class GenerateCall:
     timeout_s: float
     tenant: str = ""
     priority: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """Where the time to the first token went, seconds; and who did it."""
-
-    queue_s: float = 0.0
-    prefill_s: float = 0.0
-    transfer_s: float = 0.0
-    ttft_s: float = 0.0
-    prefill_worker: str = ""
-    decode_worker: str = ""
 
 
 @dataclass(frozen=True, slots=True)

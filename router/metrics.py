@@ -102,7 +102,6 @@ class RouterMetrics:
             self.recent.tokens += len(delta.tokens)
             if stream.last_s is None:
                 self._ttft.observe(now - stream.sent_s)
-                self.recent.on_first_token(now - stream.sent_s)
             else:
                 gap_s = (now - stream.last_s) / len(delta.tokens)
                 self._itl.observe(gap_s)
@@ -115,6 +114,6 @@ class RouterMetrics:
         self._response.observe(now - stream.sent_s)
         self._queue.observe(timing.queue_s)
         self._prefill.observe(timing.prefill_s)
-        self.recent.on_end(timing.queue_s, timing.prefill_s, timing.transfer_s)
+        self.recent.on_end(timing)
         if timing.transfer_s:
             self._transfer.observe(timing.transfer_s)

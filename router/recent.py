@@ -1,4 +1,4 @@
-"""What recent requests took, as moving averages: for people who look, not for decisions."""
+"""What requests took: each one, and recent ones as moving averages for people who look."""
 
 from dataclasses import dataclass
 
@@ -6,12 +6,24 @@ WEIGHT = 0.1
 """Of the newest value."""
 
 
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Where the time to the first token went, seconds; and who did it."""
+
+    queue_s: float = 0.0
+    prefill_s: float = 0.0
+    transfer_s: float = 0.0
+    ttft_s: float = 0.0
+    prefill_worker: str = ""
+    decode_worker: str = ""
+
+
 @dataclass(slots=True)
 class RecentTimes:
     """Seconds. Mutable; whoever measures feeds it."""
 
     requests: int = 0
-    """That got their first token."""
+    """That have ended well."""
     ttft_s: float = 0.0
     queue_s: float = 0.0
     """Part of TTFT: waiting."""
@@ -26,20 +38,18 @@ class RecentTimes:
 
     def on_gap(self, seconds: float) -> None:
         """Two tokens of one answer came that far apart."""
-        self.itl_s = _moved(self.itl_s, seconds)
+        self.itl_s = _moved(self.itl_s, seconds) if self.itl_s else seconds
 
-    def on_first_token(self, ttft_s: float) -> None:
-        """Of one request."""
+    def on_end(self, timing: Timing) -> None:
+        """TTFT of one request and its parts, all at its end, so that they are of the same requests."""
+        first = not self.requests
         self.requests += 1
-        self.ttft_s = _moved(self.ttft_s, ttft_s) if self.requests > 1 else ttft_s
-
-    def on_end(self, queue_s: float, prefill_s: float, transfer_s: float) -> None:
-        """The parts of one request's TTFT, told at its end."""
-        self.queue_s = _moved(self.queue_s, queue_s)
-        self.prefill_s = _moved(self.prefill_s, prefill_s)
-        if transfer_s:
-            self.transfer_s = _moved(self.transfer_s, transfer_s)
+        self.ttft_s = timing.ttft_s if first else _moved(self.ttft_s, timing.ttft_s)
+        self.queue_s = timing.queue_s if first else _moved(self.queue_s, timing.queue_s)
+        self.prefill_s = timing.prefill_s if first else _moved(self.prefill_s, timing.prefill_s)
+        if timing.transfer_s:
+            self.transfer_s = _moved(self.transfer_s, timing.transfer_s) if self.transfer_s else timing.transfer_s
 
 
 def _moved(average: float, value: float) -> float:
-    return average + WEIGHT * (value - average) if average else value
+    return average + WEIGHT * (value - average)

@@ -46,7 +46,6 @@ class MistralParser:
 
     def _text_again(self) -> None:
         self._raw = ""
-        self._scanner.skip_space()
         self._step = self._in_text
 
     def _after_mark(self, char: str) -> list[Piece]:
@@ -64,6 +63,8 @@ class MistralParser:
         if char == "]":
             shown = f"{self._raw}]" if self._raw else ""
             self._text_again()
+            if not shown:
+                self._scanner.skip_space()
             return [Content(shown)] if shown else []
         if self._raw:
             self._raw += char
@@ -105,6 +106,7 @@ class MistralParser:
     def _in_arguments(self, char: str) -> list[Piece]:
         if self._value.push(char)[1]:
             self._text_again()
+            self._scanner.skip_space()
         return [CallArguments(self._num_calls - 1, char)]
 
     def _start(self, name: str) -> Piece:
