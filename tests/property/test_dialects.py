@@ -5,7 +5,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from router.dialect.base import CallArguments, CallStart, Content, Piece, Reasoning
@@ -56,6 +56,7 @@ def parsed(dialect: Dialect, parts: list[str], *, inside: bool = False) -> list[
 
 
 @pytest.mark.parametrize("dialect", DIALECTS, ids=lambda dialect: f"{dialect.tools}-{dialect.thinks}")
+@settings(max_examples=60)
 @given(text=NOISE, places=st.lists(st.integers(0, 400), max_size=12), inside=st.booleans())
 def test_cuts_change_nothing(dialect: Dialect, text: str, places: list[int], inside: bool) -> None:
     whole = parsed(dialect, [text], inside=inside)
