@@ -54,3 +54,4 @@ async def service(tmp_path: Path) -> AsyncIterator[Service]:
     async with grpc.aio.insecure_channel(address) as channel:
         yield Service(model, generator, door, address, channel, InferenceStub(channel))
     await server.stop(0)
+    model.grammars.close()

@@ -1,5 +1,6 @@
 """Calls of tools and thoughts through the official client: whole, streamed, forced, and sent back."""
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -230,3 +231,17 @@ async def test_completions_have_forms_too(service: Service) -> None:
     service.answers("a", end=True)
     await service.openai.completions.create(model="tiny", prompt=["x", "y"], extra_body={"guided_choice": ["a", "b"]})
     assert [call.sampling.grammar.kind for call in service.generator.calls] == [GrammarKind.LARK] * 2
+
+
+async def test_a_hostile_schema_holds_up_nobody(service: Service) -> None:
+    """It takes the compiler minutes; its process gets seconds, and everybody else is answered meanwhile."""
+    patterns = [{"type": "string", "pattern": f"(.*{chr(97 + n % 26)}){{20}}"} for n in range(60)]
+    body = {"model": "tiny", "messages": HI, "extra_body": {"guided_json": {"allOf": patterns}}}
+    hostile = asyncio.ensure_future(service.openai.chat.completions.create(**body))
+    for _ in range(20):
+        await service.openai.completions.create(model="tiny", prompt="hi", max_tokens=2)
+    assert not hostile.done()
+    with pytest.raises(openai.BadRequestError, match="too complex") as caught:
+        await hostile
+    assert caught.value.param == "guided_json"
+    assert len(service.generator.calls) == 20
