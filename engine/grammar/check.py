@@ -4,9 +4,10 @@ llguidance bounds what it builds, but not every way there: some patterns take it
 other thousands deep overflow its stack, which ends the process. A router asks here first, so workers only ever meet
 grammars that this process has survived, under the same limits.
 
-    parent                                child: python -m engine.grammar.check FOLDER VOCAB_SIZE
-    {"kind": ..., "source": ...}\\n   ->   compiles, with CPU_S of processor time to do it in
-                                      <-   {"error": null}\\n
+    parent, a line each                 child: python -m engine.grammar.check FOLDER VOCAB_SIZE
+                                   <-   ready
+    {"kind": ..., "source": ...}   ->   compiles, with MAX_CPU_S of processor time to do it in
+                                   <-   {"error": null}
 """
 
 import json
@@ -15,22 +16,26 @@ import resource
 import subprocess
 import sys
 import threading
+import time
 from collections import OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor
 from hashlib import blake2b
 from pathlib import Path
 
-from engine.core.errors import BatonError, CheckpointError, Code, InvalidRequest
+from engine.core.errors import BatonError, CheckpointError, Code, InvalidRequest, Unavailable
 from engine.core.types import Grammar, GrammarKind
 from engine.grammar.compiler import MAX_SOURCE_CHARS, Compiler
 from engine.grammar.vocabulary import load_vocabulary
 
-CPU_S = 2
-"""Of one grammar; RLIMIT_CPU counts whole seconds."""
+MAX_CPU_S = 1.0
+"""Of one grammar. A worker that meets it takes as long, and its other rows wait when the prompt is computed sooner."""
+_KILL_AFTER_S = 2
+"""RLIMIT_CPU counts whole seconds."""
 _MEMORY_BYTES = 4 << 30
 _PATIENCE_S = 60.0
-"""On a machine so busy that CPU_S take this long, nobody would wait longer."""
+"""On a machine so busy that a second of processor time takes this long, nobody would wait longer."""
 _MAX_KNOWN = 1024
+_READY = "ready\n"
 _TOO_MUCH = "the grammar is too complex: compiling it takes too long or too much memory"
 
 
@@ -46,7 +51,9 @@ class GrammarChecker:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="grammar-check")
 
     def check(self, grammar: Grammar) -> "Future[None]":
-        """The future raises InvalidRequest for a bad grammar, CheckpointError where the tokenizer knows none at all."""
+        """The future raises InvalidRequest for a bad grammar, CheckpointError where the tokenizer knows none at all,
+        Unavailable when the process does not start.
+        """
         return self._thread.submit(self._check, grammar)
 
     def close(self) -> None:
@@ -100,6 +107,10 @@ class GrammarChecker:
             self._child = subprocess.Popen(
                 self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
             )
+            assert self._child.stdout is not None
+            if self._child.stdout.readline() != _READY:
+                self.close()
+                raise Unavailable("the process that checks grammars does not start; the log has it")
         return self._child
 
 
@@ -108,6 +119,8 @@ def serve(folder: Path, vocab_size: int) -> None:
     compiler = Compiler(lambda: load_vocabulary(folder, vocab_size))
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    sys.stdout.write(_READY)
+    sys.stdout.flush()
     for question in sys.stdin:
         told = json.loads(question)
         sys.stdout.write(json.dumps(_verdict(compiler, Grammar(GrammarKind(told["kind"]), told["source"]))) + "\n")
@@ -117,8 +130,11 @@ def serve(folder: Path, vocab_size: int) -> None:
 def _verdict(compiler: Compiler, grammar: Grammar) -> dict[str, str | None]:
     try:
         compiler.load()  # not on the grammar's account
-        _allow_cpu(CPU_S)
+        _allow_cpu(_KILL_AFTER_S)
+        begun_s = time.process_time()
         compiler.open(grammar).result()
+        if time.process_time() - begun_s > MAX_CPU_S:
+            raise InvalidRequest(_TOO_MUCH)
     except BatonError as error:
         return {"error": error.message, "code": error.code}
     return {"error": None}
