@@ -8,7 +8,7 @@ import json
 import os
 import signal
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any
 
 import openai
 import pytest
@@ -28,13 +28,13 @@ HI: list[Any] = [{"role": "user", "content": "A city, please."}]
 class City(BaseModel):
     name: str = Field(max_length=12)
     people: int = Field(ge=0, le=9999)
-    rivers: list[str] = Field(max_length=2)
+    rivers: list[Annotated[str, Field(max_length=6)]] = Field(max_length=2)
 
 
 SCHEMA = {
     "type": "object",
     "properties": {
-        "name": {"type": "string", "maxLength": 400, "minLength": 300},
+        "name": {"type": "string", "maxLength": 160, "minLength": 120},
         "people": {"type": "integer", "minimum": 0, "maximum": 9999},
     },
     "required": ["name", "people"],
@@ -88,7 +88,7 @@ def test_parsed_answers(client: openai.OpenAI, sampling: dict[str, Any]) -> None
 
 
 def test_a_streamed_form_with_logprobs_is_the_whole_one(client: openai.OpenAI) -> None:
-    fields: dict[str, Any] = {"model": "tiny", "messages": HI, "seed": 5, "logprobs": True, "max_tokens": 400}
+    fields: dict[str, Any] = {"model": "tiny", "messages": HI, "seed": 5, "logprobs": True, "max_tokens": 900}
     fields["response_format"] = {"type": "json_schema", "json_schema": {"name": "c", "strict": True, "schema": SCHEMA}}
     whole = client.chat.completions.create(**fields).choices[0]
     streamed, rows = "", 0
@@ -146,7 +146,7 @@ def test_what_cannot_be_followed_is_refused_with_the_field_s_name(client: openai
 
 async def generate(stub: InferenceStub, **sampling: Any) -> tuple[str, list[str], int]:
     """Text, workers, and how it ended."""
-    request = pb.GenerateRequest(text="A city: ", sampling=pb.SamplingParams(**({"max_tokens": 700} | sampling)))
+    request = pb.GenerateRequest(text="A city: ", sampling=pb.SamplingParams(**({"max_tokens": 950} | sampling)))
     text, workers = "", []
     async for message in stub.Generate(request, timeout=120.0):
         text += message.text
@@ -174,7 +174,7 @@ async def test_an_answer_goes_on_validly_where_its_worker_died(service: PlainSer
     async with connect(service.grpc) as channel:
         stub = InferenceStub(channel)
         undisturbed, _, _ = await generate(stub, **wanted)
-        request = pb.GenerateRequest(text="A city: ", sampling=pb.SamplingParams(max_tokens=700, **wanted))
+        request = pb.GenerateRequest(text="A city: ", sampling=pb.SamplingParams(max_tokens=950, **wanted))
         text, killed = "", ""
         async for message in stub.Generate(request, timeout=120.0):
             text += message.text
