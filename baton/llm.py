@@ -7,16 +7,17 @@ from typing import Any, Self, Unpack, cast
 from pydantic import ValidationError
 
 from baton.driver import Driver
-from baton.results import Answer, Logprob, Message, Prompt, Result, SamplingOptions, Usage
+from baton.results import Answer, FormOptions, Logprob, Message, Prompt, Result, SamplingOptions, Usage
 from baton.wire import is_chat
 from engine.models.hub import resolve_model
 from engine.runtime.build import build_engine
 from engine.runtime.config import EngineConfig
 from router.doors.config import DoorConfig
 from router.doors.prompts import chat_tokens, text_tokens, tokens_of_ids
-from router.doors.sampling import SamplingFields, invalid
+from router.doors.sampling import invalid
 from router.doors.session import Answer as Collected
 from router.doors.session import Ask, Choice, choices_of
+from router.doors.structured import StructuredFields
 from router.text.model import load_served_model
 from router.text.output import TokenText
 
@@ -59,6 +60,7 @@ class LLM:
 
     def close(self) -> None:
         """Stop the engine."""
+        self._model.grammars.close()
         self._engine.close()
 
     def generate(self, prompt: Prompt, *, n: int = 1, **sampling: Unpack[SamplingOptions]) -> Result:
@@ -76,10 +78,16 @@ class LLM:
         )
         if "logit_bias" in sampling:
             options["logit_bias"] = {str(token): bias for token, bias in sampling["logit_bias"].items()}
+        form = {name: options.pop(name) for name in FormOptions.__annotations__ if name in options}
+        if form:
+            options["structured_outputs"] = {"json" if name == "json_schema" else name: form[name] for name in form}
         try:
-            fields = SamplingFields.model_validate(options | {"n": n})
+            fields = StructuredFields.model_validate(options | {"n": n})
         except ValidationError as error:
             raise invalid(error) from error
+        asked = fields.grammar()
+        if asked is not None:
+            self._model.grammars.check(asked[0]).result()
         choices = [choice for prompt in prompts for choice in self._choices(prompt, fields, logprobs)]
         answers = [
             _answer(choice, collected) for choice, collected in zip(choices, self._driver.run(choices), strict=True)
@@ -92,7 +100,10 @@ class LLM:
             return list(text_tokens(self._model, text, check=False))
         return list(chat_tokens(self._model, text, check=False))
 
-    def _choices(self, prompt: Prompt, fields: SamplingFields, logprobs: tuple[int | None, int | None]) -> list[Choice]:
+    def _choices(
+        self, prompt: Prompt, fields: StructuredFields, logprobs: tuple[int | None, int | None]
+    ) -> list[Choice]:
+        asked = fields.grammar()
         chat = False
         if isinstance(prompt, str):
             tokens = text_tokens(self._model, prompt)
@@ -108,6 +119,7 @@ class LLM:
             starts_text=chat,
             num_logprobs=logprobs[0],
             num_prompt_logprobs=logprobs[1],
+            grammar=asked[0] if asked else None,
         )
         return choices_of(ask, self._model, DoorConfig())
 

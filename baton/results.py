@@ -21,7 +21,19 @@ class EndOptions(TypedDict, total=False):
     ignore_eos: bool
 
 
-class SamplingOptions(EndOptions, total=False):
+class FormOptions(TypedDict, total=False):
+    """What an answer must look like; one of these at most."""
+
+    json_schema: str
+    """A JSON Schema, as JSON."""
+    json_object: bool
+    regex: str
+    choice: Sequence[str]
+    grammar: str
+    """In llguidance's dialect of Lark."""
+
+
+class SamplingOptions(EndOptions, FormOptions, total=False):
     """How tokens are drawn, as inference.proto explains. What is left out takes the model's own default."""
 
     temperature: float

@@ -67,7 +67,8 @@ def generate_request(
     wanted: dict[str, Any] = {**options}
     for name, value in wanted.items():
         with _blaming(name):
-            request.sampling.MergeFrom(pb.SamplingParams(**{name: value}))
+            field: dict[str, Any] = {name: pb.Choice(texts=value) if name == "choice" else value}
+            request.sampling.MergeFrom(pb.SamplingParams(**field))
     with _blaming("prompt"):
         if isinstance(prompt, str):
             request.text = prompt

@@ -12,6 +12,7 @@ from deploy.cluster import EMBEDDED
 from engine.core.errors import InvalidRequest
 from engine.runtime.config import KV_DTYPES, EngineConfig, Formats, parse_kv_memory
 from engine.server.config import TRANSPORTS
+from router.dialect.dialect import REASONING_PARSERS, TOOL_PARSERS
 from router.logs import LOG_FORMATS
 from router.policies.registry import POLICY_NAMES
 from router.server_config import GatewayConfig
@@ -36,6 +37,8 @@ class ServiceConfig:
     """See `model_name`."""
     transport: str = "auto"
     policy: str = "cost"
+    tool_parser: str = "auto"
+    reasoning_parser: str = "auto"
     ray_address: str = EMBEDDED
     gateway: GatewayConfig = field(default_factory=GatewayConfig)
     log_format: str = ""
@@ -54,6 +57,8 @@ class ServiceConfig:
             ("transport", self.transport, TRANSPORTS),
             ("policy", self.policy, POLICY_NAMES),
             ("log-format", self.log_format, ("", *LOG_FORMATS)),
+            ("tool-parser", self.tool_parser, TOOL_PARSERS),
+            ("reasoning-parser", self.reasoning_parser, REASONING_PARSERS),
         ):
             if value not in choices:
                 raise InvalidRequest(f"must be one of {', '.join(choices)}, not {value!r}", param=name)
@@ -100,6 +105,8 @@ FLAGS = (
     Flag("tenants", str | None, None, "TOML file of tenants and their keys' hashes; everybody may call when left out."),
     Flag("otlp_endpoint", str | None, None, "Base URL of an OpenTelemetry collector that gets traces of requests."),
     Flag("log_format", str, "", "Log a line for each request: text or json; only warnings are logged when left out."),
+    Flag("tool_parser", str, "auto", f"How the model writes calls of tools: {', '.join(TOOL_PARSERS)}."),
+    Flag("reasoning_parser", str, "auto", f"How it writes what it thinks: {', '.join(REASONING_PARSERS)}."),
     Flag("max_model_len", int | None, None, "Tokens of prompt and answer together; the model's own when left out."),
     Flag("max_step_tokens", int, 2048, "Tokens that one step computes: the chunk size of prefill."),
     Flag("attention_backend", str, "auto", "Attention kernels; auto takes the best that the device can run."),
@@ -132,6 +139,8 @@ def service_config(values: dict[str, Any], *, ray_address: str) -> ServiceConfig
         name=values["model_name"],
         transport=values["transport"],
         policy=values["policy"],
+        tool_parser=values["tool_parser"],
+        reasoning_parser=values["reasoning_parser"],
         ray_address=ray_address,
         gateway=GatewayConfig(
             None if values["tenants"] is None else Path(values["tenants"]).absolute(), values["otlp_endpoint"]

@@ -27,6 +27,7 @@ from engine.models.registry import load_config
 from engine.server.config import CLUSTER_KEY_VARIABLE, WorkerConfig
 from router.api import ServiceStatus
 from router.config import RouterConfig
+from router.doors.config import DoorConfig
 from router.server_config import RouterServerConfig
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -239,6 +240,7 @@ class Service:
             admin_port=endpoints.admin_port,
             policy=config.policy,
             gateway=config.gateway,
+            doors=DoorConfig(tool_parser=config.tool_parser, reasoning_parser=config.reasoning_parser),
             limits=RouterConfig(salt_key=self._cluster_key.encode()),
         )
         return config.engine.model, router_config, config.log_format

@@ -18,6 +18,8 @@ from engine.core.errors import BatonError, InvalidRequest
 from engine.models.hub import resolve_model
 from engine.server.config import CLUSTER_KEY_VARIABLE
 from router.config import AdmissionConfig, RouterConfig
+from router.dialect.dialect import REASONING_PARSERS, TOOL_PARSERS
+from router.doors.config import DoorConfig
 from router.logs import LOG_FORMATS, set_up_logging
 from router.policies.registry import POLICY_NAMES
 from router.server import RunningRouter
@@ -65,6 +67,8 @@ def parser() -> argparse.ArgumentParser:
         default="session",
         help="where workers' prefix events are read: in their sessions, or from their --kv-events feeds",
     )
+    flags.add_argument("--tool-parser", choices=TOOL_PARSERS, default="auto", help="how the model writes tool calls")
+    flags.add_argument("--reasoning-parser", choices=REASONING_PARSERS, default="auto", help="how it writes thoughts")
     flags.add_argument("--log-level", default="INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
     flags.add_argument("--log-format", default="text", choices=LOG_FORMATS)
     return flags
@@ -93,6 +97,7 @@ def config_of(arguments: argparse.Namespace, environment: Mapping[str, str]) -> 
             public_feeds=arguments.kv_events == "public",
         ),
         gateway=GatewayConfig(arguments.tenants, arguments.otlp_endpoint, arguments.drain_notice_s),
+        doors=DoorConfig(tool_parser=arguments.tool_parser, reasoning_parser=arguments.reasoning_parser),
     )
 
 

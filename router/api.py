@@ -7,6 +7,20 @@ from typing import Protocol
 
 from engine.core.messages import PeerStatus
 from engine.core.types import FinishReason, Sampling, TokenLogprob, WorkerInfo, WorkerLoad
+from router.prefix_outline import PrefixNode
+from router.recent import RecentTimes, Timing
+
+__all__ = [
+    "Delta",
+    "GenerateCall",
+    "Generator",
+    "PrefixTree",
+    "RequestStatus",
+    "ServiceStatus",
+    "StatusSource",
+    "Timing",
+    "WorkerStatus",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,33 +38,6 @@ class GenerateCall:
     """The tenant's share of a busy service."""
     ttft_slo_s: float | None = None
     """Refuse it at once when its first token is expected later than this."""
-
-
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """Where the time to the first token went, seconds; and who did it.
-
-        ttft_s = queue_s + admit_s + prefill_s + deliver_s
-
-    The client gets the first token as soon as it is drawn, so the handoff comes after it: `transfer_s` and
-    `first_step_s` are what the second token waits for, and 0 for a request that stays on one worker.
-    """
-
-    queue_s: float = 0.0
-    """At the router: from arrival until the attempt was sent that drew the first token."""
-    admit_s: float = 0.0
-    """At the worker that computed the prompt: until it began."""
-    prefill_s: float = 0.0
-    """From then until the first token was here: computing, and both ways on the wire."""
-    deliver_s: float = 0.0
-    """From then until it was handed to the client's connection. The doors fill it in."""
-    ttft_s: float = 0.0
-    transfer_s: float = 0.0
-    """Pulling and proving pages, as the decode worker timed it."""
-    first_step_s: float = 0.0
-    """From the proof of the pages to the first token that the decode worker drew."""
-    prefill_worker: str = ""
-    decode_worker: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +81,30 @@ class WorkerStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class RequestStatus:
+    """One sequence that is here now."""
+
+    id: str
+    state: str
+    prompt_tokens: int
+    tokens: int
+    """Drawn so far."""
+    age_s: float
+    prefill_worker: str = ""
+    decode_worker: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixTree:
+    """What the workers' caches hold, for people."""
+
+    nodes: tuple[PrefixNode, ...] = ()
+    page_size: int = 0
+    left_out: int = 0
+    """Pages that are not followed."""
+
+
+@dataclass(frozen=True, slots=True)
 class ServiceStatus:
     """The whole service as the router sees it now. `ready` is true when a request could be served."""
 
@@ -107,6 +118,11 @@ class ServiceStatus:
     """Of requests that got their first token, since the router started."""
     cached_tokens: int = 0
     """Of those, found in a cache: over prompt_tokens it is the hit rate."""
+    requests: tuple[RequestStatus, ...] = ()
+    """The oldest ones."""
+    totals: tuple[tuple[str, int], ...] = ()
+    """Counts since the router started, by name."""
+    recent: RecentTimes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,3 +168,6 @@ class StatusSource(Protocol):
 
     def status(self) -> ServiceStatus:
         """A snapshot; cheap enough for every health check."""
+
+    def prefix_tree(self) -> PrefixTree:
+        """What is cached where; takes milliseconds."""

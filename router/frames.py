@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from engine.core.errors import DeadlineExceeded, IllegalEvent
+from engine.core.errors import DeadlineExceeded, IllegalEvent, InvalidRequest
 from engine.core.messages import Adopted, DeliverTicket, Finished, Frame, HandoffFailed, PeerStatus, TicketIssued
 from engine.core.types import FinishReason, TokenLogprob
 from kv_transfer.transports.base import peer_key
@@ -191,6 +191,10 @@ class FrameReader:
         flow, attempt = found
         leg = attempt.leg_on(worker.key)
         assert leg is not None, "found by its leg"
+        if finished.reason is FinishReason.REFUSED:
+            leg.ended()
+            self._supervisor.fail(flow, InvalidRequest(finished.message), now)
+            return
         done = finished.reason in (FinishReason.STOP, FinishReason.LENGTH)
         if leg is attempt.prefill:
             # A prefill leg that ended well is done computing; its pages stay until they are released.

@@ -11,6 +11,7 @@ from engine.core.errors import Code
 from router.api import Delta, Timing
 from router.breaker import BreakerState
 from router.core import RouterCore
+from router.recent import RecentTimes
 from router.stream import CallStream
 from router.supervisor import Cause
 from router.view import ClusterView
@@ -20,6 +21,8 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5
 
 class Observer(Protocol):
     """What the shell tells of each delta on its way to a client."""
+
+    recent: RecentTimes
 
     def delta(self, stream: CallStream, delta: Delta, now: float) -> None:
         """`delta` is pushed to `stream`."""
@@ -144,6 +147,7 @@ class RouterMetrics:
 
     def __init__(self, core: RouterCore, registry: CollectorRegistry) -> None:
         registry.register(CoreCollector(core))
+        self.recent = RecentTimes()
 
         def seconds(name: str, text: str) -> Histogram:
             return Histogram(f"baton_router_{name}_seconds", text, registry=registry, buckets=_SECONDS)
@@ -160,10 +164,13 @@ class RouterMetrics:
     def delta(self, stream: CallStream, delta: Delta, now: float) -> None:
         """Time the tokens of one delta."""
         if delta.tokens:
+            self.recent.tokens += len(delta.tokens)
             if stream.last_s is None:
                 self._ttft.observe(now - stream.sent_s)
             else:
-                self._itl.observe((now - stream.last_s) / len(delta.tokens))
+                gap_s = (now - stream.last_s) / len(delta.tokens)
+                self._itl.observe(gap_s)
+                self.recent.on_gap(gap_s)
             stream.last_s = now
         if delta.finish_reason is not None and delta.timing is not None:
             self._end(stream, delta.timing, now)
@@ -173,6 +180,7 @@ class RouterMetrics:
         self._queue.observe(timing.queue_s)
         self._admit.observe(timing.admit_s)
         self._prefill.observe(timing.prefill_s)
+        self.recent.on_end(timing)
         if timing.transfer_s:
             self._transfer.observe(timing.transfer_s)
             self._first_step.observe(timing.first_step_s)

@@ -199,7 +199,13 @@ class RunningRouter:
         """
         self._sockets = sockets = Sockets.bind(config)
         try:
-            self._model = load_served_model(config.model, config.model_name, config.max_model_len)
+            self._model = load_served_model(
+                config.model,
+                config.model_name,
+                config.max_model_len,
+                tool_parser=config.doors.tool_parser,
+                reasoning_parser=config.doors.reasoning_parser,
+            )
         except BatonError:
             sockets.close()
             raise
@@ -296,6 +302,7 @@ class RunningRouter:
         except BatonError as error:
             self._failure = error
         finally:  # a fault of the code goes on to threading.excepthook, which prints it
+            self._model.grammars.close()
             self._sockets.close()
             self._ended.set()
             self._started.set()

@@ -11,7 +11,7 @@ from engine.core.errors import Cancelled, Incompatible, NotFound, Unavailable
 from engine.core.messages import Drain
 from engine.core.types import WorkerInfo
 from kv_transfer.transports.base import peer_key
-from router.api import Delta, GenerateCall, PrefixReport, ServiceStatus
+from router.api import Delta, GenerateCall, PrefixReport, PrefixTree, ServiceStatus
 from router.core import RouterCore
 from router.events import (
     AskFeed,
@@ -20,6 +20,7 @@ from router.events import (
     Emit,
     Event,
     Fail,
+    FrameArrived,
     LeaveFeed,
     Send,
     Tick,
@@ -30,6 +31,7 @@ from router.events import (
 from router.feeds import Follow, PublicFeeds
 from router.link import LinkEvent, WorkerConnection, WorkerLink
 from router.metrics import Observer
+from router.prefix_outline import PrefixOutline
 from router.status import prefix_report, service_status
 from router.stream import CallStream
 
@@ -37,6 +39,8 @@ logger = logging.getLogger(__name__)
 
 TICK_S = 0.05
 DRAIN_POLL_S = 0.05
+MAX_NODES = 100
+"""Of the outline that is shown."""
 
 
 class RouterService:
@@ -62,6 +66,7 @@ class RouterService:
         """
         self._core = core
         self._observer = observer
+        self._outline = PrefixOutline()
         self._connect = connect
         self._clock = clock
         self._keys = itertools.count(1)
@@ -202,18 +207,25 @@ class RouterService:
 
     def status(self) -> ServiceStatus:
         """See router.api.StatusSource."""
-        now = service_status(self._core, list(self._links.values()), self._clock())
+        recent = self._observer.recent if self._observer else None
+        now = service_status(self._core, list(self._links.values()), self._clock(), recent)
         return replace(now, ready=False, detail="the router is draining") if self._draining else now
 
     def prefixes(self, limit: int) -> PrefixReport:
         """What the router knows of the workers' prefix caches."""
         return prefix_report(self._core, limit)
 
+    def prefix_tree(self) -> PrefixTree:
+        """See router.api.StatusSource."""
+        page_size = next((worker.info.layout.page_size for worker in self._core.view), 0)
+        return PrefixTree(tuple(self._outline.tree(MAX_NODES)), page_size, self._outline.num_left_out)
+
     # ---------------------------------------------------------------------------------------------------- core
 
     def _handle(self, event: Event) -> None:
         """Let the core decide, and do what it says. Raises Incompatible for a worker that may not join."""
         now = self._clock()
+        self._follow(event)
         for effect in self._core.handle(event, now):
             match effect:
                 case Emit(key, delta):
@@ -242,6 +254,14 @@ class RouterService:
             case LeaveFeed(worker):
                 logger.warning("the public feed of %s cannot be followed: its session is asked instead", worker)
                 self._feeds.leave(worker)
+
+    def _follow(self, event: Event) -> None:
+        """Keep the outline of what is cached where."""
+        match event:
+            case FrameArrived(worker, frame) if frame.kv_events and (state := self._core.view.workers.get(worker)):
+                self._outline.apply(state.info.id, frame.kv_events)
+            case WorkerGone(worker) if state := self._core.view.workers.get(worker):
+                self._outline.forget(state.info.id)
 
     def _run(self, name: str, work: Coroutine[None, None, None]) -> None:
         self._tasks[name] = self._start(work)

@@ -1,13 +1,23 @@
 """The router's answer to "how is the service?"."""
 
+from itertools import islice
+
 from engine.core.types import WorkerLoad
-from router.api import CacheView, PrefixHolders, PrefixReport, ServiceStatus, WorkerStatus
+from router.api import CacheView, PrefixHolders, PrefixReport, RequestStatus, ServiceStatus, WorkerStatus
 from router.core import RouterCore
+from router.flow import Flow
 from router.link import WorkerLink
+from router.recent import RecentTimes
+from router.stats import RouterStats
 from router.worker import WorkerState
 
+MAX_REQUESTS = 50
+"""Shown at once."""
 
-def service_status(core: RouterCore, links: list[WorkerLink], now: float) -> ServiceStatus:
+
+def service_status(
+    core: RouterCore, links: list[WorkerLink], now: float, recent: RecentTimes | None = None
+) -> ServiceStatus:
     """A snapshot of the core and of every worker that should be there."""
     workers = tuple(_worker_status(core, link, now) for link in links if link.info is not None)
     ready = any(worker.routable(now) for worker in core.view)
@@ -19,6 +29,36 @@ def service_status(core: RouterCore, links: list[WorkerLink], now: float) -> Ser
         running_requests=core.admission.num_running,
         prompt_tokens=core.stats.prompt_tokens,
         cached_tokens=core.stats.cached_tokens,
+        requests=tuple(_request_status(flow, now) for flow in islice(core.calls.flows.values(), MAX_REQUESTS)),
+        totals=_totals(core.stats, recent),
+        recent=recent,
+    )
+
+
+def _totals(stats: RouterStats, recent: RecentTimes | None) -> tuple[tuple[str, int], ...]:
+    return (
+        ("calls", stats.calls),
+        ("finished", stats.outcomes["finished"]),
+        ("failed", sum(stats.outcomes.values()) - stats.outcomes["finished"] - stats.outcomes["cancelled"]),
+        ("drawn_tokens", recent.tokens if recent else stats.output_tokens),
+        ("retries", sum(stats.retries.values())),
+        ("handoffs", stats.handoffs),
+        ("handoff_failures", stats.handoff_failures),
+        ("pages_pulled", stats.pages_pulled),
+        ("transfer_bytes", stats.transfer_bytes),
+    )
+
+
+def _request_status(flow: Flow, now: float) -> RequestStatus:
+    attempt = flow.attempt
+    return RequestStatus(
+        id=flow.call.request_id,
+        state=flow.state,
+        prompt_tokens=flow.num_prompt,
+        tokens=flow.num_emitted,
+        age_s=now - flow.arrived_s,
+        prefill_worker=attempt.prefill.worker.info.id if attempt and attempt.prefill else "",
+        decode_worker=attempt.decode.worker.info.id if attempt else "",
     )
 
 

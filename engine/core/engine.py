@@ -219,6 +219,8 @@ class EngineCore:
             self._result.step_id, self._result.step_s = plan.step_id, output.step_s
             if output.prompt_logprobs:
                 self._commit_prompt_logprobs(plan, states, output.prompt_logprobs)
+            if output.refused:
+                self._refuse_rows(states, output.refused)
             self._commit_rows(plan, states, output)
             self._scheduler.reap()
             self._meter.observe(plan, output.step_s)
@@ -388,7 +390,9 @@ class EngineCore:
             rows.append(row)
             state.tokens.append(token)
             num_tokens, sampling = len(state.tokens), state.request.sampling
-            if token in sampling.stop_token_ids and num_tokens > state.request.num_prompt + sampling.min_tokens:
+            if token in sampling.stop_token_ids and (
+                num_tokens > state.request.num_prompt + sampling.min_tokens or sampling.grammar is not None
+            ):
                 self._finish(state, FinishReason.STOP, token)
             elif num_tokens >= state.max_len:
                 self._complete(state)
@@ -397,6 +401,13 @@ class EngineCore:
         result.tokens += [output.tokens[row] for row in rows]
         if output.logprobs is not None:
             result.logprobs = [output.logprobs[row] for row in rows]
+
+    def _refuse_rows(self, states: list[RequestState], messages: dict[int, str]) -> None:
+        """Nobody can draw a token for these rows. What the step drew for them is dropped with their later rows."""
+        for state in states:
+            if state.id in messages and state.stage in (Stage.RUNNING, Stage.DRAINING):
+                self._drop(state)
+                self._result.finished.append(Finished(state.id, FinishReason.REFUSED, messages[state.id]))
 
     def _extended(self, state: RequestState, *, done: bool) -> None:
         """Known tokens were computed: their full pages become shareable now, not at the end.

@@ -25,6 +25,29 @@ class FinishReason(StrEnum):
     CANCELLED = "cancelled"
     DEADLINE = "deadline"
     ERROR = "error"
+    REFUSED = "refused"
+    """Nobody can go on with the request as it is: its grammar cannot be followed within the limits. Not the worker's
+    fault, so it is not tried elsewhere."""
+
+
+class GrammarKind(StrEnum):
+    """In what language a grammar is written."""
+
+    JSON_SCHEMA = "json_schema"
+    LENIENT_JSON_SCHEMA = "lenient_json_schema"
+    """Keywords that cannot be enforced are passed over instead of refused."""
+    REGEX = "regex"
+    """Of the whole answer."""
+    LARK = "lark"
+    """llguidance's dialect of Lark."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """What the whole answer must look like; its end is the model's end of sequence."""
+
+    kind: GrammarKind
+    source: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +81,8 @@ class Sampling:
     """None: none. 0: of the drawn token. k: of the drawn token and the k likeliest."""
     num_prompt_logprobs: int | None = None
     """Like num_logprobs, for the prompt's tokens. Such a request does not use cached pages for its prompt."""
+    grammar: Grammar | None = None
+    """Tokens after `Request.num_prompt` must follow it. The end of the grammar comes before min_tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +171,8 @@ class StepOutput:
     """By id: one entry for each prompt position of this step that predicts the next prompt token."""
     step_s: float = 0.0
     """Seconds the device was busy with this step."""
+    refused: dict[int, str] | None = None
+    """By id: why no token can be drawn for that row, ever."""
 
 
 NUM_SPARE_PAGES = 4

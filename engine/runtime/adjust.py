@@ -5,7 +5,8 @@ Applied in this order, as vLLM does; transformers differs only in where equal re
     2. repetition penalty (Keskar et al. 2019, arXiv:1909.05858) over prompt and output: positive logits are divided,
        negative ones multiplied;
     3. frequency penalty times the count in the output, and presence penalty once, are subtracted (OpenAI's formula);
-    4. before min_tokens new tokens, the stop tokens are impossible.
+    4. before min_tokens new tokens, the stop tokens are impossible;
+    5. what the row's grammar does not allow is impossible (see engine.runtime.constrain).
 "Output" is what follows num_prompt, whichever attempt drew it.
 
 Shape suffixes: S rows that draw a token, A rows that are adjusted, C history tokens, V vocabulary.
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from engine.core.types import Sampling
+from engine.runtime.constrain import forbid
 from engine.runtime.device import to_device
 from engine.runtime.rows import FREQUENCY, PRESENCE, REPETITION, RowTable
 from engine.runtime.traits import is_penalized
@@ -32,6 +34,7 @@ def adjust(logits_SV: Tensor, table: RowTable, slots: list[int], positions: list
         _penalize(logits_SV, table, penalized, slots, positions)
     num_drawn = [position - table.num_prompt[slot] for slot, position in zip(slots, positions, strict=True)]
     _forbid_stops(logits_SV, settings, num_drawn)
+    forbid(logits_SV, table.grammars, slots, settings, num_drawn)
     return logits_SV
 
 
@@ -71,7 +74,7 @@ def _forbid_stops(logits_SV: Tensor, settings: list[Sampling], num_drawn: list[i
     entries = [
         (row, token)
         for row, sampling in enumerate(settings)
-        if num_drawn[row] < sampling.min_tokens
+        if num_drawn[row] < sampling.min_tokens and sampling.grammar is None  # a grammar's end is possible
         for token in sampling.stop_token_ids
     ]
     if entries:

@@ -14,6 +14,8 @@ from engine.core.config import SchedulerConfig
 from engine.core.engine import EngineCore
 from engine.core.errors import InvalidRequest
 from engine.core.types import KVLayout
+from engine.grammar.compiler import Compiler
+from engine.grammar.vocabulary import load_vocabulary
 from engine.models.base import CausalLM
 from engine.models.checkpoint import model_hash
 from engine.models.config import AttentionConfig, ModelConfig
@@ -105,7 +107,8 @@ def assemble(config: EngineConfig, facts: ModelConfig, model: CausalLM, name: st
     pool = KVPool(layout, num_pages, device)
     shape = attention_shape(facts.attention)
     backend = make_backend(config.attention_backend, pool.tensor_NL2SKE, shape, _dtype(config, facts))
-    table = RowTable(config.max_rows, max_len, layout.page_size, pool.filler_page, device)
+    grammars = Compiler(lambda: load_vocabulary(resolve_model(config.model), facts.vocab_size))
+    table = RowTable(config.max_rows, max_len, layout.page_size, pool.filler_page, device, grammars)
     model = _fused(model, device, backend)
     graphs = _decode_graphs(config, model, backend, table)
     executor = ThreadedExecutor(StepRunner(model, backend, table, graphs))

@@ -9,6 +9,8 @@ Shape suffixes: R slots, C token capacity, P pages of a row, F sampling fields, 
 import torch
 
 from engine.core.types import NewRow, Sampling, StepPlan
+from engine.grammar.compiler import Compiler
+from engine.runtime.constrain import FollowedRows
 from engine.runtime.device import to_device
 from engine.runtime.noise import seed_bits
 from engine.runtime.traits import is_plain
@@ -20,8 +22,15 @@ class RowTable:
     """Persistent batch tensors. Applies the bookkeeping part of plans; steps only read it, and write drawn tokens."""
 
     def __init__(
-        self, max_rows: int, max_model_len: int, page_size: int, filler_page: int, device: torch.device
+        self,
+        max_rows: int,
+        max_model_len: int,
+        page_size: int,
+        filler_page: int,
+        device: torch.device,
+        grammars: Compiler | None = None,
     ) -> None:
+        """`grammars`: see FollowedRows."""
         max_pages = -(-max_model_len // page_size)
         self.device = device
         self.page_size = page_size
@@ -36,6 +45,7 @@ class RowTable:
         self.num_prompt = [0] * max_rows
         self.special: set[int] = set()
         """Slots whose token is not simply the argmax."""
+        self.grammars = FollowedRows(grammars)
         self._filler_page = filler_page
         self._num_pages = [0] * max_rows
         self._slot_of: dict[int, int] = {}
@@ -46,6 +56,7 @@ class RowTable:
         for id in plan.removed:
             slot = self._slot_of.pop(id)
             self.special.discard(slot)
+            self.grammars.remove(slot)
             self._free.append(slot)
         for row in plan.added:
             self._add(row)
@@ -63,6 +74,7 @@ class RowTable:
         self.sampling[slot] = sampling
         if not is_plain(sampling):
             self.special.add(slot)
+        self.grammars.add(slot, row)
         self.num_prompt[slot] = row.num_prompt
         self._num_pages[slot] = 0
         self.tokens_RC[slot, : len(row.tokens)] = to_device(

@@ -1,6 +1,6 @@
 """One step on the device: apply the plan's bookkeeping, run the model, draw, and leave the tokens where they are next.
 
-Nothing here waits for the device, save sampling settings that need its answer on the host (see sampler).
+Nothing here waits for the device, save sampling settings that need its answer on the host (see sampler, constrain).
 Shape suffixes: T tokens of the step, D hidden, B rows, S rows that draw a token, L positions that want log
 probabilities, V vocabulary.
 """
@@ -15,6 +15,7 @@ from engine.attention.base import AttentionBackend
 from engine.core.types import StepOutput, StepPlan, TokenLogprob
 from engine.models.base import CausalLM
 from engine.runtime.batch import StepBatch, build_batch
+from engine.runtime.constrain import HostTokens
 from engine.runtime.device import Stopwatch, to_device, to_host
 from engine.runtime.logprobs import Logprobs, chunks, logprobs_of
 from engine.runtime.rows import RowTable
@@ -37,10 +38,13 @@ class PendingStep:
     logprob_rows: list[int] = field(default_factory=list)
     logprobs: Logprobs | None = None
     prompt_logprobs: list[tuple[int, Logprobs]] = field(default_factory=list)
+    refused: dict[int, str] = field(default_factory=dict)
+    """By id: rows whose grammar cannot be followed; their tokens mean nothing."""
 
     def wait(self) -> StepOutput:
         """Block until the step is done."""
         output = StepOutput(self.step_id, [-1] * self.num_rows, step_s=self.stopwatch.wait())
+        output.refused = self.refused or None
         if self.tokens_S is not None:
             for row, token in zip(self.drawing, self.tokens_S.tolist(), strict=True):
                 output.tokens[row] = token
@@ -122,6 +126,8 @@ class StepRunner:
         tokens_S = draw(logits_SV, table, slots, positions)
         table.tokens_RC[slots_S, positions_S] = tokens_S.int()
         pending.tokens_S = to_host(tokens_S)
+        if table.grammars.by_slot:
+            pending.refused = table.grammars.drew(slots, HostTokens(pending.tokens_S, table.device))
         num_top = [table.sampling[slot].num_logprobs for slot in slots]
         wanted = [index for index, num in enumerate(num_top) if num is not None]
         if wanted:

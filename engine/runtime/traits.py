@@ -19,7 +19,8 @@ def is_penalized(sampling: Sampling) -> bool:
 
 def is_adjusted(sampling: Sampling) -> bool:
     """Logits may change before temperature."""
-    return is_penalized(sampling) or bool(sampling.logit_bias or (sampling.min_tokens and sampling.stop_token_ids))
+    forbids_stops = bool(sampling.min_tokens and sampling.stop_token_ids)
+    return is_penalized(sampling) or bool(sampling.logit_bias) or forbids_stops or sampling.grammar is not None
 
 
 def is_truncated(sampling: Sampling) -> bool:

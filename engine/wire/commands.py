@@ -21,7 +21,7 @@ from engine.core.messages import (
     Release,
     SendPrefixes,
 )
-from engine.core.types import KVLayout, Request, Sampling, WorkerInfo
+from engine.core.types import Grammar, GrammarKind, KVLayout, Request, Sampling, WorkerInfo
 from engine.wire import worker_pb2 as pb
 
 # ---------------------------------------------------------------------------------------------------- requests
@@ -46,6 +46,28 @@ def tokens_from_bytes(data: bytes) -> "array[int]":
     return tokens
 
 
+_KIND_TO_PROTO = {
+    GrammarKind.JSON_SCHEMA: pb.Grammar.KIND_JSON_SCHEMA,
+    GrammarKind.LENIENT_JSON_SCHEMA: pb.Grammar.KIND_LENIENT_JSON_SCHEMA,
+    GrammarKind.REGEX: pb.Grammar.KIND_REGEX,
+    GrammarKind.LARK: pb.Grammar.KIND_LARK,
+}
+_KIND_FROM_PROTO = {number: kind for kind, number in _KIND_TO_PROTO.items()}
+
+
+def _grammar_to_proto(grammar: Grammar | None) -> pb.Grammar | None:
+    return None if grammar is None else pb.Grammar(kind=_KIND_TO_PROTO[grammar.kind], source=grammar.source)
+
+
+def _grammar_from_proto(message: pb.Sampling) -> Grammar | None:
+    if not message.HasField("grammar"):
+        return None
+    kind = _KIND_FROM_PROTO.get(message.grammar.kind)
+    if kind is None:  # without it the answer would look like anything
+        raise InvalidRequest("this worker does not know that kind of grammar", param="grammar")
+    return Grammar(kind, message.grammar.source)
+
+
 def sampling_to_proto(sampling: Sampling) -> pb.Sampling:
     """Every field; the optional ones only when set."""
     return pb.Sampling(
@@ -64,11 +86,14 @@ def sampling_to_proto(sampling: Sampling) -> pb.Sampling:
         stop_token_ids=sampling.stop_token_ids,
         num_logprobs=sampling.num_logprobs,
         num_prompt_logprobs=sampling.num_prompt_logprobs,
+        grammar=_grammar_to_proto(sampling.grammar),
     )
 
 
 def sampling_from_proto(message: pb.Sampling) -> Sampling:
-    """The inverse of `sampling_to_proto`. Raises InvalidRequest for parallel fields of unequal length."""
+    """The inverse of `sampling_to_proto`. Raises InvalidRequest for parallel fields of unequal length and for an
+    unknown kind of grammar.
+    """
     if len(message.bias_tokens) != len(message.bias_values):
         raise InvalidRequest("bias_tokens and bias_values differ in length", param="logit_bias")
     return Sampling(
@@ -86,6 +111,7 @@ def sampling_from_proto(message: pb.Sampling) -> Sampling:
         stop_token_ids=tuple(message.stop_token_ids),
         num_logprobs=message.num_logprobs if message.HasField("num_logprobs") else None,
         num_prompt_logprobs=message.num_prompt_logprobs if message.HasField("num_prompt_logprobs") else None,
+        grammar=_grammar_from_proto(message),
     )
 
 

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x65ngine/wire/inference.proto\x12\x08\x62\x61ton.v1\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\x05\"H\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12\x11\n\x04name\x18\x03 \x01(\tH\x00\x88\x01\x01\x42\x07\n\x05_name\"/\n\x04\x43hat\x12\'\n\x08messages\x18\x01 \x03(\x0b\x32\x15.baton.v1.ChatMessage\"\xa1\x05\n\x0eSamplingParams\x12\x17\n\nmax_tokens\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x17\n\nmin_tokens\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x18\n\x0btemperature\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05top_p\x18\x04 \x01(\x01H\x03\x88\x01\x01\x12\x12\n\x05top_k\x18\x05 \x01(\rH\x04\x88\x01\x01\x12\x12\n\x05min_p\x18\x06 \x01(\x01H\x05\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x07 \x01(\x01H\x06\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x08 \x01(\x01H\x07\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\t \x01(\x01H\x08\x88\x01\x01\x12;\n\nlogit_bias\x18\n \x03(\x0b\x32\'.baton.v1.SamplingParams.LogitBiasEntry\x12\x11\n\x04seed\x18\x0b \x01(\x03H\t\x88\x01\x01\x12\x0c\n\x04stop\x18\x0c \x03(\t\x12\x16\n\x0estop_token_ids\x18\r \x03(\x05\x12\x12\n\nignore_eos\x18\x0e \x01(\x08\x12\x15\n\x08logprobs\x18\x0f \x01(\rH\n\x88\x01\x01\x12\x1c\n\x0fprompt_logprobs\x18\x10 \x01(\rH\x0b\x88\x01\x01\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\x05\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\r\n\x0b_max_tokensB\r\n\x0b_min_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x07\n\x05_seedB\x0b\n\t_logprobsB\x12\n\x10_prompt_logprobs\"\xdd\x01\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12$\n\x06tokens\x18\x03 \x01(\x0b\x32\x12.baton.v1.TokenIdsH\x00\x12\x1e\n\x04\x63hat\x18\x04 \x01(\x0b\x32\x0e.baton.v1.ChatH\x00\x12*\n\x08sampling\x18\x05 \x01(\x0b\x32\x18.baton.v1.SamplingParams\x12\t\n\x01n\x18\x06 \x01(\r\x12\x12\n\nrequest_id\x18\x07 \x01(\t\x12\x10\n\x08priority\x18\x08 \x01(\x11\x42\x08\n\x06prompt\";\n\nTopLogprob\x12\r\n\x05token\x18\x01 \x01(\x05\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12\r\n\x05\x62ytes\x18\x03 \x01(\x0c\"_\n\x0bTextLogprob\x12\r\n\x05token\x18\x01 \x01(\x05\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12\r\n\x05\x62ytes\x18\x03 \x01(\x0c\x12!\n\x03top\x18\x04 \x03(\x0b\x32\x14.baton.v1.TopLogprob\"P\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x15\n\rcached_tokens\x18\x03 \x01(\r\"\xc0\x01\n\rRequestTiming\x12\x0f\n\x07queue_s\x18\x01 \x01(\x01\x12\x11\n\tprefill_s\x18\x02 \x01(\x01\x12\x12\n\ntransfer_s\x18\x03 \x01(\x01\x12\x0e\n\x06ttft_s\x18\x04 \x01(\x01\x12\x16\n\x0eprefill_worker\x18\x05 \x01(\t\x12\x15\n\rdecode_worker\x18\x06 \x01(\t\x12\x0f\n\x07\x61\x64mit_s\x18\x07 \x01(\x01\x12\x11\n\tdeliver_s\x18\x08 \x01(\x01\x12\x14\n\x0c\x66irst_step_s\x18\t \x01(\x01\"\x93\x03\n\x10GenerateResponse\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0e\n\x06tokens\x18\x03 \x03(\x05\x12\'\n\x08logprobs\x18\x04 \x03(\x0b\x32\x15.baton.v1.TextLogprob\x12.\n\x0fprompt_logprobs\x18\x05 \x03(\x0b\x32\x15.baton.v1.TextLogprob\x12\x31\n\x06\x66inish\x18\x06 \x01(\x0e\x32!.baton.v1.GenerateResponse.Finish\x12\x13\n\tstop_text\x18\x07 \x01(\tH\x00\x12\x14\n\nstop_token\x18\x08 \x01(\x05H\x00\x12\x1e\n\x05usage\x18\t \x01(\x0b\x32\x0f.baton.v1.Usage\x12\'\n\x06timing\x18\n \x01(\x0b\x32\x17.baton.v1.RequestTiming\"D\n\x06\x46inish\x12\x16\n\x12\x46INISH_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x46INISH_STOP\x10\x01\x12\x11\n\rFINISH_LENGTH\x10\x02\x42\x0c\n\nstopped_by\"Y\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12\x1e\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x0e.baton.v1.ChatH\x00\x42\x07\n\x05input\"\x1f\n\x10TokenizeResponse\x12\x0b\n\x03ids\x18\x01 \x03(\x05\"\x13\n\x11ListModelsRequest\"D\n\tModelCard\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rmax_model_len\x18\x02 \x01(\r\x12\x12\n\nvocab_size\x18\x03 \x01(\r\"9\n\x12ListModelsResponse\x12#\n\x06models\x18\x01 \x03(\x0b\x32\x13.baton.v1.ModelCard2\xdc\x01\n\tInference\x12\x43\n\x08Generate\x12\x19.baton.v1.GenerateRequest\x1a\x1a.baton.v1.GenerateResponse0\x01\x12\x41\n\x08Tokenize\x12\x19.baton.v1.TokenizeRequest\x1a\x1a.baton.v1.TokenizeResponse\x12G\n\nListModels\x12\x1b.baton.v1.ListModelsRequest\x1a\x1c.baton.v1.ListModelsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x65ngine/wire/inference.proto\x12\x08\x62\x61ton.v1\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\x05\"H\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12\x11\n\x04name\x18\x03 \x01(\tH\x00\x88\x01\x01\x42\x07\n\x05_name\"/\n\x04\x43hat\x12\'\n\x08messages\x18\x01 \x03(\x0b\x32\x15.baton.v1.ChatMessage\"\x17\n\x06\x43hoice\x12\r\n\x05texts\x18\x01 \x03(\t\"\xa5\x06\n\x0eSamplingParams\x12\x17\n\nmax_tokens\x18\x01 \x01(\rH\x01\x88\x01\x01\x12\x17\n\nmin_tokens\x18\x02 \x01(\rH\x02\x88\x01\x01\x12\x18\n\x0btemperature\x18\x03 \x01(\x01H\x03\x88\x01\x01\x12\x12\n\x05top_p\x18\x04 \x01(\x01H\x04\x88\x01\x01\x12\x12\n\x05top_k\x18\x05 \x01(\rH\x05\x88\x01\x01\x12\x12\n\x05min_p\x18\x06 \x01(\x01H\x06\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x07 \x01(\x01H\x07\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x08 \x01(\x01H\x08\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\t \x01(\x01H\t\x88\x01\x01\x12;\n\nlogit_bias\x18\n \x03(\x0b\x32\'.baton.v1.SamplingParams.LogitBiasEntry\x12\x11\n\x04seed\x18\x0b \x01(\x03H\n\x88\x01\x01\x12\x0c\n\x04stop\x18\x0c \x03(\t\x12\x16\n\x0estop_token_ids\x18\r \x03(\x05\x12\x12\n\nignore_eos\x18\x0e \x01(\x08\x12\x15\n\x08logprobs\x18\x0f \x01(\rH\x0b\x88\x01\x01\x12\x1c\n\x0fprompt_logprobs\x18\x10 \x01(\rH\x0c\x88\x01\x01\x12\x15\n\x0bjson_schema\x18\x11 \x01(\tH\x00\x12\x15\n\x0bjson_object\x18\x12 \x01(\x08H\x00\x12\x0f\n\x05regex\x18\x13 \x01(\tH\x00\x12\"\n\x06\x63hoice\x18\x14 \x01(\x0b\x32\x10.baton.v1.ChoiceH\x00\x12\x11\n\x07grammar\x18\x15 \x01(\tH\x00\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\x05\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x0c\n\nstructuredB\r\n\x0b_max_tokensB\r\n\x0b_min_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x07\n\x05_seedB\x0b\n\t_logprobsB\x12\n\x10_prompt_logprobs\"\xdd\x01\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12$\n\x06tokens\x18\x03 \x01(\x0b\x32\x12.baton.v1.TokenIdsH\x00\x12\x1e\n\x04\x63hat\x18\x04 \x01(\x0b\x32\x0e.baton.v1.ChatH\x00\x12*\n\x08sampling\x18\x05 \x01(\x0b\x32\x18.baton.v1.SamplingParams\x12\t\n\x01n\x18\x06 \x01(\r\x12\x12\n\nrequest_id\x18\x07 \x01(\t\x12\x10\n\x08priority\x18\x08 \x01(\x11\x42\x08\n\x06prompt\";\n\nTopLogprob\x12\r\n\x05token\x18\x01 \x01(\x05\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12\r\n\x05\x62ytes\x18\x03 \x01(\x0c\"_\n\x0bTextLogprob\x12\r\n\x05token\x18\x01 \x01(\x05\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12\r\n\x05\x62ytes\x18\x03 \x01(\x0c\x12!\n\x03top\x18\x04 \x03(\x0b\x32\x14.baton.v1.TopLogprob\"P\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x15\n\rcached_tokens\x18\x03 \x01(\r\"\xc0\x01\n\rRequestTiming\x12\x0f\n\x07queue_s\x18\x01 \x01(\x01\x12\x11\n\tprefill_s\x18\x02 \x01(\x01\x12\x12\n\ntransfer_s\x18\x03 \x01(\x01\x12\x0e\n\x06ttft_s\x18\x04 \x01(\x01\x12\x16\n\x0eprefill_worker\x18\x05 \x01(\t\x12\x15\n\rdecode_worker\x18\x06 \x01(\t\x12\x0f\n\x07\x61\x64mit_s\x18\x07 \x01(\x01\x12\x11\n\tdeliver_s\x18\x08 \x01(\x01\x12\x14\n\x0c\x66irst_step_s\x18\t \x01(\x01\"\x93\x03\n\x10GenerateResponse\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0e\n\x06tokens\x18\x03 \x03(\x05\x12\'\n\x08logprobs\x18\x04 \x03(\x0b\x32\x15.baton.v1.TextLogprob\x12.\n\x0fprompt_logprobs\x18\x05 \x03(\x0b\x32\x15.baton.v1.TextLogprob\x12\x31\n\x06\x66inish\x18\x06 \x01(\x0e\x32!.baton.v1.GenerateResponse.Finish\x12\x13\n\tstop_text\x18\x07 \x01(\tH\x00\x12\x14\n\nstop_token\x18\x08 \x01(\x05H\x00\x12\x1e\n\x05usage\x18\t \x01(\x0b\x32\x0f.baton.v1.Usage\x12\'\n\x06timing\x18\n \x01(\x0b\x32\x17.baton.v1.RequestTiming\"D\n\x06\x46inish\x12\x16\n\x12\x46INISH_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x46INISH_STOP\x10\x01\x12\x11\n\rFINISH_LENGTH\x10\x02\x42\x0c\n\nstopped_by\"Y\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12\x1e\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x0e.baton.v1.ChatH\x00\x42\x07\n\x05input\"\x1f\n\x10TokenizeResponse\x12\x0b\n\x03ids\x18\x01 \x03(\x05\"\x13\n\x11ListModelsRequest\"D\n\tModelCard\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rmax_model_len\x18\x02 \x01(\r\x12\x12\n\nvocab_size\x18\x03 \x01(\r\"9\n\x12ListModelsResponse\x12#\n\x06models\x18\x01 \x03(\x0b\x32\x13.baton.v1.ModelCard2\xdc\x01\n\tInference\x12\x43\n\x08Generate\x12\x19.baton.v1.GenerateRequest\x1a\x1a.baton.v1.GenerateResponse0\x01\x12\x41\n\x08Tokenize\x12\x19.baton.v1.TokenizeRequest\x1a\x1a.baton.v1.TokenizeResponse\x12G\n\nListModels\x12\x1b.baton.v1.ListModelsRequest\x1a\x1c.baton.v1.ListModelsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,34 +39,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CHATMESSAGE']._serialized_end=138
   _globals['_CHAT']._serialized_start=140
   _globals['_CHAT']._serialized_end=187
-  _globals['_SAMPLINGPARAMS']._serialized_start=190
-  _globals['_SAMPLINGPARAMS']._serialized_end=863
-  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_start=631
-  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_end=679
-  _globals['_GENERATEREQUEST']._serialized_start=866
-  _globals['_GENERATEREQUEST']._serialized_end=1087
-  _globals['_TOPLOGPROB']._serialized_start=1089
-  _globals['_TOPLOGPROB']._serialized_end=1148
-  _globals['_TEXTLOGPROB']._serialized_start=1150
-  _globals['_TEXTLOGPROB']._serialized_end=1245
-  _globals['_USAGE']._serialized_start=1247
-  _globals['_USAGE']._serialized_end=1327
-  _globals['_REQUESTTIMING']._serialized_start=1330
-  _globals['_REQUESTTIMING']._serialized_end=1522
-  _globals['_GENERATERESPONSE']._serialized_start=1525
-  _globals['_GENERATERESPONSE']._serialized_end=1928
-  _globals['_GENERATERESPONSE_FINISH']._serialized_start=1846
-  _globals['_GENERATERESPONSE_FINISH']._serialized_end=1914
-  _globals['_TOKENIZEREQUEST']._serialized_start=1930
-  _globals['_TOKENIZEREQUEST']._serialized_end=2019
-  _globals['_TOKENIZERESPONSE']._serialized_start=2021
-  _globals['_TOKENIZERESPONSE']._serialized_end=2052
-  _globals['_LISTMODELSREQUEST']._serialized_start=2054
-  _globals['_LISTMODELSREQUEST']._serialized_end=2073
-  _globals['_MODELCARD']._serialized_start=2075
-  _globals['_MODELCARD']._serialized_end=2143
-  _globals['_LISTMODELSRESPONSE']._serialized_start=2145
-  _globals['_LISTMODELSRESPONSE']._serialized_end=2202
-  _globals['_INFERENCE']._serialized_start=2205
-  _globals['_INFERENCE']._serialized_end=2425
+  _globals['_CHOICE']._serialized_start=189
+  _globals['_CHOICE']._serialized_end=212
+  _globals['_SAMPLINGPARAMS']._serialized_start=215
+  _globals['_SAMPLINGPARAMS']._serialized_end=1020
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_start=774
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_end=822
+  _globals['_GENERATEREQUEST']._serialized_start=1023
+  _globals['_GENERATEREQUEST']._serialized_end=1244
+  _globals['_TOPLOGPROB']._serialized_start=1246
+  _globals['_TOPLOGPROB']._serialized_end=1305
+  _globals['_TEXTLOGPROB']._serialized_start=1307
+  _globals['_TEXTLOGPROB']._serialized_end=1402
+  _globals['_USAGE']._serialized_start=1404
+  _globals['_USAGE']._serialized_end=1484
+  _globals['_REQUESTTIMING']._serialized_start=1487
+  _globals['_REQUESTTIMING']._serialized_end=1679
+  _globals['_GENERATERESPONSE']._serialized_start=1682
+  _globals['_GENERATERESPONSE']._serialized_end=2085
+  _globals['_GENERATERESPONSE_FINISH']._serialized_start=2003
+  _globals['_GENERATERESPONSE_FINISH']._serialized_end=2071
+  _globals['_TOKENIZEREQUEST']._serialized_start=2087
+  _globals['_TOKENIZEREQUEST']._serialized_end=2176
+  _globals['_TOKENIZERESPONSE']._serialized_start=2178
+  _globals['_TOKENIZERESPONSE']._serialized_end=2209
+  _globals['_LISTMODELSREQUEST']._serialized_start=2211
+  _globals['_LISTMODELSREQUEST']._serialized_end=2230
+  _globals['_MODELCARD']._serialized_start=2232
+  _globals['_MODELCARD']._serialized_end=2300
+  _globals['_LISTMODELSRESPONSE']._serialized_start=2302
+  _globals['_LISTMODELSRESPONSE']._serialized_end=2359
+  _globals['_INFERENCE']._serialized_start=2362
+  _globals['_INFERENCE']._serialized_end=2582
 # @@protoc_insertion_point(module_scope)

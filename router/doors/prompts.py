@@ -88,8 +88,9 @@ def _values(tokens: "array[int]") -> "np.ndarray[tuple[int], np.dtype[np.int32]]
 
 def chat_tokens(
     model: ServedModel,
-    messages: Sequence[Mapping[str, str]],
+    messages: Sequence[Mapping[str, Any]],
     arguments: Mapping[str, Any] | None = None,
+    tools: Sequence[Mapping[str, Any]] = (),
     *,
     check: bool = True,
 ) -> "array[int]":
@@ -98,7 +99,7 @@ def chat_tokens(
         raise InvalidRequest(f"model {model.name} has no chat template; use a plain prompt", param="messages")
     if not messages:
         raise InvalidRequest("messages: at least one is needed", param="messages")
-    text = model.template.render(messages, arguments)
+    text = model.template.render(messages, arguments, tools)
     _refuse_hopeless(model, text, "messages")
     tokens = model.tokenizer.encode(text, add_special_tokens=False)
     return checked(model, tokens, "messages") if check else tokens
@@ -106,14 +107,16 @@ def chat_tokens(
 
 async def tokens_of_chat(
     model: ServedModel,
-    messages: Sequence[Mapping[str, str]],
+    messages: Sequence[Mapping[str, Any]],
     arguments: Mapping[str, Any] | None = None,
+    tools: Sequence[Mapping[str, Any]] = (),
     *,
     check: bool = True,
 ) -> "array[int]":
     """Like chat_tokens; a long conversation does not hold up the event loop."""
     num_chars = sum(_MESSAGE_CHARS + len(message.get("content", "")) for message in messages)
-    return await _promptly(num_chars, lambda: chat_tokens(model, messages, arguments, check=check))
+    num_chars += INLINE_CHARS * (bool(tools) or any("tool_calls" in message for message in messages))
+    return await _promptly(num_chars, lambda: chat_tokens(model, messages, arguments, tools, check=check))
 
 
 async def _promptly(num_chars: int, tokenize: Callable[[], _T]) -> _T:

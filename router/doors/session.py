@@ -9,7 +9,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
 from engine.core.errors import Cancelled, DeadlineExceeded, InvalidRequest, Unavailable
-from engine.core.types import FinishReason
+from engine.core.types import FinishReason, Grammar
 from router.api import Delta, GenerateCall, Generator, Timing
 from router.doors.config import DoorConfig
 from router.doors.prompts import answer_room
@@ -40,6 +40,10 @@ class Ask:
     priority: int = 0
     num_logprobs: int | None = None
     num_prompt_logprobs: int | None = None
+    grammar: Grammar | None = None
+    """Of each answer; it was checked."""
+    marks: Sequence[str] = ()
+    """Special tokens that are part of the answer's text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +67,11 @@ def choices_of(ask: Ask, model: ServedModel, config: DoorConfig) -> list[Choice]
     copies = fields.n or 1
     check_count(len(ask.prompts), copies, config)
     check_token_ids(fields, model.vocab_size)
+    if ask.grammar is not None and fields.ignore_eos:
+        raise InvalidRequest("ignore_eos: an answer that follows a grammar ends with it", param="ignore_eos")
     seed = secrets.randbits(64) if fields.seed is None else fields.seed
     timeout_s = min(ask.timeout_s or config.default_timeout_s, config.max_timeout_s)
+    pieces = model.tokenizer.pieces.showing(ask.marks)
     choices: list[Choice] = []
     for prompt in ask.prompts:
         room = answer_room(model, len(prompt), fields.max_tokens, ask.default_max_tokens)
@@ -75,11 +82,12 @@ def choices_of(ask: Ask, model: ServedModel, config: DoorConfig) -> list[Choice]
                 to_sampling(fields, model.generation, max_tokens=max(room, 1), seed=choice_seed(seed, copy)),
                 num_logprobs=ask.num_logprobs,
                 num_prompt_logprobs=ask.num_prompt_logprobs,
+                grammar=ask.grammar,
             )
             index = len(choices)
             call = GenerateCall(f"{ask.request_id}-{index}", prompt, sampling, timeout_s, priority=ask.priority)
             stream = TextStream(
-                model.tokenizer.pieces,
+                pieces,
                 tuple(fields.stop or ()),
                 min_tokens=sampling.min_tokens,
                 starts_text=ask.starts_text,
@@ -149,6 +157,8 @@ def _raise_failure(delta: Delta) -> None:
             raise DeadlineExceeded("the request's deadline passed")
         case FinishReason.CANCELLED:
             raise Cancelled("the request was cancelled")
+        case FinishReason.REFUSED:
+            raise InvalidRequest("the grammar cannot be followed within the limits")
         case FinishReason.ERROR:
             raise Unavailable("the request failed on its worker")
 

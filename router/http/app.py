@@ -19,9 +19,10 @@ from router.http.errors import error_response, plain_error_response
 from router.http.limits import BodyLimit
 from router.http.metrics import RequestMetrics
 from router.http.openapi import document
+from router.http.page import page_response
 from router.http.respond import Door, Json, request_id_of
 from router.http.schema import ChatRequest, CompletionRequest, TokenizeRequest
-from router.http.status import status_body
+from router.http.status import prefixes_body, status_body
 from router.text.model import ServedModel
 
 
@@ -131,6 +132,16 @@ def _add_operations(app: FastAPI, status: StatusSource, registry: CollectorRegis
     async def status_page() -> Json:
         """The workers and how busy they are, as `baton status` shows it."""
         return status_body(status.status())
+
+    @app.get("/status/prefixes")
+    async def prefixes() -> Json:
+        """What the workers' caches hold, as a tree."""
+        return prefixes_body(status.prefix_tree())
+
+    @app.get("/")
+    async def page() -> Response:
+        """The service as people see it, and a chat."""
+        return page_response()
 
 
 async def _baton_error(request: Request, error: Exception) -> Response:

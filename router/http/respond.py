@@ -46,8 +46,8 @@ class Shape(Protocol):
     def whole(self, answers: Sequence[Answer]) -> Json:
         """The body of a response that is not streamed."""
 
-    def chunk(self, index: int, delta: TextDelta) -> Json:
-        """One event of a stream."""
+    def chunk(self, index: int, delta: TextDelta) -> Json | None:
+        """One event of a stream; None when there is nothing to say yet."""
 
     def usage_chunk(self) -> Json:
         """The event after the last delta, for clients that asked for usage."""
@@ -102,7 +102,8 @@ async def _server_sent(
     async with aclosing(rest):
         try:
             async for index, delta in _chain(first, rest):
-                yield _event(shape.chunk(index, delta))
+                if (body := shape.chunk(index, delta)) is not None:
+                    yield _event(body)
         except BatonError as error:  # too late for a status: an error event, and no [DONE]
             yield _event(baton_error_object(error))
             return

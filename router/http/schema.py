@@ -1,7 +1,7 @@
 """What OpenAI clients may send. Unknown arguments are refused by name: none of them is silently without effect."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import (
     BaseModel,
@@ -17,7 +17,9 @@ from typing_extensions import TypeAliasType
 
 from engine.core.errors import InvalidRequest
 from router.doors.prompts import MAX_MESSAGES
-from router.doors.sampling import ONE_COMPLAINT, SamplingFields, at_most
+from router.doors.sampling import ONE_COMPLAINT, at_most
+from router.doors.structured import StructuredFields
+from router.http.tools import ToolCalls, ToolChoice, Tools
 
 TokenIds = TypeAliasType("TokenIds", Annotated[list[StrictInt], *ONE_COMPLAINT])
 TokenIdLists = TypeAliasType("TokenIdLists", Annotated[list[TokenIds], *ONE_COMPLAINT, Field(max_length=2048)])
@@ -32,7 +34,7 @@ class StreamOptions(BaseModel):
     include_usage: bool | None = None
 
 
-class OpenAIRequest(SamplingFields):
+class OpenAIRequest(StructuredFields):
     """What both generating endpoints share."""
 
     NEUTRAL: ClassVar[Mapping[str, tuple[object, ...]]] = {
@@ -120,6 +122,8 @@ class ChatMessage(BaseModel):
     content: str | TextParts | None = None
     name: str | None = None
     reasoning_content: str | None = None
+    tool_calls: ToolCalls | None = None
+    tool_call_id: str | None = Field(default=None, max_length=128)
 
     @model_validator(mode="after")
     def _nothing_unknown(self) -> Self:
@@ -128,22 +132,16 @@ class ChatMessage(BaseModel):
                 raise ValueError(f"{name[:64]} is not supported in a message")
         return self
 
-    def plain(self) -> dict[str, str]:
+    def plain(self) -> dict[str, Any]:
         """The message as chat templates want it; parts of text are one text."""
         content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content or ())
-        optional = {"name": self.name, "reasoning_content": self.reasoning_content}
+        optional: dict[str, Any] = {"name": self.name, "reasoning_content": self.reasoning_content}
+        optional["tool_calls"] = [call.plain() for call in self.tool_calls] if self.tool_calls else None
+        optional["tool_call_id"] = self.tool_call_id
         return {"role": self.role, "content": content} | {k: v for k, v in optional.items() if v is not None}
 
 
 Messages = TypeAliasType("Messages", Annotated[list[ChatMessage], *ONE_COMPLAINT, Field(max_length=MAX_MESSAGES)])
-
-
-class PlainText(BaseModel):
-    """The only response format that is served."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-    type: Literal["text"]
 
 
 class ChatRequest(OpenAIRequest):
@@ -154,7 +152,9 @@ class ChatRequest(OpenAIRequest):
     max_tokens: int | None = Field(default=None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
-    response_format: PlainText | None = None
+    tools: Tools | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
     chat_template_kwargs: Annotated[dict[str, Any], BeforeValidator(at_most(64))] | None = None
     """Baton's own: switches of the model's chat template, such as enable_thinking."""
 

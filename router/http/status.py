@@ -1,7 +1,9 @@
 """The status page: what `baton status` and operators read."""
 
-from router.api import ServiceStatus, WorkerStatus
+from router.api import PrefixTree, RequestStatus, ServiceStatus, WorkerStatus
 from router.http.logprobs import Json
+from router.prefix_outline import PrefixNode
+from router.recent import RecentTimes
 
 
 def status_body(status: ServiceStatus) -> Json:
@@ -14,7 +16,55 @@ def status_body(status: ServiceStatus) -> Json:
         "prompt_tokens": status.prompt_tokens,
         "cached_tokens": status.cached_tokens,
         "cache_hit_rate": round(status.cached_tokens / max(status.prompt_tokens, 1), 4),
+        "totals": dict(status.totals),
+        "recent": _recent(status.recent),
+        "requests": [_request(request) for request in status.requests],
         "workers": [_worker(worker) for worker in status.workers],
+    }
+
+
+def prefixes_body(tree: PrefixTree) -> Json:
+    """What is cached where."""
+    return {
+        "page_size": tree.page_size,
+        "left_out": tree.left_out,
+        "nodes": [_node(node, tree.page_size) for node in tree.nodes],
+    }
+
+
+def _node(node: PrefixNode, page_size: int) -> Json:
+    """Nodes lie no deeper than prefixes branch; a hundred at most."""
+    return {
+        "id": node.digest.hex()[:8],
+        "pages": node.pages,
+        "tokens": node.pages * page_size,
+        "workers": list(node.workers),
+        "children": [_node(child, page_size) for child in node.children],
+    }
+
+
+def _recent(times: RecentTimes | None) -> Json | None:
+    if times is None:
+        return None
+    return {
+        "requests": times.requests,
+        "ttft_ms": round(times.ttft_s * 1e3, 3),
+        "queue_ms": round(times.queue_s * 1e3, 3),
+        "prefill_ms": round(times.prefill_s * 1e3, 3),
+        "transfer_ms": round(times.transfer_s * 1e3, 3),
+        "itl_ms": round(times.itl_s * 1e3, 3),
+    }
+
+
+def _request(request: RequestStatus) -> Json:
+    return {
+        "id": request.id,
+        "state": request.state,
+        "prompt_tokens": request.prompt_tokens,
+        "tokens": request.tokens,
+        "age_s": round(request.age_s, 3),
+        "prefill": request.prefill_worker,
+        "decode": request.decode_worker,
     }
 
 

@@ -10,7 +10,8 @@ from engine.core.types import FinishReason, token_buffer
 from engine.wire import inference_pb2 as pb
 from router.api import Timing
 from router.doors.prompts import MAX_MESSAGES
-from router.doors.sampling import SamplingFields, invalid
+from router.doors.sampling import invalid
+from router.doors.structured import StructuredFields
 from router.text.output import TextDelta, TokenText
 
 MAX_LOGPROBS = 20
@@ -33,18 +34,31 @@ _FINISH = {
 }
 
 
-def sampling_fields(params: pb.SamplingParams, copies: int) -> SamplingFields:
+def sampling_fields(params: pb.SamplingParams, copies: int) -> StructuredFields:
     """The same checks as for every other door. Raises InvalidRequest."""
     values: dict[str, object] = {name: getattr(params, name) for name in _SCALARS if params.HasField(name)}
     values |= {"logit_bias": {str(token): bias for token, bias in params.logit_bias.items()}}
     values |= {"stop": list(params.stop), "stop_token_ids": list(params.stop_token_ids)}
+    values |= _structured(params)
     values |= {"ignore_eos": params.ignore_eos, "n": copies or 1}
     if params.HasField("max_tokens") and params.max_tokens == 0:
         raise InvalidRequest("max_tokens: 0 asks for nothing", param="max_tokens")
     try:
-        return SamplingFields.model_validate(values)
+        return StructuredFields.model_validate(values)
     except ValidationError as error:
         raise invalid(error) from error
+
+
+def _structured(params: pb.SamplingParams) -> dict[str, object]:
+    match params.WhichOneof("structured"):
+        case None:
+            return {}
+        case "json_schema":
+            return {"structured_outputs": {"json": params.json_schema}}
+        case "choice":
+            return {"structured_outputs": {"choice": list(params.choice.texts)}}
+        case name:
+            return {"structured_outputs": {name: getattr(params, name)}}
 
 
 def num_logprobs(params: pb.SamplingParams, name: str) -> int | None:

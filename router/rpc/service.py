@@ -16,6 +16,7 @@ from router.doors.config import DoorConfig
 from router.doors.gateway import Arrival, Gateway, Visit
 from router.doors.prompts import check_model, tokens_of_buffer, tokens_of_chat, tokens_of_text
 from router.doors.session import Ask, Choice, choices_of, fit_for_logs
+from router.doors.structured import checked_grammar
 from router.rpc.convert import buffer_of, messages_of, num_logprobs, response, sampling_fields
 from router.rpc.errors import rpc_status_of
 from router.text.model import ServedModel
@@ -85,16 +86,18 @@ class InferenceService(InferenceServicer):
     async def _choices(self, request: pb.GenerateRequest, context: grpc.aio.ServicerContext) -> list[Choice]:
         check_model(self._model, request.model or self._model.name)
         is_chat = request.WhichOneof("prompt") == "chat"
+        fields = sampling_fields(request.sampling, request.n)
         ask = Ask(
             request_id=_request_id(request.request_id),
             prompts=[await self._prompt(request)],
-            fields=sampling_fields(request.sampling, request.n),
+            fields=fields,
             default_max_tokens=None if is_chat else DEFAULT_MAX_TOKENS,
             starts_text=is_chat,
             timeout_s=context.time_remaining(),
             priority=request.priority,
             num_logprobs=num_logprobs(request.sampling, "logprobs"),
             num_prompt_logprobs=num_logprobs(request.sampling, "prompt_logprobs"),
+            grammar=await checked_grammar(self._model, fields.grammar()),
         )
         return choices_of(ask, self._model, self._config)
 

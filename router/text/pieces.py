@@ -6,7 +6,8 @@ has no token). Knowing each token's bytes makes streaming exact and O(1) a token
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from copy import copy
 from typing import Any
 
 from engine.core.errors import CheckpointError
@@ -76,6 +77,17 @@ class PieceTable:
         for index in special:
             self.pieces[index] = b""
         self.longest = max(map(len, self.pieces), default=1)
+
+    def showing(self, names: Sequence[str]) -> "PieceTable":
+        """The same table with these special tokens as part of the text; itself when none of them is special."""
+        shown = [index for index, name in self.names.items() if name in names and not self.pieces[index]]
+        if not shown:
+            return self
+        table = copy(self)
+        table.pieces = self.pieces[:]
+        for index in shown:
+            table.pieces[index] = self.names[index].encode()
+        return table
 
     def of(self, token: int) -> bytes:
         """What `token` adds to the text."""

@@ -23,9 +23,16 @@ RESERVED = frozenset(
 class ChatTemplate:
     """The template of one checkpoint."""
 
-    def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
+    def __init__(self, source: str, special_tokens: Mapping[str, str], with_tools: str | None = None) -> None:
+        """`with_tools`: of conversations with tools, where the checkpoint has a template of its own for them."""
         self._source = source
+        self._with_tools = with_tools or source
         self._special_tokens = dict(special_tokens)
+
+    @property
+    def source(self) -> str:
+        """All that the checkpoint says of how its conversations are written."""
+        return self._source if self._with_tools == self._source else self._source + self._with_tools
 
     @classmethod
     def load(cls, folder: Path, special_tokens: Mapping[str, str]) -> "ChatTemplate | None":
@@ -35,19 +42,26 @@ class ChatTemplate:
             return cls(path.read_text(encoding="utf-8"), special_tokens)
         config_path = folder / "tokenizer_config.json"
         source = read_json(config_path).get("chat_template")
+        with_tools = None
         if isinstance(source, list):  # several named templates
-            source = {entry["name"]: entry["template"] for entry in source}.get("default")
+            named = {entry["name"]: entry["template"] for entry in source}
+            source, with_tools = named.get("default"), named.get("tool_use")
         if source is None:
             return None
         if not isinstance(source, str):
             raise CheckpointError(f"{config_path}: chat_template should be a string, found {type(source).__name__}")
-        return cls(source, special_tokens)
+        return cls(source, special_tokens, with_tools)
 
-    def render(self, messages: Sequence[Mapping[str, str]], arguments: Mapping[str, Any] | None = None) -> str:
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        arguments: Mapping[str, Any] | None = None,
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> str:
         """The prompt that asks for the assistant's next message.
 
-        `arguments` are the template's own switches (such as enable_thinking). Raises InvalidRequest when the template
-        refuses the messages.
+        `arguments` are the template's own switches (such as enable_thinking); `tools` are of OpenAI's form. Raises
+        InvalidRequest when the template refuses the messages.
         """
         values = {**self._special_tokens, **(arguments or {})}
         if taken := RESERVED & values.keys():
@@ -55,7 +69,8 @@ class ChatTemplate:
         try:
             rendered: Any = render_jinja_template(
                 [[dict(message) for message in messages]],
-                chat_template=self._source,
+                tools=[dict(tool) for tool in tools] or None,
+                chat_template=self._with_tools if tools else self._source,
                 add_generation_prompt=True,
                 **values,
             )

@@ -5,7 +5,8 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 
 from engine.core.errors import BatonError
 from engine.core.types import FinishReason, Sampling, TokenLogprob
-from router.api import Delta, GenerateCall, ServiceStatus, Timing
+from router.api import Delta, GenerateCall, PrefixTree, ServiceStatus, Timing
+from router.prefix_outline import PrefixNode
 
 TIMING = Timing(0.0001, 0.0002, 0.0003, 0.0, 0.0006, 0.004, 0.005, "p0", "d0")
 Script = Callable[[GenerateCall], Sequence[int]]
@@ -100,3 +101,8 @@ class FakeStatus:
     def status(self) -> ServiceStatus:
         """What was set last."""
         return self.now
+
+    def prefix_tree(self) -> PrefixTree:
+        """Two pages that both workers hold, and one below that only the second has."""
+        below = PrefixNode(b"\x02" * 8, 1, ("decode-0",))
+        return PrefixTree((PrefixNode(b"\x01" * 8, 2, ("decode-0", "prefill-0"), [below]),), 16)

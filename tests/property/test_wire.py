@@ -28,7 +28,18 @@ from engine.core.messages import (
     Started,
     TicketIssued,
 )
-from engine.core.types import FinishReason, KVLayout, PageCount, Request, Sampling, TokenLogprob, WorkerInfo, WorkerLoad
+from engine.core.types import (
+    FinishReason,
+    Grammar,
+    GrammarKind,
+    KVLayout,
+    PageCount,
+    Request,
+    Sampling,
+    TokenLogprob,
+    WorkerInfo,
+    WorkerLoad,
+)
 from engine.wire import worker_pb2 as pb
 from engine.wire.commands import command_from_proto, command_to_proto
 from engine.wire.frames import frame_from_proto, frame_to_proto
@@ -56,6 +67,7 @@ samplings = st.builds(
     stop_token_ids=st.lists(token, max_size=3).map(tuple),
     num_logprobs=st.none() | u32,
     num_prompt_logprobs=st.none() | u32,
+    grammar=st.none() | st.builds(Grammar, st.sampled_from(GrammarKind), st.text(max_size=20)),
 )
 requests = st.builds(
     Request,

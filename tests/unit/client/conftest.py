@@ -37,6 +37,7 @@ class Service:
 def service() -> Iterator[Service]:
     with tempfile.TemporaryDirectory() as folder:
         model = served_model(Path(folder))
-    generator, status = FakeGenerator(lambda call: call.tokens), FakeStatus(ServiceStatus(ready=True))
-    with doors_in_thread(generator, model, status) as addresses:
-        yield Service(model, generator, status, addresses.target, addresses.url)
+        generator, status = FakeGenerator(lambda call: call.tokens), FakeStatus(ServiceStatus(ready=True))
+        with doors_in_thread(generator, model, status) as addresses:
+            yield Service(model, generator, status, addresses.target, addresses.url)
+        model.grammars.close()

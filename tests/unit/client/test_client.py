@@ -157,3 +157,22 @@ def _watch_close(service: Service) -> threading.Event:
 
     generator._play = watched  # type: ignore[method-assign]
     return closed
+
+
+def test_forms_reach_the_engine(service: Service) -> None:
+    service.answers("a")
+    forms: list[dict[str, Any]] = [
+        {"json_schema": '{"type": "object"}'},
+        {"json_object": True},
+        {"regex": "a"},
+        {"choice": ["a", "b"]},
+        {"grammar": 'start: "a"'},
+    ]
+    with Client(service.target) as client:
+        for form in forms:
+            assert client.generate("hi", **form).text == "a"
+        with pytest.raises(InvalidRequest, match="unclosed"):
+            client.generate("hi", regex="(")
+        with pytest.raises(InvalidRequest):
+            client.generate("hi", choice=7)  # type: ignore[arg-type]
+    assert all(call.sampling.grammar for call in service.generator.calls) and len(service.generator.calls) == 5

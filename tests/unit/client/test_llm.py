@@ -84,3 +84,13 @@ def test_mistakes_are_raised_before_anything_runs(llm: LLM, prompt: object, opti
 def test_no_such_model() -> None:
     with pytest.raises(CheckpointError, match="no such folder"):
         LLM("/nowhere/at all")
+
+
+def test_answers_of_a_form(llm: LLM) -> None:
+    results = llm.generate_batch(PROMPTS, n=2, regex="[0-9]{3}x", temperature=2.0, max_tokens=9)
+    assert all(answer.text[:3].isdigit() and answer.text[3:] == "x" for result in results for answer in result.answers)
+    assert llm.generate("a", choice=["left", "right"], max_tokens=9).text in ("left", "right")
+    with pytest.raises(InvalidRequest, match="unclosed"):
+        llm.generate("a", regex="(")
+    with pytest.raises(InvalidRequest, match="one grammar"):
+        llm.generate("a", regex="a", json_object=True)

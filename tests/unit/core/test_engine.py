@@ -3,7 +3,8 @@
 import pytest
 
 from engine.core.errors import InvalidRequest, Overloaded
-from engine.core.types import FinishReason
+from engine.core.messages import Finished
+from engine.core.types import FinishReason, Grammar, GrammarKind
 from tests.fakes.core import CoreBench, make_request
 from tests.fakes.executor import VOCAB_SIZE, kv_of, logprob
 
@@ -263,3 +264,26 @@ def test_the_prefix_cache_can_be_told_again_from_the_start() -> None:
     assert bench.core.drain_events() and not bench.core.drain_events()
     (stored,) = bench.core.stored_pages()
     assert stored.parent == b"" and len(stored.digests) == 3
+
+
+ANY_TEXT = Grammar(GrammarKind.REGEX, ".*")
+
+
+def test_where_a_grammar_ends_the_answer_ends_before_min_tokens_too() -> None:
+    bench = CoreBench()
+    every_token = (0, *ANY_TOKEN)
+    bench.core.submit(make_request(1, [1], max_tokens=9, stop_token_ids=every_token, min_tokens=5, grammar=ANY_TEXT))
+    bench.run()
+    assert bench.finished[1].reason is FinishReason.STOP and len(bench.tokens[1]) == 1
+
+
+@pytest.mark.parametrize("hold", [False, True])
+def test_a_row_that_cannot_go_on_ends_with_the_reason_and_leaves_nothing(hold: bool) -> None:
+    bench = CoreBench()
+    bench.core.submit(make_request(1, [1, 2, 3], max_tokens=9, grammar=ANY_TEXT), hold=hold)
+    bench.core.submit(make_request(2, [4, 5], max_tokens=9))
+    bench.executor.refused = {1: "its grammar is too large"}
+    bench.run()
+    assert bench.finished[1] == Finished(1, FinishReason.REFUSED, "its grammar is too large")
+    assert not bench.tokens[1] and len(bench.tokens[2]) == 9
+    assert set(bench.pages()) <= {"free", "cached"}

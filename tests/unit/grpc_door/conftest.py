@@ -57,6 +57,7 @@ async def serve(tmp_path: Path, gateway: Gateway | None = None) -> AsyncIterator
     async with grpc.aio.insecure_channel(address) as channel:
         yield Service(model, generator, door, address, channel, InferenceStub(channel))
     await server.stop(0)
+    model.grammars.close()
 
 
 @pytest.fixture

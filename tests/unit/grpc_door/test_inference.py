@@ -9,6 +9,7 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from engine.core.errors import DeadlineExceeded, Overloaded, Unavailable
+from engine.core.types import GrammarKind
 from engine.wire import inference_pb2 as pb
 from tests.unit.grpc_door.conftest import MAX_MODEL_LEN, VOCAB_SIZE, Service
 
@@ -232,3 +233,40 @@ async def test_a_batch_s_slow_member_does_not_hold_up_the_others(service: Servic
     assert "".join(message.text for message in await generate(service, text="hi")) == "ab"
     service.generator.resume.set()
     assert "".join(message.text for message in await slow) == "ab"
+
+
+@pytest.mark.parametrize(
+    ("fields", "kind"),
+    [
+        ({"json_schema": '{"type": "object"}'}, GrammarKind.JSON_SCHEMA),
+        ({"json_object": True}, GrammarKind.JSON_SCHEMA),
+        ({"regex": "a+"}, GrammarKind.REGEX),
+        ({"choice": pb.Choice(texts=["a", "b"])}, GrammarKind.LARK),
+        ({"grammar": 'start: "a"'}, GrammarKind.LARK),
+        ({"json_object": False}, None),
+    ],
+)
+async def test_forms_reach_the_engine(service: Service, fields: dict[str, Any], kind: GrammarKind | None) -> None:
+    service.answers("a")
+    await generate(service, text="hi", n=2, sampling=pb.SamplingParams(**fields))
+    grammars = [call.sampling.grammar for call in service.generator.calls]
+    assert [grammar and grammar.kind for grammar in grammars] == [kind] * 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"json_schema": '{"type": "strin"}'}, "structured_outputs"),
+        ({"json_schema": "{"}, "structured_outputs"),
+        ({"regex": "("}, "structured_outputs"),
+        ({"regex": ""}, "structured_outputs"),
+        ({"choice": pb.Choice()}, "structured_outputs"),
+        ({"grammar": "start: nothing"}, "structured_outputs"),
+        ({"regex": "a", "ignore_eos": True}, "ignore_eos"),
+    ],
+)
+async def test_bad_forms_are_refused_before_anything_runs(service: Service, fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await generate(service, text="hi", sampling=pb.SamplingParams(**fields))
+    assert caught.value.code() is INVALID and not service.generator.calls
+    assert details(caught.value, error_details_pb2.BadRequest).field_violations[0].field == param

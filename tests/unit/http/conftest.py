@@ -66,6 +66,7 @@ async def running(tmp_path: Path, config: DoorConfig, gateway: Gateway | None = 
     async with serving(app) as url, httpx.AsyncClient(base_url=url, timeout=20, verify=False) as http:
         openai = AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, http_client=http)
         yield Service(model, generator, status, url, http, openai)
+    model.grammars.close()
 
 
 @pytest.fixture

@@ -29,6 +29,23 @@ def error_of(response: httpx.Response) -> dict[str, Any]:
     return body["error"]
 
 
+ELSEWHERE = {"$ref": "http://127.0.0.1:1/x"}
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+
+
+def schema_format(schema: dict, **fields: Any) -> dict:
+    return {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, **fields}}
+
+
+def named(name: str) -> dict:
+    return {"type": "function", "function": {"name": name}}
+
+
+def called(arguments: str) -> dict:
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    return {"role": "assistant", "content": None, "tool_calls": [call]}
+
+
 @pytest.mark.parametrize(
     ("path", "body", "status", "param"),
     [
@@ -78,7 +95,38 @@ def error_of(response: httpx.Response) -> dict[str, Any]:
         (CHAT, conversation(messages=[{"role": "user", "content": [{"type": "image_url"}]}]), 400, "messages"),
         (CHAT, conversation(messages=[{"role": "assistant", "tool_calls": [{"id": "1"}]}]), 400, "messages"),
         (CHAT, conversation(tools=[{"type": "function"}]), 400, "tools"),
-        (CHAT, conversation(response_format={"type": "json_object"}), 400, "response_format"),
+        (CHAT, conversation(response_format={"type": "json_object"}), 200, None),
+        (CHAT, conversation(response_format={"type": "json_schema"}), 400, "response_format"),
+        (CHAT, conversation(response_format={"type": "xml"}), 400, "response_format"),
+        (CHAT, conversation(response_format=schema_format({"type": "strin"})), 400, "response_format"),
+        (CHAT, conversation(response_format=schema_format({"uniqueItems": True}, strict=True)), 400, "response_format"),
+        (CHAT, conversation(response_format=schema_format({"uniqueItems": True})), 200, None),
+        (CHAT, conversation(response_format=schema_format({"\ud800": {"pattern": "\ud800"}})), 400, None),
+        (
+            CHAT,
+            conversation(response_format=schema_format({"$ref": "http://127.0.0.1:1/x"}, strict=True)),
+            400,
+            "response_format",
+        ),
+        (CHAT, conversation(response_format=schema_format({"enum": ["x" * 200_000]})), 400, "response_format"),
+        (CHAT, conversation(guided_json="{"), 400, "guided_json"),
+        (CHAT, conversation(guided_json="[]"), 400, "guided_json"),
+        (CHAT, conversation(guided_regex="(a"), 400, "guided_regex"),
+        (CHAT, conversation(guided_regex=""), 400, "guided_regex"),
+        (CHAT, conversation(guided_choice=[]), 400, "guided_choice"),
+        (CHAT, conversation(guided_choice=["a", "b"]), 200, None),
+        (CHAT, conversation(guided_choice=["a"], guided_regex="a"), 400, "guided_choice"),
+        (CHAT, conversation(guided_choice=["a"], ignore_eos=True), 400, "ignore_eos"),
+        (COMPLETIONS, completion(structured_outputs={"grammar": "start: nothing"}), 400, "structured_outputs"),
+        (COMPLETIONS, completion(structured_outputs={"xml": "a"}), 400, "structured_outputs"),
+        (COMPLETIONS, completion(structured_outputs={"grammar": 'start: "a"'}), 200, None),
+        (CHAT, conversation(tools=[TOOL]), 400, "tools"),  # this model's template knows none
+        (CHAT, conversation(tools=[TOOL], tool_choice="none"), 200, None),
+        (CHAT, conversation(tools=[TOOL, TOOL]), 400, "tools"),
+        (CHAT, conversation(tools=[{"type": "function", "function": {"name": "a b"}}]), 400, "tools"),
+        (CHAT, conversation(tools=[TOOL], tool_choice=named("g")), 400, "tool_choice"),
+        (CHAT, conversation(messages=[called("{}"), {"role": "tool", "tool_call_id": "1", "content": "4"}]), 200, None),
+        (CHAT, conversation(messages=[called("{")]), 400, "messages"),
         (CHAT, conversation(top_logprobs=2), 400, "top_logprobs"),
         (CHAT, conversation(top_logprobs=0), 200, None),
         (CHAT, conversation(functions=None), 200, None),

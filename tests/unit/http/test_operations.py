@@ -1,10 +1,14 @@
 """Health, metrics, status, headers."""
 
+import base64
+import hashlib
+
 import httpx
 import pytest
 
 from engine.core.types import KVLayout, PageCount, WorkerInfo, WorkerLoad
-from router.api import ServiceStatus, WorkerStatus
+from router.api import RequestStatus, ServiceStatus, Timing, WorkerStatus
+from router.recent import RecentTimes
 from tests.unit.http.conftest import Service
 
 
@@ -83,3 +87,42 @@ async def test_tokenize(service: Service) -> None:
     chat = await service.http.post("/tokenize", json={"model": "tiny", "messages": [{"role": "user", "content": "a"}]})
     rendered = "<|begin|><|role|>user\na<|end|><|role|>assistant\n"
     assert chat.json()["tokens"] == list(tokenizer.encode(rendered, add_special_tokens=False))
+
+
+async def test_the_page_brings_its_own_policy(service: Service) -> None:
+    response = await service.http.get("/")
+    assert (response.status_code, response.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    policy = dict(part.split(" ", 1) for part in response.headers["content-security-policy"].split("; "))
+    assert (policy["default-src"], policy["connect-src"], policy["frame-ancestors"]) == ("'none'", "'self'", "'none'")
+    for tag in ("script", "style"):
+        block = response.text.split(f"<{tag}>")[1].split(f"</{tag}>")[0]
+        digest = base64.b64encode(hashlib.sha256(block.encode()).digest()).decode()
+        assert policy[f"{tag}-src"] == f"'sha256-{digest}'"
+    assert " style=" not in response.text and " onclick=" not in response.text, "the policy would refuse them"
+
+
+async def test_prefixes_requests_and_recent_times(service: Service) -> None:
+    body = (await service.http.get("/status/prefixes")).json()
+    (root,) = body["nodes"]
+    assert (body["page_size"], body["left_out"]) == (16, 0)
+    assert (root["id"], root["pages"], root["tokens"], root["workers"]) == (
+        "01010101",
+        2,
+        32,
+        ["decode-0", "prefill-0"],
+    )
+    assert root["children"] == [
+        {"id": "02020202", "pages": 1, "tokens": 16, "workers": ["decode-0"], "children": []}
+    ]  # fmt: skip
+    recent = RecentTimes()
+    recent.on_gap(0.02)
+    recent.on_end(Timing(0.001, 0.002, 0.0, 0.004, "p0", "d0"))
+    request = RequestStatus("r-0", "decoding", 10, 3, 0.5, "p0", "d0")
+    service.status.now = ServiceStatus(True, requests=(request,), totals=(("handoffs", 7),), recent=recent)
+    status = (await service.http.get("/status")).json()
+    assert status["totals"] == {"handoffs": 7} and status["requests"][0]["decode"] == "d0"
+    assert (status["recent"]["ttft_ms"], status["recent"]["itl_ms"], status["recent"]["transfer_ms"]) == (
+        4.0,
+        20.0,
+        0.0,
+    )

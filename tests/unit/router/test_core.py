@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from engine.core.errors import DeadlineExceeded, Unavailable
+from engine.core.errors import DeadlineExceeded, InvalidRequest, Unavailable
 from engine.core.messages import (
     Adopt,
     Adopted,
@@ -29,7 +29,7 @@ from engine.core.messages import (
     Started,
     TicketIssued,
 )
-from engine.core.types import FinishReason, Sampling, TokenLogprob
+from engine.core.types import FinishReason, Grammar, GrammarKind, Sampling, TokenLogprob
 from kv_transfer.transports.base import peer_key
 from router.api import Delta, GenerateCall, Timing
 from router.config import HealthConfig, RouterConfig
@@ -497,3 +497,19 @@ def test_what_an_unknown_worker_says_is_nothing() -> None:
     bench.frame("d", incarnation=2, ids=[id], tokens=[9])
     bench.do(WorkerGone(peer_key("x", 1), "?"))
     assert bench.took() == [] and bench.deltas == []
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_request_that_nobody_can_go_on_with_fails_at_once_and_blames_nobody(begun: bool) -> None:
+    bench = Bench("p", "d")
+    id = bench.call(grammar=Grammar(GrammarKind.REGEX, "a+"))
+    if begun:
+        bench.token("p", id, 7)
+        bench.frame("d", adopted=[Adopted(id, 100, 0.1, 1, 0)])
+    bench.took()
+    bench.frame("d" if begun else "p", finished=[Finished(id, FinishReason.REFUSED, "its grammar: too large")])
+    (error,) = bench.failures
+    assert isinstance(error, InvalidRequest) and error.message == "its grammar: too large"
+    assert bench.last_id() == 0, "it is not tried again"
+    assert all(worker.breaker.allows(bench.now) and not worker.legs for worker in bench.core.view)
+    assert bench.call(2), "the next one is sent"
