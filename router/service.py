@@ -20,6 +20,7 @@ from router.events import (
     Emit,
     Event,
     Fail,
+    FeedBatch,
     FrameArrived,
     LeaveFeed,
     Send,
@@ -260,6 +261,8 @@ class RouterService:
         match event:
             case FrameArrived(worker, frame) if frame.kv_events and (state := self._core.view.workers.get(worker)):
                 self._outline.apply(state.info.id, frame.kv_events)
+            case FeedBatch(worker, _, events) if state := self._core.view.workers.get(worker):
+                self._outline.apply(state.info.id, events)
             case WorkerGone(worker) if state := self._core.view.workers.get(worker):
                 self._outline.forget(state.info.id)
 

@@ -10,7 +10,7 @@ from router.http.caller import CALLER
 from router.http.errors import error_response
 from router.http.respond import request_id_of
 
-OPEN_PATHS = frozenset(("/", "/health", "/metrics", "/openapi.json"))
+OPEN_PATHS = frozenset(("/", "/health", "/live", "/metrics", "/openapi.json"))
 """For everybody: probes and scrapers have no key, and none of these names a client, a prompt or a tenant's key."""
 OPERATOR_PATH = "/status"
 """With all that is below it: workers, and what is cached where."""
