@@ -18,7 +18,6 @@ from typing import Any
 
 import pytest
 
-from deploy.cluster import ROUTER_RESOURCE, ROUTER_SHARE
 from deploy.spawned import READY, environment
 from tests.fakes.checkpoints import tiny_checkpoint
 
@@ -32,7 +31,6 @@ POLL_S = 0.2
 
 @dataclass(frozen=True)
 class RayCluster:
-    address: str
     dashboard: str
     environment: dict[str, str]
 
@@ -78,14 +76,13 @@ def cluster() -> Iterator[RayCluster]:
             *(f"--port={port}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1"),
             *("--num-cpus=2", "--object-store-memory=100000000", f"--temp-dir={folder}"),
             f"--dashboard-agent-listen-port={free_port()}",
-            f"--resources={json.dumps({ROUTER_RESOURCE: 1})}",
         ],
         env=cluster_environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
     try:
-        running = RayCluster(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", cluster_environment)
+        running = RayCluster(f"http://127.0.0.1:{dashboard}", cluster_environment)
         _wait_for_jobs(running, head)
         yield running
     finally:
@@ -120,7 +117,5 @@ def test_the_service_runs_as_a_job(cluster: RayCluster) -> None:
     request = urllib.request.Request(match["http"] + "/v1/completions", body, {"content-type": "application/json"})
     with urllib.request.urlopen(request, timeout=60) as response:
         assert json.load(response)["usage"]["completion_tokens"] > 0
-    # The node with the resource that routers are pinned to has the router.
-    assert f"{ROUTER_SHARE}/1.0 {ROUTER_RESOURCE}" in cluster.run("status", "--address", cluster.address).stdout
     cluster.job("stop", name)
     assert cluster.get(name)["status"] == "STOPPED"
