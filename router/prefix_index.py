@@ -93,6 +93,11 @@ class PrefixIndex:
         """Pages that the worker of `slot` reported as held, without those that were left out."""
         return self._holders[slot].num_pages
 
+    def pages(self, slot: int) -> set[int]:
+        """The keys of those pages; takes as long as the whole index is large."""
+        bit = self._holders[slot].bit
+        return {key for part in self._parts for key, mask in part.items() if mask & bit}
+
     def view_digest(self, slot: int) -> int | None:
         """The keys of all pages of the worker of `slot`, XORed; None when some were left out."""
         holder = self._holders[slot]

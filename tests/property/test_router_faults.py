@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.core.digest import page_keys
 from engine.core.errors import DeadlineExceeded, Overloaded, Unavailable
 from engine.core.messages import Drain
 from engine.core.types import Request, Sampling
@@ -94,7 +95,7 @@ def check_index(world: RouterWorld) -> None:
     world.settle(for_s=6.0)
     for key, worker in world.core.view.workers.items():
         assert world.core.view.feeds[key].synced
-        assert world.core.view.index._held[worker.slot] == world.sessions[key].worker.cache.parents.keys()
+        assert world.core.view.index.pages(worker.slot) == set(page_keys(world.sessions[key].worker.cache.parents))
 
 
 @settings(max_examples=50, deadline=None)
