@@ -188,6 +188,10 @@ def test_every_panel_has_data_and_a_killed_worker_raises_its_alert() -> None:
         service.wait_whole()
         wait_until_ready(service)
         with prometheus(targets_of(service)) as watching, under_load(service) as clients:
+            end_s = time.monotonic() + WAIT_S
+            while not watching.has_data("baton_router_retries_total"):  # what comes next is to be seen as a change
+                assert time.monotonic() < end_s, "the router was not scraped"
+                time.sleep(POLL_S)
             victim = busy_decode_worker(service, clients)
             psutil.Process(pids[victim]).kill()
             missing, end_s = queries(), time.monotonic() + WAIT_S
