@@ -55,6 +55,18 @@ class Prometheus:
         return any(math.isfinite(float(each["value"][1])) for each in results)
 
 
+def wait_until_answering(url: str) -> None:
+    """It listens before its storage is open, and says 503 meanwhile."""
+    end_s = time.monotonic() + WAIT_S
+    while True:
+        try:
+            with urllib.request.urlopen(url, timeout=10):
+                return
+        except urllib.error.HTTPError as error:
+            assert error.code == 503 and time.monotonic() < end_s, error
+        time.sleep(POLL_S)
+
+
 @contextmanager
 def prometheus(targets: dict[str, list[tuple[str, dict[str, str]]]]) -> Iterator[Prometheus]:
     """Scrapes the `targets` (address and labels, by job) every second and evaluates Baton's rules as often."""
@@ -82,6 +94,7 @@ def prometheus(targets: dict[str, list[tuple[str, dict[str, str]]]]) -> Iterator
             else:
                 pytest.fail("".join(said))
             threading.Thread(target=process.stderr.read, daemon=True).start()
+            wait_until_answering(f"http://{match[1]}/-/ready")
             yield Prometheus(f"http://{match[1]}")
         finally:
             process.terminate()
@@ -188,6 +201,10 @@ def test_every_panel_has_data_and_a_killed_worker_raises_its_alert() -> None:
         service.wait_whole()
         wait_until_ready(service)
         with prometheus(targets_of(service)) as watching, under_load(service) as clients:
+            end_s = time.monotonic() + WAIT_S
+            while not watching.has_data("baton_router_retries_total"):  # what comes next is to be seen as a change
+                assert time.monotonic() < end_s, "the router was not scraped"
+                time.sleep(POLL_S)
             victim = busy_decode_worker(service, clients)
             psutil.Process(pids[victim]).kill()
             missing, end_s = queries(), time.monotonic() + WAIT_S
