@@ -60,7 +60,7 @@ async def resolve(name: WorkerName) -> frozenset[str]:
     Raises Unavailable when the name service does not answer.
     """
     try:
-        entries = await asyncio.get_running_loop().getaddrinfo(name.host, name.port, type=socket.SOCK_STREAM)
+        entries = await asyncio.to_thread(socket.getaddrinfo, name.host, name.port, type=socket.SOCK_STREAM)
     except socket.gaierror as error:
         if error.errno in _NO_SUCH_NAME:
             return frozenset()

@@ -36,9 +36,7 @@ class _Milestones:
     ttft_s: float | None = None
     transfer_s: float = 0.0
     prefill_worker: str = ""
-    adopted_s: float | None = None
-    """Since when the decode worker owes its first token."""
-    first_step_s: float = 0.0
+    first_step_s: float | None = None
 
 
 class Flow:
@@ -138,9 +136,9 @@ class Flow:
             self._on_first_token(attempt, worker, now)
         elif attempt.decode.worker.key != worker:
             raise IllegalEvent(f"a token from {worker}, which does not decode this call")
-        elif self.milestones.adopted_s is not None:
-            self.milestones.first_step_s = now - self.milestones.adopted_s
-            self.milestones.adopted_s = None
+        elif attempt.prefill and self.milestones.first_step_s is None:
+            since_first_s = now - self.arrived_s - (self.milestones.ttft_s or 0.0)
+            self.milestones.first_step_s = max(since_first_s - self.milestones.transfer_s, 0.0)
         self.tokens.append(token)
         self.out.add(token, logprob)
         return first
@@ -165,7 +163,6 @@ class Flow:
         """The decode worker owns proven pages."""
         self.state = next_state(self.state, Trigger.ADOPTED)
         self.milestones.transfer_s = adopted.transfer_s
-        self.milestones.adopted_s = now
 
     def leg_failed(self) -> None:
         """The attempt is over; the call is not."""
@@ -204,5 +201,5 @@ class Flow:
             transfer_s=marks.transfer_s,
             prefill_worker=marks.prefill_worker,
             decode_worker=decode_worker,
-            first_step_s=marks.first_step_s,
+            first_step_s=marks.first_step_s or 0.0,
         )

@@ -159,7 +159,9 @@ class RouterMetrics:
         self._admit = seconds("admit", "Part of TTFT: waiting at the worker that computes the prompt")
         self._prefill = seconds("prefill", "Part of TTFT: computing the prompt")
         self._transfer = seconds("transfer", "Pages on their way to the decode worker, from the first ticket to proof")
-        self._first_step = seconds("first_step", "From the proof of the pages to the decode worker's first token")
+        self._first_step = seconds(
+            "first_step", "The rest of the gap between first and second token: the ticket's way, admission, the step"
+        )
 
     def delta(self, stream: CallStream, delta: Delta, now: float) -> None:
         """Time the tokens of one delta."""

@@ -28,7 +28,7 @@ class Timing:
     transfer_s: float = 0.0
     """Pulling and proving pages, as the decode worker timed it."""
     first_step_s: float = 0.0
-    """From the proof of the pages to the first token that the decode worker drew."""
+    """The rest of the gap between first and second token: the ticket's way, decode's admission and its step."""
     prefill_worker: str = ""
     decode_worker: str = ""
 

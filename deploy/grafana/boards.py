@@ -7,7 +7,7 @@ ROUTER = 'router=~"$router"'
 WORKER = 'worker=~"$worker"'
 ROUTERS = (("router", "label_values(baton_router_running_requests, router)"),)
 WORKERS = (("worker", "label_values(baton_worker_running_rows, worker)"),)
-PARTS = ("queue", "prefill", "transfer", "first_step")
+PARTS = ("queue", "admit", "prefill", "transfer", "first_step")
 
 
 def rate(metric: str, labels: str = "", by: str = "") -> str:

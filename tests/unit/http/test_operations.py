@@ -116,7 +116,7 @@ async def test_prefixes_requests_and_recent_times(service: Service) -> None:
     ]  # fmt: skip
     recent = RecentTimes()
     recent.on_gap(0.02)
-    recent.on_end(Timing(0.001, 0.002, 0.0, 0.004, "p0", "d0"))
+    recent.on_end(Timing(queue_s=0.001, prefill_s=0.002, ttft_s=0.004))
     request = RequestStatus("r-0", "decoding", 10, 3, 0.5, "p0", "d0")
     service.status.now = ServiceStatus(True, requests=(request,), totals=(("handoffs", 7),), recent=recent)
     status = (await service.http.get("/status")).json()

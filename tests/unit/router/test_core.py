@@ -172,18 +172,6 @@ def test_the_whole_path_of_one_request() -> None:
     assert (bench.core.stats.handoffs, bench.core.stats.cached_tokens) == (1, 8)
 
 
-def test_the_first_decode_step_is_timed_from_the_proof_of_the_pages() -> None:
-    bench = Bench("p", "d")
-    id = bench.call()
-    bench.token("p", id, 7, tickets=[TicketIssued(id, b"t1", True)])
-    bench.now = 1.5
-    bench.frame("d", adopted=[Adopted(id, 1000, 0.1, 4, 1)])
-    for bench.now in (1.75, 2.0):
-        bench.token("d", id, 9)
-    bench.frame("d", ids=[id, id], tokens=[10, 11], finished=[Finished(id, FinishReason.LENGTH)])
-    assert bench.deltas[-1].timing and bench.deltas[-1].timing.first_step_s == 0.25
-
-
 def test_a_stop_token_that_comes_first_settles_both_legs() -> None:
     bench = Bench("p", "d")
     id = bench.call(stop_token_ids=(7,))

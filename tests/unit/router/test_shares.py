@@ -4,6 +4,7 @@ import pytest
 
 from engine.core.errors import Overloaded
 from router.config import AdmissionConfig, RouterConfig
+from router.cost_model import Work
 from router.intake import TooLate
 from tests.fakes.router_world import Client, Rights, RouterWorld
 from tests.fakes.workers import worker_info
@@ -22,7 +23,7 @@ def teach(world: RouterWorld, ms_per_token: float) -> None:
     (worker,) = world.core.view
     for count in range(300):
         ahead, new = 100 * (count % 7), 100 * (1 + count % 11)
-        world.core.model.on_first_token(worker.key, (ahead, new, 0), (ahead + new) * ms_per_token)
+        world.core.model.on_first_token(worker.key, Work(ahead, new, 0), (ahead + new) * ms_per_token)
 
 
 def world_with(admission: AdmissionConfig) -> RouterWorld:
