@@ -1,0 +1,81 @@
+"""Ranks on GPUs of one host that read each other's memory. All live in one process, so an address is an address."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from engine.core.errors import InvalidRequest
+from engine.kernels.peer import GIVE_UP, NUM_SLOTS, SLAB_BYTES, PeerMemory, peer_join, peer_sum
+
+
+class PeerRanks:
+    """Implements Ranks."""
+
+    def __init__(self, devices: Sequence[torch.device]) -> None:
+        """Raises InvalidRequest if some device cannot read another's memory."""
+        reason = obstacle(devices)
+        if reason is not None:
+            raise InvalidRequest(f"collective peer: {reason}", param="collective")
+        _enable_access(devices)
+        slabs = [torch.zeros(SLAB_BYTES, dtype=torch.uint8, device=device) for device in devices]
+        size = len(devices)
+        self._flags = [torch.zeros(NUM_SLOTS, size, dtype=torch.int64, device=device) for device in devices]
+        # Ready before they are needed: a rank that fails may have left its device without memory.
+        self._give_up = torch.full((NUM_SLOTS, size), GIVE_UP, dtype=torch.int64).pin_memory()
+        self._streams = [torch.cuda.Stream(device) for device in devices]
+        self.members: Sequence[PeerRank] = [
+            PeerRank(
+                PeerMemory(
+                    rank=rank,
+                    slabs_W=torch.tensor([slab.data_ptr() for slab in slabs], device=device),
+                    flags_W=torch.tensor([flags.data_ptr() for flags in self._flags], device=device),
+                    meetings=torch.zeros(NUM_SLOTS, dtype=torch.int64, device=device),
+                ),
+                keep=(slabs, self._flags),
+            )
+            for rank, device in enumerate(devices)
+        ]
+        for device in devices:
+            torch.cuda.synchronize(device)
+
+    def abort(self) -> None:
+        """See Ranks. A copy engine tells every device that all have come to every meeting: it needs no kernel, so it
+        works while kernels wait. What they compute then is garbage."""
+        for flags, stream in zip(self._flags, self._streams, strict=True):
+            with torch.cuda.device(flags.device), torch.cuda.stream(stream):
+                flags.copy_(self._give_up, non_blocking=True)
+
+
+class PeerRank:
+    """Implements engine.models.base.Collective for one rank."""
+
+    def __init__(self, memory: PeerMemory, keep: object) -> None:
+        """`keep` is what the addresses in `memory` point to."""
+        self.memory = memory
+        self._keep = keep
+
+    def all_reduce(self, x_TD: Tensor) -> Tensor:
+        """See Collective."""
+        return peer_sum(x_TD, self.memory)
+
+    def all_gather(self, x_SV: Tensor) -> Tensor:
+        """See Collective."""
+        return peer_join(x_SV, self.memory)
+
+
+def obstacle(devices: Sequence[torch.device]) -> str | None:
+    """Why these devices cannot read each other's memory; None if they can."""
+    for here in devices:
+        for there in devices:
+            if here != there and not torch.cuda.can_device_access_peer(here, there):
+                return f"{here} cannot read the memory of {there}"
+    return None
+
+
+def _enable_access(devices: Sequence[torch.device]) -> None:
+    """torch lets a device read another's memory when it first copies between the two, in that direction."""
+    for source in devices:
+        for target in devices:
+            if source != target:
+                torch.ones(1, device=source).to(target)
