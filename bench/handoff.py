@@ -111,8 +111,8 @@ def joined(
 
 def copy_rate(layout: KVLayout, num_pages: int, source_device: str, device: str) -> float:
     """GB/s of a plain copy of the pages, one call a page, pools of this process."""
-    here = make_pool(SourceSpec("", layout, num_pages), device).tensor_NL2SKE
-    there = make_pool(SourceSpec("", layout, num_pages), source_device).tensor_NL2SKE
+    here = make_pool(SourceSpec("", layout, num_pages), device).tensors_NL2SKE[0]
+    there = make_pool(SourceSpec("", layout, num_pages), source_device).tensors_NL2SKE[0]
 
     def copy() -> None:
         for page in range(num_pages):

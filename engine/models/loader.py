@@ -146,12 +146,15 @@ def assemble(config: ModelConfig, tensors: dict[str, Tensor], member: Member = A
         embedding_VD=embedding_VD,
         layers=layers,
         norm_D=tensors["norm"],
-        head_VD=embedding_VD[slice(*rank.share_or_all(config.vocab_size))]
-        if config.tied_embeddings
-        else tensors["head"],
+        head_VD=_part_of(embedding_VD, rank) if config.tied_embeddings else tensors["head"],
         cos_sin_PE=cos_sin_PE.to(embedding_VD.device),
     )
     return Llama(config, weights, member.ranks)
+
+
+def _part_of(embedding_VD: Tensor, rank: Rank) -> Tensor:
+    first, end = rank.share_or_all(len(embedding_VD))
+    return embedding_VD if end - first == len(embedding_VD) else embedding_VD[first:end]
 
 
 def _layer(config: ModelConfig, tensors: dict[str, Tensor], prefix: str) -> Layer:

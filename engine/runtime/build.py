@@ -1,6 +1,7 @@
 """From one EngineConfig to a running engine: the only place that knows all its parts."""
 
-from collections.abc import MutableSequence
+from collections.abc import Callable, MutableSequence, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TYPE_CHECKING, cast
@@ -12,17 +13,21 @@ from engine.attention.select import make_backend
 from engine.core.config import SchedulerConfig
 from engine.core.engine import EngineCore
 from engine.core.errors import InvalidRequest
+from engine.core.executor import Executor
 from engine.core.types import KVLayout
-from engine.models.base import CausalLM
+from engine.models.base import CausalLM, Collective
 from engine.models.checkpoint import model_hash
 from engine.models.config import AttentionConfig, ModelConfig
 from engine.models.hub import resolve_model
 from engine.models.llama import Llama
-from engine.models.loader import Progress, load_model, random_model
+from engine.models.loader import ALONE, Member, Progress, load_model, random_model
 from engine.models.registry import load_config
+from engine.models.weights import Rank
 from engine.runtime import memory
+from engine.runtime.collective.base import Ranks
+from engine.runtime.collective.choose import open_ranks
 from engine.runtime.config import EngineConfig
-from engine.runtime.executor import ThreadedExecutor
+from engine.runtime.executor import RankedExecutor, ThreadedExecutor
 from engine.runtime.kv_pool import KVPool
 from engine.runtime.rows import RowTable
 from engine.runtime.runner import StepRunner
@@ -38,7 +43,7 @@ class Engine:
     """The parts of one worker's engine. `close` the executor when no step is in flight."""
 
     core: EngineCore
-    executor: ThreadedExecutor
+    executor: Executor
     pool: KVPool
     """Holds `layout` and `num_pages`."""
     scheduler: SchedulerConfig
@@ -48,7 +53,7 @@ class Engine:
     """Name of the attention backend that runs."""
 
     def close(self) -> None:
-        """Stop the executor's thread."""
+        """Stop the executor's threads."""
         self.executor.close()
 
 
@@ -64,23 +69,40 @@ def build_engine(config: EngineConfig, progress: Progress | None = None) -> Engi
     """
     folder = resolve_model(config.model)
     facts = load_config(folder, config.max_model_len)
-    device, dtype = resolve_device(config.device), _dtype(config, facts)
+    devices, dtype = rank_devices(config.device, config.parallel.tp_size), _dtype(config, facts)
+    ranks = open_ranks(config.parallel.collective, devices) if len(devices) > 1 else None
     if config.random_weights:
-        model: CausalLM = random_model(facts, dtype=dtype, device=device, seed=config.seed)
         name = blake2b(f"{facts} {config.seed}".encode(), digest_size=16).hexdigest()
     else:
-        model = load_model(folder, facts, dtype=dtype, device=device, progress=progress)
         name = model_hash(folder, facts)
-    return assemble(config, facts, model, name)
+
+    def load(rank: int) -> Llama:
+        member = ALONE if ranks is None else Member(Rank(rank, len(devices)), ranks.members[rank])
+        if config.random_weights:
+            return random_model(facts, dtype=dtype, device=devices[rank], seed=config.seed, member=member)
+        said = progress if rank == 0 else None  # all read equally much at the same time
+        return load_model(folder, facts, dtype=dtype, device=devices[rank], progress=said, member=member)
+
+    return _assemble(config, facts, _in_threads(load, len(devices)), ranks, name)
 
 
-def assemble(config: EngineConfig, facts: ModelConfig, model: CausalLM, name: str) -> Engine:
-    """An engine around a model that is on its device already. `name` is what KVLayout calls model_hash.
+def _in_threads(load: Callable[[int], Llama], num_ranks: int) -> list[Llama]:
+    if num_ranks == 1:
+        return [load(0)]
+    with ThreadPoolExecutor(num_ranks, thread_name_prefix="load") as threads:
+        return list(threads.map(load, range(num_ranks)))
+
+
+def _assemble(
+    config: EngineConfig, facts: ModelConfig, models: Sequence[Llama], ranks: Ranks | None, name: str
+) -> Engine:
+    """An engine around a model that is on its devices already. `name` is what KVLayout calls model_hash.
 
     Raises:
         InvalidRequest: the settings do not fit the model or the device.
     """
-    device = resolve_device(config.device)
+    devices = [model.weights.embedding_VD.device for model in models]
+    device = devices[0]
     layout = KVLayout(
         model_hash=name,
         num_layers=facts.num_layers,
@@ -88,15 +110,22 @@ def assemble(config: EngineConfig, facts: ModelConfig, model: CausalLM, name: st
         head_dim=facts.attention.head_dim,
         page_size=config.page_size or (CPU_PAGE_SIZE if device.type == "cpu" else CUDA_PAGE_SIZE),
         dtype=str(_dtype(config, facts)).removeprefix("torch."),
+        tp_size=len(devices),
     )
-    num_pages = memory.num_pages(config.kv_memory, layout.page_bytes, device, memory.free_bytes(device))
+    free = min(memory.free_bytes(each) // devices.count(each) for each in devices)
+    num_pages = memory.num_pages(config.kv_memory, layout.page_bytes, device, free)
     max_len = memory.max_model_len(config.max_model_len, facts.max_position, num_pages, layout.page_size)
-    pool = KVPool(layout, num_pages, device)
-    backend = make_backend(config.attention_backend, pool.tensor_NL2SKE, attention_shape(facts.attention))
-    table = RowTable(config.max_rows, max_len, layout.page_size, pool.filler_page, device)
-    model = _fused(model, device)
-    graphs = _decode_graphs(config, model, backend, table)
-    executor = ThreadedExecutor(StepRunner(model, backend, table, graphs))
+    pool = KVPool(layout, num_pages, devices)
+    backends = [
+        make_backend(config.attention_backend, tensor_NL2SKE, attention_shape(model.config.attention))
+        for model, tensor_NL2SKE in zip(models, pool.tensors_NL2SKE, strict=True)
+    ]
+    runners = []
+    for model, backend in zip(models, backends, strict=True):
+        device = model.weights.embedding_VD.device
+        table = RowTable(config.max_rows, max_len, layout.page_size, pool.filler_page, device)
+        runners.append(_runner(config, _fused(model), backend, table, model.ranks))
+    executor = ThreadedExecutor(runners[0]) if ranks is None else RankedExecutor(runners, ranks.abort)
     scheduler = SchedulerConfig(
         page_size=layout.page_size,
         num_pages=num_pages,
@@ -108,15 +137,21 @@ def assemble(config: EngineConfig, facts: ModelConfig, model: CausalLM, name: st
     )
     generations = cast(MutableSequence[int], pool.generations[:num_pages])  # a memoryview is one in all but name
     core = EngineCore(scheduler, executor, model_hash=name, generations=generations)
-    return Engine(core, executor, pool, scheduler, facts, backend.name)
+    return Engine(core, executor, pool, scheduler, facts, backends[0].name)
 
 
-def _fused(model: CausalLM, device: torch.device) -> CausalLM:
-    if device.type != "cuda" or not isinstance(model, Llama):
+def _runner(
+    config: EngineConfig, model: CausalLM, backend: AttentionBackend, table: RowTable, ranks: Collective | None
+) -> StepRunner:
+    return StepRunner(model, backend, table, _decode_graphs(config, model, backend, table), ranks)
+
+
+def _fused(model: Llama) -> CausalLM:
+    if model.weights.embedding_VD.device.type != "cuda":
         return model
     from engine.models.llama_fused import FusedLlama
 
-    return FusedLlama(model.config, model.weights)
+    return FusedLlama(model.config, model.weights, model.ranks)
 
 
 def _decode_graphs(
@@ -157,6 +192,24 @@ def resolve_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InvalidRequest(f"no device {name!r} here: {torch.cuda.device_count()} CUDA devices found", param="device")
     return device if device.type == "cpu" else torch.device("cuda", device.index or 0)
+
+
+def rank_devices(name: str, count: int) -> list[torch.device]:
+    """The device called `name` and those that follow it, one a rank; on the CPU all are the same.
+
+    Raises:
+        InvalidRequest: there are not so many here.
+    """
+    first = resolve_device(name)
+    if first.type == "cpu":
+        return [first] * count
+    devices = [torch.device("cuda", first.index + rank) for rank in range(count)]
+    if devices[-1].index >= torch.cuda.device_count():
+        raise InvalidRequest(
+            f"{count} ranks from {first} on need more than the {torch.cuda.device_count()} CUDA devices found here",
+            param="tp",
+        )
+    return devices
 
 
 def _dtype(config: EngineConfig, facts: ModelConfig) -> torch.dtype:

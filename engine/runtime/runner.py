@@ -13,7 +13,7 @@ from torch import Tensor
 
 from engine.attention.base import AttentionBackend
 from engine.core.types import StepOutput, StepPlan, TokenLogprob
-from engine.models.base import CausalLM
+from engine.models.base import CausalLM, Collective
 from engine.runtime.batch import StepBatch, build_batch
 from engine.runtime.device import Stopwatch, to_host
 from engine.runtime.logprobs import Logprobs, chunks, logprobs_of
@@ -63,9 +63,16 @@ class StepRunner:
     """
 
     def __init__(
-        self, model: CausalLM, attention: AttentionBackend, table: RowTable, graphs: "DecodeGraphs | None" = None
+        self,
+        model: CausalLM,
+        attention: AttentionBackend,
+        table: RowTable,
+        graphs: "DecodeGraphs | None" = None,
+        ranks: Collective | None = None,
     ) -> None:
+        """`ranks`: with several of them, each has a runner, and all are given the same plans."""
         self._model = model
+        self._ranks = ranks
         self._attention = attention
         self._table = table
         self._graphs = graphs
@@ -119,6 +126,9 @@ class StepRunner:
         logits_SV = logits_SV.float()
         slots_S, positions_S = torch.tensor([slots, positions]).to(table.device, non_blocking=True)
         tokens_S = draw(logits_SV, table, slots, positions)
+        if self._ranks is not None and not table.special.isdisjoint(slots):
+            # Equal logits, but sums over a vocabulary may round otherwise each time: the first rank's draw counts.
+            tokens_S = self._ranks.all_gather(tokens_S[:, None].contiguous())[:, 0]
         table.tokens_RC[slots_S, positions_S] = tokens_S.int()
         pending.tokens_S = to_host(tokens_S)
         num_top = [table.sampling[slot].num_logprobs for slot in slots]

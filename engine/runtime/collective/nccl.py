@@ -4,8 +4,7 @@ import os
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
-from torch import distributed
+from torch import Tensor, distributed
 
 # NVLink multicast needs a driver service that not every host runs.
 _SETTINGS = {"NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1"}

@@ -27,7 +27,7 @@ def run_ranks(folder: Path, num_ranks: int, two_shot: bool) -> list[dict[str, li
     return [json.loads(each) for each in said]
 
 
-@pytest.mark.parametrize(("num_ranks", "two_shot"), [(2, False), (4, True)])
+@pytest.mark.parametrize(("num_ranks", "two_shot"), [(2, False), pytest.param(4, True, marks=pytest.mark.slow)])
 def test_every_rank_gets_the_sum_bit_for_bit_and_the_join(tmp_path: Path, num_ranks: int, two_shot: bool) -> None:
     """Each process calls all sizes twice over, so slots are used again by kernels of other widths."""
     said = run_ranks(tmp_path, num_ranks, two_shot)
