@@ -3,6 +3,7 @@
 python -m bench.engine --device cpu --json                  beside transformers' generate: same weights, batch, threads
 python -m bench.engine --model-shape llama-8b --device cuda --json     beside the limits of one H200
 python -m bench.engine --device cpu --work decode-16x256 --repeats 9
+python -m bench.engine --model-shape llama-70b --device cuda --tp 2 --json         a worker of two ranks
 
 Work is named kind-BATCHxTOKENS. Every repetition has fresh random prompts; a peer runs right before or after with the
 same ones, and the ratio is the median over repetitions, so that a machine that slows down slows both. The last line is
@@ -25,7 +26,7 @@ from bench.engine_limits import Limits
 from bench.engine_peer import TransformersPeer, write_random_checkpoint
 from bench.shapes import SHAPES, write_shape
 from engine.runtime.build import build_engine
-from engine.runtime.config import EngineConfig
+from engine.runtime.config import EngineConfig, Parallel
 
 CPU_KV_BYTES = 1 << 30
 GPU_STEP_TOKENS = 8192
@@ -89,6 +90,14 @@ GPU_WORK = (
 )
 
 
+TP_WORK = (
+    Work("decode", 1, 1024, num_new=128),
+    Work("decode", 8, 1024, num_new=128),
+    Work("decode", 64, 1024, num_new=128),
+    Work("prefill", 1, 2048),
+)
+
+
 class Runner(Protocol):
     """What measures one batch: the engine or a peer."""
 
@@ -147,10 +156,10 @@ def choose(names: str, known: Sequence[Work]) -> list[Work]:
     return [by_name[name] for name in names.split(",") if name] or list(known)
 
 
-def run_shape(shape: str, device: str, dtype: str, chosen: Sequence[Work], repeats: int) -> Iterator[dict[str, object]]:
-    """One result for each work, as it comes."""
-    facts, on_cpu = SHAPES[shape], device == "cpu"
-    config = EngineConfig("", device=device, dtype=dtype, max_model_len=facts["max_position_embeddings"])
+def run_shape(shape: str, config: EngineConfig, chosen: Sequence[Work], repeats: int) -> Iterator[dict[str, object]]:
+    """One result for each work, as it comes. `config` says nothing of the model."""
+    facts, on_cpu = SHAPES[shape], config.device == "cpu"
+    config = replace(config, max_model_len=facts["max_position_embeddings"])
     with tempfile.TemporaryDirectory(prefix="baton-bench-") as name:
         folder = write_shape(shape, Path(name))
         if on_cpu:
@@ -158,8 +167,8 @@ def run_shape(shape: str, device: str, dtype: str, chosen: Sequence[Work], repea
             engine = build_engine(replace(config, model=name, kv_memory=CPU_KV_BYTES))
         else:
             engine = build_engine(replace(config, model=name, random_weights=True, max_step_tokens=GPU_STEP_TOKENS))
-        peer = TransformersPeer(folder, dtype) if on_cpu else None
-    driver, limits = EngineDriver(engine), None if on_cpu else Limits.of_shape(facts)
+        peer = TransformersPeer(folder, config.dtype) if on_cpu else None
+    driver, limits = EngineDriver(engine), None if on_cpu else Limits.of_shape(facts, config.parallel.tp_size)
     for work in chosen:
         timelines = repeat_work(work, driver, peer, repeats, facts["vocab_size"])
         yield summarize(work, timelines, limits)
@@ -172,25 +181,28 @@ def main(
     dtype: str = "",
     work: str = "",
     repeats: int = 5,
-    threads: int = 0,
+    parallel: str = typer.Option("1", "--tp", help="Ranks, and how they sum: 2, 2:peer or 2:nccl."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object as the last line."),
 ) -> None:
     """Measure the engine; on the CPU beside transformers."""
     shape = model_shape or ("cpu-100m" if device == "cpu" else "llama-8b")
     if shape not in SHAPES:
         raise typer.BadParameter(f"{shape}; known: {', '.join(SHAPES)}")
-    if threads:
-        torch.set_num_threads(threads)
     dtype = dtype or SHAPES[shape]["dtype"]
+    tp_size, _, collective = parallel.partition(":")
+    several = Parallel(int(tp_size), collective or "auto")
+    config = EngineConfig("", device=device, dtype=dtype, parallel=several)
+    known = CPU_WORK if device == "cpu" else GPU_WORK
+    chosen = choose(work, known) if work or several.tp_size == 1 or device == "cpu" else list(TP_WORK)
     results = []
-    for result in run_shape(shape, device, dtype, choose(work, CPU_WORK if device == "cpu" else GPU_WORK), repeats):
+    for result in run_shape(shape, config, chosen, repeats):
         results.append(result)
         words = (
             f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in result.items()
         )
         print("  ".join(words), flush=True)
     if as_json:
-        header = {"shape": shape, "device": device, "dtype": dtype, "threads": torch.get_num_threads()}
+        header = {"shape": shape, "device": device, "dtype": dtype, "tp": parallel, "threads": torch.get_num_threads()}
         print(json.dumps(header | {"work": results}))
 
 

@@ -19,11 +19,13 @@ class Limits:
     """Of all layers."""
     head_weights: int
     kv_values_per_token: int
+    num_chips: int
+    """That share all of it evenly, at no cost: sums over ranks are not counted."""
     attention_flops_per_pair: int
     """Of one query token and one key token, all layers."""
 
     @classmethod
-    def of_shape(cls, shape: dict[str, Any]) -> "Limits":
+    def of_shape(cls, shape: dict[str, Any], num_chips: int = 1) -> "Limits":
         """From a Hugging Face configuration."""
         hidden, layers, head_dim = shape["hidden_size"], shape["num_hidden_layers"], shape["head_dim"]
         heads, kv_heads = shape["num_attention_heads"], shape["num_key_value_heads"]
@@ -32,6 +34,7 @@ class Limits:
             layer_weights=layers * (attention + 3 * hidden * shape["intermediate_size"]),
             head_weights=hidden * shape["vocab_size"],
             kv_values_per_token=layers * 2 * kv_heads * head_dim,
+            num_chips=num_chips,
             attention_flops_per_pair=layers * 4 * heads * head_dim,
         )
 
@@ -39,10 +42,11 @@ class Limits:
         """Extend each of `batch` sequences by many tokens: products bound it."""
         pairs = num_new * num_cached + num_new * (num_new + 1) // 2
         layers = 2 * num_new * self.layer_weights + self.attention_flops_per_pair * pairs
-        return batch * (layers + 2 * self.head_weights) / PRODUCT_FLOPS_PER_S
+        return batch * (layers + 2 * self.head_weights) / PRODUCT_FLOPS_PER_S / self.num_chips
 
     def decode_s(self, batch: int, num_cached: int) -> float:
         """One token for each sequence: all weights and all KV are read once, or the products take longer."""
         weights = self.layer_weights + self.head_weights
         values = weights + batch * num_cached * self.kv_values_per_token
-        return max(values * VALUE_BYTES / MEMORY_BYTES_PER_S, 2 * batch * weights / PRODUCT_FLOPS_PER_S)
+        slower_s = max(values * VALUE_BYTES / MEMORY_BYTES_PER_S, 2 * batch * weights / PRODUCT_FLOPS_PER_S)
+        return slower_s / self.num_chips

@@ -1,4 +1,4 @@
-"""Sums and joins over the GPUs of one host, whose kernels read each other's memory. Captured by CUDA graphs like any other.
+"""Sums and joins over the GPUs of one host, whose kernels read each other's memory; CUDA graphs may hold them.
 
 Program `s` of a kernel works with the programs `s` of the other ranks and with nobody else. Their meetings are numbered
 1, 2, 3, ... for good; all ranks launch the same kernels in the same order, so they agree on the numbers, and since the
@@ -9,8 +9,8 @@ number is kept on the device, a graph that is replayed goes on counting. What a 
     3  read the other ranks' slots, half k % 2
 
 Nobody still reads the half that step 1 overwrites: its last readers read it after meeting k - 2, then said k - 1, and
-that was heard here before. A slot belongs to one program number whatever the size of the tensor, so kernels with more or
-fewer programs cannot meet in it.
+that was heard here before. A slot belongs to one program number whatever the size of the tensor, so kernels with more
+or fewer programs cannot meet in it.
 
 A wait that lasts longer than PATIENCE_NS ends the kernel with an error of the device: a rank is lost. A host that knows
 so ends it at once, by saying GIVE_UP in place of the others (engine.runtime.collective.peer).

@@ -80,8 +80,8 @@ def random_model(
 ) -> Llama:
     """A model of the same shape with weights drawn from `seed`: for benchmarks of shapes, not of answers.
 
-    Each tensor of the checkpoint that there is none of has a seed of its own, so ranks hold parts of one model, whatever
-    their number. A rank draws on its device, one whole tensor at a time.
+    Each tensor that a checkpoint would have has a seed of its own, so ranks hold parts of one model, whatever their
+    number. A rank draws on its device, one whole tensor at a time.
     """
     generator = torch.Generator(device)
     tensors = {}

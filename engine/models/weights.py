@@ -2,8 +2,8 @@
 
 Query, key and value projections are one parameter, gate and up are another: one product instead of three and two.
 A rank of a tensor-parallel group holds whole heads, a range of the MLP's columns and a range of the output head's rows
-(all of them where they do not divide); the embedding and norms are whole. A bias that is added to a sum over ranks is the
-first rank's alone.
+(all of them where they do not divide); the embedding and norms are whole. A bias that is added to a sum over ranks is
+the first rank's alone.
 """
 
 from dataclasses import dataclass, replace

@@ -2,10 +2,10 @@
 
 With several ranks there is a runner and a thread for each, on a device of its own. How an error ends:
 
-    a rank's thread raises        the other ranks' waits are ended from the host (Ranks.abort), here and on their devices
-    a rank's device fails         that rank's thread raises at its next launch, or `collect` does for it; until then the
-                                  other devices wait, at the longest for engine.kernels.peer.PATIENCE_NS, then fail too
-    the process dies              all ranks are of one process
+    a rank's thread raises    the other ranks' waits are ended from the host (Ranks.abort), here and on their devices
+    a rank's device fails     that rank's thread raises at its next launch, or `collect` does for it; until then the
+                              other devices wait, at the longest for engine.kernels.peer.PATIENCE_NS, then fail too
+    the process dies          all ranks are of one process
 
 In each case `collect` raises, and never returns what was computed without some rank: it waits for all of them.
 """

@@ -7,8 +7,8 @@ A page of all layers, and any run of layers of a page, is one contiguous range: 
 No allocator names the NUM_SPARE_PAGES slabs at the end. They serve transfers, and the first of them also fills page
 tables behind a row's last page, so that no read leaves the pool.
 
-A worker of several ranks has such an allocation on each rank's device: page p of each holds that rank's heads of the same
-tokens. There is one page number, and one generation, for all of them.
+A worker of several ranks has such an allocation on each rank's device: page p of each holds that rank's heads of the
+same tokens. There is one page number, and one generation, for all of them.
 """
 
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ class KVPool:
         self.tensors_NL2SKE = [torch.empty(shape, dtype=dtype, device=device) for device in devices]
         """By rank."""
         for tensor_NL2SKE in self.tensors_NL2SKE:
-            # Written, not only mapped: a pool that does not fit fails now, and the process does not grow while it serves.
+            # Written, not only mapped: a pool that does not fit fails now, and no process grows while it serves.
             tensor_NL2SKE.zero_()
         self._slabs_NLB = [
             tensor_NL2SKE.view(num_slabs, layout.num_layers, -1).view(torch.uint8)

@@ -1,4 +1,4 @@
-"""Ranks over NCCL: a communicator a thread. Not used unless asked for, or where GPUs cannot read each other's memory."""
+"""Ranks over NCCL, a communicator a thread: where it was asked for, or GPUs cannot read each other's memory."""
 
 import os
 from collections.abc import Sequence

@@ -50,13 +50,14 @@ from engine.kernels import peer
 
 def ptx(kernel, dtype, element_bytes, **more):
     block = peer.SLOT_BYTES // element_bytes
+    num_warps = peer._num_warps(block // (4 if more.get("TWO_SHOT") else 1), element_bytes)
     fixed = dict(WORLD=4, SLOTS=peer.NUM_SLOTS, SLOT=block, BLOCK=block, PATIENCE_NS=peer.PATIENCE_NS) | more
     tensors = dict(x=dtype, out=dtype, slabs="i64", flags="i64", meetings="i64")
     names = kernel.arg_names
     types = {n: "constexpr" if n in fixed else "*" + tensors[n] if n in tensors else "i32" for n in names}
     aligned = {(names.index(n),): [["tt.divisibility", 16]] for n in (*tensors, "N")}
     source = ASTSource(kernel, types, {(names.index(n),): value for n, value in fixed.items()}, aligned)
-    return compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": peer._num_warps(block // (4 if more.get("TWO_SHOT") else 1), element_bytes)}).asm["ptx"]
+    return compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": num_warps}).asm["ptx"]
 
 for two_shot in (False, True):
     code = ptx(peer._sum_kernel, "bf16", 2, TWO_SHOT=two_shot)
