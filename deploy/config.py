@@ -103,7 +103,7 @@ FLAGS = (
     Flag("device", str, "auto", "cpu, cuda, or auto: CUDA where there is a GPU for each worker."),
     Flag("dtype", str, "auto", "float32, bfloat16, float16; auto is the checkpoint's own."),
     Flag("page_size", int | None, None, "Tokens in a KV page; 16 on CPU and 128 on CUDA when left out."),
-    Flag("kv_memory", str | None, None, "KV pages on each device of a worker: bytes (1GiB: CPU) or a share (0.9: CUDA)."),
+    Flag("kv_memory", str | None, None, "KV pages on each device of a worker: bytes (1GiB on CPU) or a share (0.9)."),
     Flag("transport", str, "auto", f"How pages move between workers: {', '.join(TRANSPORTS)}."),
     Flag("policy", str, "cost", f"How workers are chosen; cost: by expected ms. One of {', '.join(POLICY_NAMES)}."),
     Flag("max_model_len", int | None, None, "Tokens of prompt and answer together; the model's own when left out."),

@@ -262,8 +262,9 @@ class GrpcTransport:
             self._completions.put(Completion(op, OpStatus.FAILED, message=repr(error)))
 
     async def _pull(self, source: _Source, read: PageRead) -> Completion:
-        layers = {"layer_begin": read.layer_begin, "layer_end": read.layer_end}
-        pull = kv_pb2.PullRequest(pages=read.src, rank=read.src_rank, **layers)
+        pull = kv_pb2.PullRequest(
+            pages=read.src, layer_begin=read.layer_begin, layer_end=read.layer_end, rank=read.src_rank
+        )
         if read.cut is not None:
             pull.part.CopyFrom(kv_pb2.PagePart(**asdict(read.cut.src)))
         sink = PageSink(self._pool, read)

@@ -2,12 +2,16 @@
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, distributed
+import torch.distributed
+from torch import Tensor
 
-# NVLink multicast needs a driver service that not every host runs.
+_DISTRIBUTED: Any = torch.distributed
+"""Its stubs know neither NCCL's groups nor the store."""
 _SETTINGS = {"NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1"}
+"""NVLink multicast needs a driver service that not every host runs."""
 
 
 class NcclRanks:
@@ -16,9 +20,9 @@ class NcclRanks:
     def __init__(self, devices: Sequence[torch.device]) -> None:
         for name, value in _SETTINGS.items():
             os.environ.setdefault(name, value)
-        store = distributed.HashStore()
+        store, options = _DISTRIBUTED.HashStore(), _DISTRIBUTED.ProcessGroupNCCL.Options()
         self.members: Sequence[NcclRank] = [
-            NcclRank(distributed.ProcessGroupNCCL(store, rank, len(devices)), len(devices))
+            NcclRank(_DISTRIBUTED.ProcessGroupNCCL(store, rank, len(devices), options), len(devices))
             for rank in range(len(devices))
         ]
 
@@ -31,7 +35,7 @@ class NcclRanks:
 class NcclRank:
     """Implements engine.models.base.Collective for one thread. NCCL gives every rank the same bits."""
 
-    def __init__(self, group: "distributed.ProcessGroupNCCL", size: int) -> None:
+    def __init__(self, group: Any, size: int) -> None:
         self.group = group
         self._size = size
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+import triton
 from torch import Tensor
 
 from engine.core.errors import InvalidRequest
@@ -18,6 +19,7 @@ class PeerRanks:
         if reason is not None:
             raise InvalidRequest(f"collective peer: {reason}", param="collective")
         _enable_access(devices)
+        triton.runtime.driver.active.get_current_target()  # made here, once: it is not made for threads that race
         slabs = [torch.zeros(SLAB_BYTES, dtype=torch.uint8, device=device) for device in devices]
         size = len(devices)
         self._flags = [torch.zeros(NUM_SLOTS, size, dtype=torch.int64, device=device) for device in devices]

@@ -21,8 +21,8 @@ def test_every_flag() -> None:
     flags = {option for action in parser("decode")._actions for option in action.option_strings}
     assert flags == set(
         """-h --help --model --model-name --worker-id --host --port --advertise --metrics-port --transport --device
-        --tp --collective --dtype --page-size --kv-memory --max-model-len --max-step-tokens --max-rows --attention-backend
-        --random-weights --seed --drain-grace --log-level""".split()
+        --tp --collective --dtype --page-size --kv-memory --max-model-len --max-step-tokens --max-rows
+        --attention-backend --random-weights --seed --drain-grace --log-level""".split()
     )
 
 
