@@ -15,7 +15,7 @@ from kv_transfer.layout import layout_hash
 from kv_transfer.manager import TransferManager
 from kv_transfer.reslice import Cut, Part, routes
 from kv_transfer.ticket import Ticket, seal_ticket
-from kv_transfer.transports.base import OpStatus, PageRead, Transport, peer_key
+from kv_transfer.transports.base import OpStatus, PagePool, PageRead, Transport, peer_key
 from kv_transfer.transports.grpc import GrpcTransport
 from kv_transfer.transports.local import LocalHub, LocalTransport
 from kv_transfer.transports.nixl import NixlTransport
@@ -114,7 +114,7 @@ def test_generations_of_a_peer_with_more_pages(kind: str) -> None:
 
 
 HUB = LocalHub()
-MAKE: dict[str, Callable[[HostPool, str], Transport]] = {
+MAKE: dict[str, Callable[[PagePool, str], Transport]] = {
     "local": lambda pool, name: LocalTransport(HUB, name, pool),
     "grpc": lambda pool, name: GrpcTransport(pool, name, KEY),
     "nixl": NixlTransport,
@@ -124,8 +124,8 @@ MAKE: dict[str, Callable[[HostPool, str], Transport]] = {
 class Managed:
     """A worker with its transfer thread."""
 
-    def __init__(self, kind: str, id_: str, layout: KVLayout) -> None:
-        self.id, self.pool, self.woken = id_, HostPool(layout, NUM_PAGES), threading.Event()
+    def __init__(self, kind: str, id_: str, pool: PagePool) -> None:
+        self.id, self.pool, self.woken = id_, pool, threading.Event()
         transport = MAKE[kind](self.pool, peer_key(id_, 1))
         self.manager = TransferManager(self.pool, [transport], (id_, 1), KEY, notify=self.woken.set)
 
@@ -162,9 +162,14 @@ HANDOFFS = {
 @pytest.mark.parametrize("pair", sorted(HANDOFFS))
 def test_a_handoff_between_unequal_workers_is_proven(kind: str, pair: str) -> None:
     """13 tokens are here already at 4 a page, 8 at 8, none at 16; the last page is partial on both sides."""
-    layout_here, layout_there = HANDOFFS[pair]
-    mine, theirs = layout_here.page_size, layout_there.page_size
-    p, d = Managed(kind, "p", layout_there), Managed(kind, "d", layout_here)
+    here, there = (HostPool(layout, NUM_PAGES) for layout in HANDOFFS[pair])
+    check_handoff(kind, here, there)
+
+
+def check_handoff(kind: str, here: PagePool, there: PagePool) -> None:
+    """All of the way from tokens in one pool to tokens in the other, over transports of that kind."""
+    mine, theirs = here.layout.page_size, there.layout.page_size
+    p, d = Managed(kind, "p", there), Managed(kind, "d", here)
     tokens = token_buffer(TOKENS[:61])
     src, dst = list(range(-(-61 // theirs))), tuple(range(20, 20 + -(-61 // mine)))
     num_local = 13 // mine

@@ -11,6 +11,8 @@ import torch
 from engine.core.types import Sampling
 from engine.runtime.build import Engine, build_engine
 from engine.runtime.config import EngineConfig, Parallel
+from engine.runtime.kv_pool import KVPool
+from tests.contract.test_unequal import NUM_PAGES, check_handoff, tp
 from tests.gpu.test_engine import NUM_NEW, folder, generate, prompts
 
 assert folder, "a fixture"
@@ -188,3 +190,13 @@ def test_long_decode_keeps_all_ranks_in_step(folder: Path) -> None:
         assert generate(engine, prompts(), sampling) == generate(alone, prompts(), sampling)
     engine.close()
     alone.close()
+
+
+@pytest.mark.parametrize("kind", ["nixl", "grpc"])
+@pytest.mark.parametrize(("mine", "theirs"), [(1, 2), (2, 1), (2, 2)])
+def test_handoffs_between_workers_whose_ranks_are_on_several_gpus(kind: str, mine: int, theirs: int) -> None:
+    """One NIXL agent holds the memory of all GPUs of its worker; ranks of the two workers lie crosswise."""
+    devices = [torch.device("cuda", 0), torch.device("cuda", 1)]
+    here = KVPool(tp(mine), NUM_PAGES, devices[:mine])
+    there = KVPool(tp(theirs), NUM_PAGES, devices[::-1][:theirs])
+    check_handoff(kind, here, there)
