@@ -85,6 +85,6 @@ def _product(x_TI: Tensor, linear: Linear) -> Tensor:
 
 
 def _gate_up(normed_TD: Tensor, layer: Layer) -> Tensor:
-    if len(normed_TD) <= MAX_ROWS_SILU:
+    if len(normed_TD) <= MAX_ROWS_SILU and layer.gate_up.bias_O is None:
         return linear_small(normed_TD, layer.gate_up.weight_OI, silu_mul=True)
     return silu_mul(layer.gate_up(normed_TD))
