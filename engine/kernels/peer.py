@@ -123,6 +123,32 @@ def _sum_kernel(
 
 
 @triton.jit
+def _add_norm_kernel(
+    x, stream, weight, out, slabs, flags, meetings, D, eps, rank, WORLD: tl.constexpr, SLOTS: tl.constexpr,
+    SLOT: tl.constexpr, BLOCK_D: tl.constexpr, PATIENCE_NS: tl.constexpr,
+):  # fmt: skip
+    dtype: tl.constexpr = x.dtype.element_ty
+    row = tl.program_id(0)
+    k = tl.load(meetings + row) + 1
+    d = tl.arange(0, BLOCK_D)
+    inside = d < D
+    own = tl.load(x + row * D + d, mask=inside, other=0.0)
+    tl.store(_slot(slabs, rank, row, k, SLOTS, SLOT, dtype) + d, own)
+    _meet(flags, rank, row, k, WORLD, PATIENCE_NS)
+    total = tl.zeros((BLOCK_D,), tl.float32)
+    for peer in tl.static_range(WORLD):
+        total += tl.load(_slot(slabs, peer, row, k, SLOTS, SLOT, dtype) + d, cache_modifier=".cg").to(tl.float32)
+    total = total.to(dtype).to(tl.float32) + tl.load(stream + row * D + d, mask=inside, other=0.0).to(tl.float32)
+    value = total.to(dtype)
+    tl.store(stream + row * D + d, value, mask=inside)
+    wide = value.to(tl.float32)
+    scale = tl.rsqrt(tl.sum(wide * wide, 0) / D + eps)
+    normed = (wide * scale).to(dtype)
+    tl.store(out + row * D + d, normed * tl.load(weight + d, mask=inside, other=0.0), mask=inside)
+    tl.store(meetings + row, k)
+
+
+@triton.jit
 def _join_kernel(
     x, out, slabs, flags, meetings, N, V, rank, WORLD: tl.constexpr, SLOTS: tl.constexpr, SLOT: tl.constexpr,
     BLOCK: tl.constexpr, PATIENCE_NS: tl.constexpr,
@@ -162,6 +188,30 @@ def peer_sum(x: torch.Tensor, memory: PeerMemory, two_shot: bool | None = None) 
             num_warps=_num_warps(block // (num_ranks if two_shot else 1), x.element_size()),
         )  # fmt: skip
     return out
+
+
+def fits_slots(x_TD: torch.Tensor) -> bool:
+    """Whether `peer_add_norm` takes it: rows that fit a slot, and no more of them than slots."""
+    return len(x_TD) <= NUM_SLOTS and triton.next_power_of_2(x_TD.shape[1]) * x_TD.element_size() <= SLOT_BYTES
+
+
+def peer_add_norm(
+    x_TD: torch.Tensor, stream_TD: torch.Tensor, weight_D: torch.Tensor, eps: float, memory: PeerMemory
+) -> torch.Tensor:
+    """Add the sum of x over all ranks into `stream_TD` in place, and return the RMSNorm of that. All contiguous.
+
+    Rounds as peer_sum and then engine.kernels.norm.add_rms_norm do.
+    """
+    out_TD = torch.empty_like(x_TD)
+    num_tokens, width = x_TD.shape
+    if num_tokens:
+        block = triton.next_power_of_2(width)
+        _add_norm_kernel[(num_tokens,)](
+            x_TD, stream_TD, weight_D, out_TD, memory.slabs_W, memory.flags_W, memory.meetings, width, eps,
+            memory.rank, WORLD=memory.num_ranks, SLOTS=NUM_SLOTS, SLOT=SLOT_BYTES // x_TD.element_size(),
+            BLOCK_D=block, PATIENCE_NS=memory.patience_ns, num_warps=_num_warps(block, x_TD.element_size()),
+        )  # fmt: skip
+    return out_TD
 
 
 def peer_join(x_SV: torch.Tensor, memory: PeerMemory) -> torch.Tensor:

@@ -42,6 +42,12 @@ class Collective(Protocol):
         """The sum over all ranks, added in their order, in x's dtype. x must be contiguous and may be used as the
         result; it must not be changed by anybody else meanwhile."""
 
+    def add_norm(self, x_TD: Tensor, stream_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor | None:
+        """Add the sum of x over all ranks into `stream_TD` in place and return the RMSNorm of that, by one kernel.
+
+        None, and nothing done, where there is none for this size.
+        """
+
     def all_gather(self, x_SV: Tensor) -> Tensor:
         """The ranks' columns side by side, in their order. x must be contiguous."""
 

@@ -2,7 +2,7 @@
 
 Two ways through a layer, by the number of tokens in the step. Few: products that are limited by memory, with what
 follows them fused behind them. Many: the vendor's products, with the residual addition fused into the norm after them.
-With several ranks a product is summed over them first, so then the norm adds it, however few tokens there are.
+With several ranks a product is first summed over them, so that the norm adds it however few tokens there are.
 
 Shape suffixes: see engine.models.llama.
 """
@@ -52,15 +52,23 @@ class FusedLlama:
     def _add_product(self, stream_TD: Tensor, x_TI: Tensor, linear: Linear) -> tuple[Tensor, Tensor | None]:
         """The stream with the product added, or the stream and what is still to be added."""
         if self.ranks is not None:
-            return stream_TD, self.ranks.all_reduce(_product(x_TI, linear))
+            return stream_TD, _product(x_TI, linear)
         if len(x_TI) <= MAX_ROWS:
             return linear_small(x_TI, linear.weight_OI, bias_N=linear.bias_O, residual_MN=stream_TD), None
         return stream_TD, linear(x_TI)
 
     def _norm(self, stream_TD: Tensor, added_TD: Tensor | None, weight_D: Tensor) -> Tensor:
-        """The norm of the residual stream, after adding (in place) what the last product left to be added."""
+        """The norm of the residual stream, after adding (in place) what the last product left to be added.
+
+        With several ranks that is this rank's part of it.
+        """
         if added_TD is None:
             return rms_norm(stream_TD, weight_D, self.config.rms_norm_eps)
+        if self.ranks is not None:
+            normed_TD = self.ranks.add_norm(added_TD, stream_TD, weight_D, self.config.rms_norm_eps)
+            if normed_TD is not None:
+                return normed_TD
+            added_TD = self.ranks.all_reduce(added_TD)
         return add_rms_norm(added_TD, stream_TD, weight_D, self.config.rms_norm_eps)
 
     def _attention(self, index: int, normed_TD: Tensor, positions_T: Tensor, attention: PagedAttentionStep) -> Tensor:

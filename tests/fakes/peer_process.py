@@ -7,14 +7,21 @@ from pathlib import Path
 
 import torch
 
-from engine.kernels.peer import NUM_SLOTS, SLAB_BYTES, PeerMemory, peer_join, peer_sum
+from engine.kernels.peer import NUM_SLOTS, SLAB_BYTES, PeerMemory, fits_slots, peer_add_norm, peer_join, peer_sum
 
+EPS = 1e-5
 SIZES = ((1, 1), (3, 40), (5, 1000), (2, 9000), (1, 8))
 
 
 def inputs(rank: int, size: tuple[int, int]) -> torch.Tensor:
     """What that rank brings."""
     return torch.randn(size, generator=torch.Generator().manual_seed(1000 * rank + size[1])).half()
+
+
+def stream_and_weight(size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the sum is added to and the norm's weight: the same on every rank."""
+    generator = torch.Generator().manual_seed(size[1])
+    return torch.randn(size, generator=generator).half(), torch.randn(size[1], generator=generator).half()
 
 
 def memory_of(folder: Path, rank: int, num_ranks: int) -> PeerMemory:
@@ -45,12 +52,16 @@ def hexadecimal(values: torch.Tensor) -> str:
 def main(folder: str, num_ranks: str, two_shot: str, rank: str) -> None:
     """Every size twice over, sums and joins in turn; ranks start as far apart as the machine makes them."""
     memory = memory_of(Path(folder), int(rank), int(num_ranks))
-    sums, joins = [], []
+    sums, joins, norms = [], [], []
     for size in SIZES * 2:
         mine = inputs(int(rank), size)
         sums.append(hexadecimal(peer_sum(mine, memory, two_shot=bool(int(two_shot)))))
         joins.append(hexadecimal(peer_join(mine, memory)))
-    print(json.dumps({"sums": sums, "joins": joins}))  # noqa: T201
+        if fits_slots(mine):
+            stream, weight = stream_and_weight(size)
+            normed = peer_add_norm(mine, stream, weight, EPS, memory)
+            norms.append([hexadecimal(stream), hexadecimal(normed)])
+    print(json.dumps({"sums": sums, "joins": joins, "norms": norms}))  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -99,6 +99,27 @@ def test_both_ways_to_sum_give_the_same_bits(size: int, two_shot: bool) -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
+def test_the_norm_after_a_sum_is_the_norm_of_the_sum(size: int) -> None:
+    from engine.kernels.norm import add_rms_norm
+
+    ranks = ranks_of("peer", size)
+
+    def run(rank: int) -> None:
+        member = ranks.members[rank]
+        for shape in ((1, 8192), (64, 8192), (128, 4096), (33, 5120), (5, 96)):
+            mine, weight = part(rank, shape, torch.bfloat16).cuda(), part(8, (1, shape[1]), torch.bfloat16)[0].cuda()
+            streams = [part(9, shape, torch.bfloat16).cuda() for _ in range(2)]
+            expected = add_rms_norm(member.all_reduce(mine), streams[0], weight, 1e-5)
+            normed = member.add_norm(mine, streams[1], weight, 1e-5)
+            assert normed is not None
+            assert torch.equal(streams[0], streams[1])
+            torch.testing.assert_close(normed, expected)
+        assert member.add_norm(part(0, (129, 64), torch.bfloat16).cuda(), mine, weight, 1e-5) is None
+
+    on_ranks(size, run)
+
+
+@pytest.mark.parametrize("size", SIZES)
 def test_thousands_of_replays_between_launches_of_other_widths(size: int) -> None:
     """Each replay sums what the one before it left, so one sum that is wrong or early changes the end."""
     ranks, num_replays, num_sums = ranks_of("peer", size), 3000, 7

@@ -45,6 +45,10 @@ class NcclRank:
             self.group.allreduce([x_TD]).wait()
         return x_TD
 
+    def add_norm(self, x_TD: Tensor, stream_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor | None:
+        """See Collective."""
+        return None
+
     def all_gather(self, x_SV: Tensor) -> Tensor:
         """See Collective."""
         parts_WSV = x_SV.new_empty(self._size, *x_SV.shape)

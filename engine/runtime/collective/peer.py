@@ -7,7 +7,16 @@ import triton
 from torch import Tensor
 
 from engine.core.errors import InvalidRequest
-from engine.kernels.peer import GIVE_UP, NUM_SLOTS, SLAB_BYTES, PeerMemory, peer_join, peer_sum
+from engine.kernels.peer import (
+    GIVE_UP,
+    NUM_SLOTS,
+    SLAB_BYTES,
+    PeerMemory,
+    fits_slots,
+    peer_add_norm,
+    peer_join,
+    peer_sum,
+)
 
 
 class PeerRanks:
@@ -60,6 +69,10 @@ class PeerRank:
     def all_reduce(self, x_TD: Tensor) -> Tensor:
         """See Collective."""
         return peer_sum(x_TD, self.memory)
+
+    def add_norm(self, x_TD: Tensor, stream_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor | None:
+        """See Collective: a row fits a slot, and there is a program for each row."""
+        return peer_add_norm(x_TD, stream_TD, weight_D, eps, self.memory) if fits_slots(x_TD) else None
 
     def all_gather(self, x_SV: Tensor) -> Tensor:
         """See Collective."""

@@ -37,6 +37,10 @@ class ThreadRank:
             first = first + other
         return first
 
+    def add_norm(self, x_TD: Tensor, stream_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor | None:
+        """See Collective."""
+        return None
+
     def all_gather(self, x_SV: Tensor) -> Tensor:
         """See Collective."""
         return torch.cat(self._show(x_SV), dim=1)

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.fakes.peer_process import SIZES, inputs
+from engine.kernels.peer import SLOT_BYTES
+from engine.models.layers import rms_norm
+from tests.fakes.peer_process import EPS, SIZES, inputs, stream_and_weight
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -41,6 +43,14 @@ def test_every_rank_gets_the_sum_bit_for_bit_and_the_join(tmp_path: Path, num_ra
         assert torch.equal(got, total.half()), size
         joined = torch.frombuffer(bytearray.fromhex(join), dtype=torch.float16).view(size[0], -1)
         assert torch.equal(joined, torch.cat(parts, 1)), size
+    narrow = [size for size in SIZES if size[1] <= SLOT_BYTES // 2]
+    for size, (stream, normed) in zip(narrow * 2, said[0]["norms"], strict=True):
+        total = sum((inputs(rank, size).float() for rank in range(num_ranks)), torch.zeros(size)).half()
+        before, weight = stream_and_weight(size)
+        after = (before.float() + total.float()).half()
+        assert torch.equal(torch.frombuffer(bytearray.fromhex(stream), dtype=torch.float16).view(size), after), size
+        got = torch.frombuffer(bytearray.fromhex(normed), dtype=torch.float16).view(size)
+        torch.testing.assert_close(got, rms_norm(after, weight, EPS))
 
 
 COMPILE = """
@@ -52,11 +62,13 @@ def ptx(kernel, dtype, element_bytes, **more):
     block = peer.SLOT_BYTES // element_bytes
     num_warps = peer._num_warps(block // (4 if more.get("TWO_SHOT") else 1), element_bytes)
     fixed = dict(WORLD=4, SLOTS=peer.NUM_SLOTS, SLOT=block, BLOCK=block, PATIENCE_NS=peer.PATIENCE_NS) | more
-    tensors = dict(x=dtype, out=dtype, slabs="i64", flags="i64", meetings="i64")
+    tensors = dict(x=dtype, out=dtype, stream=dtype, weight=dtype, slabs="i64", flags="i64", meetings="i64")
     names = kernel.arg_names
-    types = {n: "constexpr" if n in fixed else "*" + tensors[n] if n in tensors else "i32" for n in names}
-    aligned = {(names.index(n),): [["tt.divisibility", 16]] for n in (*tensors, "N")}
-    source = ASTSource(kernel, types, {(names.index(n),): value for n, value in fixed.items()}, aligned)
+    types = {name: "*" + tensors[name] if name in tensors else "i32" for name in names}
+    types |= {name: "constexpr" for name in fixed if name in names} | ({"eps": "fp32"} if "eps" in names else {})
+    aligned = {(names.index(n),): [["tt.divisibility", 16]] for n in (*tensors, "N", "D") if n in names}
+    fixed = {(names.index(n),): value for n, value in fixed.items() if n in names}
+    source = ASTSource(kernel, types, fixed, aligned)
     return compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": num_warps}).asm["ptx"]
 
 for two_shot in (False, True):
@@ -65,6 +77,8 @@ for two_shot in (False, True):
     assert "sys.acquire" in code and "trap;" in code
     assert "ld.global.cg.v4.b32" in code, "16 bytes at a time from the other ranks"
 ptx(peer._join_kernel, "i64", 8)
+code = ptx(peer._add_norm_kernel, "bf16", 2, BLOCK_D=8192)
+assert code.count("atom.global.sys.release.max.s64") == 4 and "ld.global.cg.v4.b32" in code
 """
 
 

@@ -35,6 +35,9 @@ class InTurn:
         finally:
             TURN.acquire()
 
+    def add_norm(self, x_TD: Tensor, stream_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor | None:
+        return self.member.add_norm(x_TD, stream_TD, weight_D, eps)
+
     def all_gather(self, x_SV: Tensor) -> Tensor:
         TURN.release()
         try:
