@@ -3,6 +3,7 @@
 For each transport that joins processes, with a source process of its own:
   gb_per_s            pages pulled, against copy_gb_per_s: a plain copy of the same pages in one process
   cut_gb_per_s        the same into pages that hold four times as many tokens: a run for K and one for V of each layer
+  ranks_gb_per_s      the same into a worker of two ranks, each with half of the heads: a run for each position
   proof_us            the extra time of one ticket: reading the generations of all its pages again
   ticket_us           sealing and opening that ticket, and the session's own bookkeeping for it
   handoff_ms          a whole handoff through the manager's thread, ticket to proof
@@ -30,7 +31,7 @@ from engine.runtime.kv_pool import KVPool
 from kv_transfer.api import Broken, FirstToken, JoinPeer, OfferTicket, OpenHandoff, PeerReady, Proven
 from kv_transfer.layout import layout_hash
 from kv_transfer.manager import MAX_POLL_S, MIN_POLL_S, TransferManager
-from kv_transfer.reslice import Part, gather, pieces
+from kv_transfer.reslice import Part, gather, pieces, routes
 from kv_transfer.session import GenerationRead, Session, Source
 from kv_transfer.ticket import Ticket, open_ticket, seal_ticket
 from kv_transfer.transports.base import Completion, OpStatus, PageRead, Transport, peer_key
@@ -140,6 +141,7 @@ def measure_speed(spec: SourceSpec, device: str) -> dict[str, object]:
         "gb_per_s": round(num_bytes / pull_s / 1e9, 3),
         "copy_gb_per_s": round(copy_rate(spec.layout, spec.num_pages, spec.device, device), 3),
         "cut_gb_per_s": round(measure_cut(spec, device), 3),
+        "ranks_gb_per_s": round(measure_ranks(spec, device), 3),
         "proof_us": round(proof_s * 1e6, 1),
         "proof_share": round(proof_s / pull_s, 4),
     }
@@ -165,6 +167,28 @@ def measure_cut(spec: SourceSpec, device: str) -> float:
         if bytes(arrived) != content(len(here) * CUT_RATIO - 1, 2, spec.layout.page_bytes):
             raise RuntimeError("the last page arrived with other bytes")
     return len(here) * mine.page_bytes / pull_s / 1e9
+
+
+def measure_ranks(spec: SourceSpec, device: str) -> float:
+    """GB/s from the source's pages into those of a worker of two ranks, both on `device`."""
+    mine, pages = replace(spec.layout, tp_size=2), range(spec.num_pages)
+    (ways,) = routes(mine, spec.layout)
+    with joined(spec, device, mine) as (_, puller, pool):
+
+        def pull() -> None:
+            for way in ways:
+                read = PageRead(next(puller.ops), puller.peer, pages, pages, 0, mine.num_layers, way.cut)
+                puller.transport.read_pages(replace(read, src_rank=way.src_rank, dst_rank=way.dst_rank))
+            puller.wait(len(ways))
+
+        pull_s = seconds(pull)
+        sent = memoryview(content(pages[-1], 2, spec.layout.page_bytes))
+        for way in ways:
+            assert way.cut is not None, "the layouts differ"
+            arrived = pool.read(pages[-1], 0, mine.num_layers, way.dst_rank)
+            if bytes(arrived) != bytes(gather(sent, spec.layout, way.cut.src, mine.num_layers)):
+                raise RuntimeError("the last page arrived with other bytes")
+    return len(pages) * spec.layout.page_bytes / pull_s / 1e9
 
 
 def measure_reuse(spec: SourceSpec, device: str, rounds: int) -> dict[str, object]:
