@@ -1,11 +1,15 @@
 """Which way the ranks of a worker compute together."""
 
+import logging
 from collections.abc import Sequence
 
 import torch
 
 from engine.runtime.collective.base import Ranks
 from engine.runtime.collective.threads import ThreadRanks
+
+
+logger = logging.getLogger(__name__)
 
 
 def open_ranks(choice: str, devices: Sequence[torch.device]) -> Ranks:
@@ -21,8 +25,10 @@ def open_ranks(choice: str, devices: Sequence[torch.device]) -> Ranks:
         return ThreadRanks(len(devices))
     from engine.runtime.collective.peer import PeerRanks, obstacle
 
-    if choice == "peer" or (choice == "auto" and obstacle(devices) is None):
+    reason = obstacle(devices) if choice == "auto" else None
+    if choice == "peer" or (choice == "auto" and reason is None):
         return PeerRanks(devices)
+    logger.info("%d ranks sum by NCCL%s", len(devices), f": {reason}" if reason else "")
     from engine.runtime.collective.nccl import NcclRanks
 
     return NcclRanks(devices)

@@ -1,5 +1,6 @@
 """Ranks on GPUs of one host that read each other's memory. All live in one process, so an address is an address."""
 
+import ctypes
 from collections.abc import Sequence
 
 import torch
@@ -17,6 +18,10 @@ from engine.kernels.peer import (
     peer_join,
     peer_sum,
 )
+
+
+_NATIVE_ATOMICS = 3
+"""CU_DEVICE_P2P_ATTRIBUTE_NATIVE_ATOMIC_SUPPORTED of the CUDA driver API."""
 
 
 class PeerRanks:
@@ -80,12 +85,24 @@ class PeerRank:
 
 
 def obstacle(devices: Sequence[torch.device]) -> str | None:
-    """Why these devices cannot read each other's memory; None if they can."""
+    """Why these devices cannot work in each other's memory; None if they can."""
     for here in devices:
         for there in devices:
-            if here != there and not torch.cuda.can_device_access_peer(here, there):
+            if here == there:
+                continue
+            if not torch.cuda.can_device_access_peer(here, there):
                 return f"{here} cannot read the memory of {there}"
+            if not _has_atomics(here, there):
+                return f"{here} has no atomic operations on the memory of {there} (no NVLink between them?)"
     return None
+
+
+def _has_atomics(here: torch.device, there: torch.device) -> bool:
+    """What torch does not tell; meetings need it."""
+    value = ctypes.c_int(0)
+    driver = ctypes.CDLL("libcuda.so.1")
+    status = driver.cuDeviceGetP2PAttribute(ctypes.byref(value), _NATIVE_ATOMICS, here.index, there.index)
+    return status == 0 and value.value == 1
 
 
 def _enable_access(devices: Sequence[torch.device]) -> None:
