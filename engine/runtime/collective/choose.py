@@ -8,7 +8,6 @@ import torch
 from engine.runtime.collective.base import Ranks
 from engine.runtime.collective.threads import ThreadRanks
 
-
 logger = logging.getLogger(__name__)
 
 

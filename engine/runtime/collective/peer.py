@@ -19,7 +19,6 @@ from engine.kernels.peer import (
     peer_sum,
 )
 
-
 _NATIVE_ATOMICS = 3
 """CU_DEVICE_P2P_ATTRIBUTE_NATIVE_ATOMIC_SUPPORTED of the CUDA driver API."""
 
