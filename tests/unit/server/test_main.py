@@ -6,6 +6,7 @@ import pytest
 
 from engine.core.errors import InvalidRequest
 from engine.runtime.build import build_engine
+from engine.runtime.config import Parallel
 from engine.server.config import WorkerConfig
 from engine.server.main import config_of, main, parser, ready_line
 from tests.fakes.checkpoints import tiny_checkpoint
@@ -22,8 +23,8 @@ def test_every_flag() -> None:
     flags = {option for action in parser("decode")._actions for option in action.option_strings}
     assert flags == set(
         """-h --help --model --model-name --worker-id --host --port --advertise --metrics-port --transport --device
-        --dtype --kv-dtype --quantization --page-size --kv-memory --max-model-len --max-step-tokens --max-rows
-        --attention-backend --random-weights --seed --drain-grace --log-level""".split()
+        --tp --collective --dtype --kv-dtype --quantization --page-size --kv-memory --max-model-len --max-step-tokens
+        --max-rows --attention-backend --random-weights --seed --drain-grace --log-level""".split()
     )
 
 
@@ -32,6 +33,7 @@ def test_flags_arrive() -> None:
     assert (made.worker_id, made.port, made.transport) == ("w", 7, "grpc")
     assert (made.engine.kv_memory, made.engine.page_size, made.engine.max_rows) == (2 << 20, 32, 9)
     assert config().worker_id == "decode-0"
+    assert config("--tp", "4", "--collective", "nccl").engine.parallel == Parallel(4, "nccl")
 
 
 def test_the_key_is_never_shown() -> None:
@@ -47,6 +49,7 @@ def test_the_key_is_never_shown() -> None:
         (("--host", "0.0.0.0"), "needs `advertise`"),
         (("--worker-id", ""), "must not be empty"),
         (("--page-size", "0"), "page_size must be"),
+        (("--tp", "0"), "tp must be at least 1"),
     ],
 )
 def test_what_is_wrong_is_said(flags: tuple[str, ...], message: str) -> None:
