@@ -17,6 +17,7 @@ from engine.models.weights import Rank
 from engine.runtime.build import Engine, build_engine
 from engine.runtime.collective.threads import ThreadRanks
 from engine.runtime.config import EngineConfig, Parallel
+from engine.runtime.device import Stopwatch
 from engine.runtime.executor import RankedExecutor
 from engine.runtime.runner import PendingStep, StepRunner
 from tests.fakes.checkpoints import ARCHITECTURES, tiny_checkpoint
@@ -188,6 +189,40 @@ def test_a_rank_that_fails_ends_the_step_of_all_with_its_error(failing: int) -> 
     with pytest.raises(ZeroDivisionError, match=f"rank {failing}"):
         executor.collect()
     with pytest.raises(RankLost):
+        executor.collect()
+    executor.close()
+
+
+class Waiting(StepRunner):
+    """Step 0 runs until the waits of all devices are ended from the host; rank 1 fails at step 1."""
+
+    def __init__(self, rank: int, ended: threading.Event) -> None:
+        self.rank, self.ended = rank, ended
+
+    def use_device(self) -> None:
+        pass
+
+    def start(self, plan: StepPlan) -> PendingStep:
+        if plan.step_id == 1 and self.rank == 1:
+            raise ZeroDivisionError("rank 1")
+        return PendingStep(plan.step_id, 0, Device(self.ended), [])
+
+
+class Device(Stopwatch):
+    def __init__(self, ended: threading.Event) -> None:
+        self.ended = ended
+
+    def wait(self) -> float:
+        assert self.ended.wait(60)
+        return 0.0
+
+
+def test_a_step_whose_waits_a_later_failure_ended_is_no_result() -> None:
+    ended = threading.Event()
+    executor = RankedExecutor([Waiting(rank, ended) for rank in range(2)], ended.set)
+    executor.launch(StepPlan(0))
+    executor.launch(StepPlan(1))
+    with pytest.raises(ZeroDivisionError, match="rank 1"):
         executor.collect()
     executor.close()
 
