@@ -7,7 +7,8 @@ With several ranks there is a runner and a thread for each, on a device of its o
                               other devices wait, at the longest for engine.kernels.peer.PATIENCE_NS, then fail too
     the process dies          all ranks are of one process
 
-In each case `collect` raises, and never returns what was computed without some rank: it waits for all of them.
+In each case `collect` raises, and never returns what was computed without some rank: it waits for all of them, and what
+ends the waits of a step that failed may end those of the step before it, which is then worthless too.
 """
 
 from collections import deque
@@ -62,6 +63,8 @@ class RankedExecutor:
             for rank, runner in enumerate(runners)
         ]
         self._launched: deque[list[Future[PendingStep]]] = deque()
+        self._aborted = False
+        """Set before `abort` is called: a step that ended and finds it unset was not touched by it."""
         self.busy_s = 0.0
         """That the first rank's device worked, waits for the others included, at the steps which were collected."""
 
@@ -77,13 +80,15 @@ class RankedExecutor:
     def collect(self) -> StepOutput:
         """See Executor."""
         steps = self._launched.popleft()
-        errors = [error for step in steps if (error := step.exception()) is not None]
-        if errors:
-            raise next((error for error in errors if not isinstance(error, RankLost)), errors[0])
+        _raise_errors(steps)
         first, *others = [step.result() for step in steps]
         output = first.wait()
         for other in others:
             other.stopwatch.wait()
+        if self._aborted:
+            for later in self._launched:
+                _raise_errors(later)
+            raise RankLost("a rank of this worker failed while the step ran")
         self.busy_s += output.step_s
         return output
 
@@ -99,5 +104,13 @@ class RankedExecutor:
             started = True
         finally:
             if not started:
+                self._aborted = True
                 self._abort()
         return pending
+
+
+def _raise_errors(steps: Sequence[Future[PendingStep]]) -> None:
+    """What a rank's thread raised, the reason before its consequences; waits until all have launched."""
+    errors = [error for step in steps if (error := step.exception()) is not None]
+    if errors:
+        raise next((error for error in errors if not isinstance(error, RankLost)), errors[0])

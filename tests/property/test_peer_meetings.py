@@ -1,4 +1,4 @@
-"""The meetings of engine.kernels.peer as its text has them, in any order of events: what is read is what was brought.
+"""The meetings of engine.kernels.peer as its text has them, under any order of events: reads find what was brought.
 
 Each memory access of each program is a step of its own; a program runs when the schedule says so. A rank's kernel
 begins when all programs of the one before have ended; ranks may be any number of kernels apart.

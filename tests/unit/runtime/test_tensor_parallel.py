@@ -3,6 +3,7 @@
 import shutil
 import threading
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from engine.models.weights import Rank
 from engine.runtime.build import Engine, build_engine
 from engine.runtime.collective.threads import ThreadRanks
 from engine.runtime.config import EngineConfig, Formats, Parallel
+from engine.runtime.device import Stopwatch
 from engine.runtime.executor import RankedExecutor
 from engine.runtime.runner import PendingStep, StepRunner
 from engine.runtime.warmup import WarmUp, warm_up
@@ -65,15 +67,18 @@ def test_tokens_are_those_of_one_rank(architecture: str, tp_size: int) -> None:
 
     In float32 sums over ranks round otherwise than one product does; the checkpoints' logits are far enough apart.
     """
+    assert answers_of(architecture, tp_size) == answers_of(architecture, 1)
+
+
+@cache
+def answers_of(architecture: str, tp_size: int) -> list[list[list[int]]]:
     folder = checkpoint(architecture)
     prompts = prompts_of(folder, LENGTHS)
-    answers = []
-    for size in (1, tp_size):
-        engine = engine_of(folder, size)
-        assert engine.pool.layout.tp_size == size == len(engine.pool.memories)
-        answers.append([generate(engine, prompts, sampling, 100 * i) for i, sampling in enumerate(MIXED)])
-        engine.close()
-    assert answers[0] == answers[1]
+    engine = engine_of(folder, tp_size)
+    assert engine.pool.layout.tp_size == tp_size == len(engine.pool.memories)
+    answers = [generate(engine, prompts, sampling, 100 * i) for i, sampling in enumerate(MIXED)]
+    engine.close()
+    return answers
 
 
 @pytest.mark.parametrize("tp_size", [2, 4])
@@ -98,7 +103,7 @@ def test_logits_are_those_of_one_rank_in_float64(architecture: str, tp_size: int
     torch.testing.assert_close(parts[0], whole, rtol=1e-5, atol=1e-6)  # logits are given in float32
 
 
-def answers_of(folder: Path, tp_size: int, formats: Formats) -> list[list[int]]:
+def greedy_of(folder: Path, tp_size: int, formats: Formats) -> list[list[int]]:
     engine = engine_of(folder, tp_size, formats=formats)
     answers = generate(engine, prompts_of(folder, LENGTHS), MIXED[0])
     engine.close()
@@ -107,8 +112,8 @@ def answers_of(folder: Path, tp_size: int, formats: Formats) -> list[list[int]]:
 
 def test_8_bit_weights_are_rounded_alike_on_ranks() -> None:
     folder, formats = checkpoint("llama"), Formats(quantization="fp8")
-    one = answers_of(folder, 1, formats)
-    assert one == answers_of(folder, 2, formats) != answers_of(folder, 1, Formats())
+    one = greedy_of(folder, 1, formats)
+    assert one == greedy_of(folder, 2, formats) != greedy_of(folder, 1, Formats())
 
 
 def test_8_bit_pages_of_every_rank_have_the_scales_of_the_checkpoint(tmp_path: Path) -> None:
@@ -119,8 +124,8 @@ def test_8_bit_pages_of_every_rank_have_the_scales_of_the_checkpoint(tmp_path: P
         for name in ("k_scale", "v_scale"):
             tensors[f"model.layers.{layer}.self_attn.{name}"] = torch.tensor(1e-6)
     save_file(tensors, folder / SINGLE)
-    saturated = answers_of(folder, 1, Formats("fp8_e4m3"))
-    assert saturated == answers_of(folder, 2, Formats("fp8_e4m3")) != answers_of(folder, 2, Formats())
+    saturated = greedy_of(folder, 1, Formats("fp8_e4m3"))
+    assert saturated == greedy_of(folder, 2, Formats("fp8_e4m3")) != greedy_of(folder, 2, Formats())
 
 
 def test_pages_of_8_bits_on_ranks() -> None:
@@ -236,6 +241,40 @@ def test_a_rank_that_fails_ends_the_step_of_all_with_its_error(failing: int) -> 
     with pytest.raises(ZeroDivisionError, match=f"rank {failing}"):
         executor.collect()
     with pytest.raises(RankLost):
+        executor.collect()
+    executor.close()
+
+
+class Waiting(StepRunner):
+    """Step 0 runs until the waits of all devices are ended from the host; rank 1 fails at step 1."""
+
+    def __init__(self, rank: int, ended: threading.Event) -> None:
+        self.rank, self.ended = rank, ended
+
+    def use_device(self) -> None:
+        pass
+
+    def start(self, plan: StepPlan) -> PendingStep:
+        if plan.step_id == 1 and self.rank == 1:
+            raise ZeroDivisionError("rank 1")
+        return PendingStep(plan.step_id, 0, Device(self.ended), [])
+
+
+class Device(Stopwatch):
+    def __init__(self, ended: threading.Event) -> None:
+        self.ended = ended
+
+    def wait(self) -> float:
+        assert self.ended.wait(60)
+        return 0.0
+
+
+def test_a_step_whose_waits_a_later_failure_ended_is_no_result() -> None:
+    ended = threading.Event()
+    executor = RankedExecutor([Waiting(rank, ended) for rank in range(2)], ended.set)
+    executor.launch(StepPlan(0))
+    executor.launch(StepPlan(1))
+    with pytest.raises(ZeroDivisionError, match="rank 1"):
         executor.collect()
     executor.close()
 
