@@ -21,7 +21,7 @@ FAST := -q -m "not slow and not gpu" -n $(JOBS) --dist loadfile --no-loadscope-r
 
 test: $(STAMP) ## All tests that need no GPU
 	$(TESTENV) $(BIN)/python -m pytest $(FAST) $(ARGS)
-	$(TESTENV) $(BIN)/python -m pytest -q -m "slow and not gpu" -n $(JOBS) --max-worker-restart 0 $(ARGS) tests/contract tests/property
+	$(TESTENV) $(BIN)/python -m pytest -q -m "slow and not gpu" -n $(JOBS) --max-worker-restart 0 $(ARGS) tests/unit tests/contract tests/property
 # Whole services, one at a time. On a busy machine: what failed is shown and gets one more run, which it must pass.
 	$(TESTENV) $(BIN)/python -m pytest -q -m "slow and not gpu" --durations=10 $(ARGS) tests/e2e \
 	  || $(TESTENV) $(BIN)/python -m pytest -q -m "slow and not gpu" --last-failed --last-failed-no-failures none $(ARGS) tests/e2e

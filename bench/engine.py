@@ -4,6 +4,7 @@ python -m bench.engine --device cpu --json                  beside transformers'
 python -m bench.engine --model-shape llama-8b --device cuda --json     beside the limits of one H200
 python -m bench.engine --device cpu --work decode-16x256 --repeats 9
 python -m bench.engine --device cuda --engine quantization=fp8,kv_dtype=fp8_e4m3      fields of EngineConfig
+python -m bench.engine --model-shape llama-70b --device cuda --engine tp_size=2 --json      a worker of two ranks
 
 Work is named kind-BATCHxTOKENS. Every repetition has fresh random prompts; a peer runs right before or after with the
 same ones, and the ratio is the median over repetitions, so that a machine that slows down slows both. The last line is
@@ -29,7 +30,7 @@ from bench.engine_limits import Limits
 from bench.engine_peer import TransformersPeer, write_random_checkpoint
 from bench.shapes import SHAPES, write_shape
 from engine.runtime.build import build_engine
-from engine.runtime.config import EngineConfig, Formats, Launching
+from engine.runtime.config import EngineConfig, Formats, Launching, Parallel
 from engine.server.heap import keep_what_is_loaded
 
 CPU_KV_BYTES = 1 << 30
@@ -94,6 +95,8 @@ GPU_WORK = (
     Work("extend", 1, 256, num_cached=16000, target_ms=14),
     Work("batch", 256, 1024, num_new=256, target_ms=9500),
 )
+TP_WORK = "decode-1x1024,decode-8x1024,decode-64x1024,prefill-1x2048"
+"""Of several ranks; targets are those of one."""
 
 
 class Runner(Protocol):
@@ -157,9 +160,18 @@ def choose(names: str, known: Sequence[Work]) -> list[Work]:
     return [by_name[name] for name in names.split(",") if name] or list(known)
 
 
+def chosen_work(names: str, config: EngineConfig) -> list[Work]:
+    """Work by name, else what such an engine is measured at. Raises typer.BadParameter."""
+    if config.device == "cpu":
+        return choose(names, CPU_WORK)
+    if config.parallel.tp_size == 1:
+        return choose(names, GPU_WORK)
+    return choose(names or TP_WORK, [replace(each, target_ms=None) for each in GPU_WORK])
+
+
 def engine_fields(text: str) -> dict[str, Any]:
     """ "page_size=64,kv_dtype=fp8_e4m3" as fields of EngineConfig and its parts. Raises typer.BadParameter."""
-    parts: dict[str, type[Any]] = {"formats": Formats, "launching": Launching}
+    parts: dict[str, type[Any]] = {"formats": Formats, "launching": Launching, "parallel": Parallel}
     known = {each.name: part for part, kind in parts.items() for each in fields(kind)}
     known |= {each.name: "" for each in fields(EngineConfig) if each.name not in parts}
     found: dict[str, dict[str, Any]] = {}
@@ -172,12 +184,9 @@ def engine_fields(text: str) -> dict[str, Any]:
     return found.pop("", {}) | {part: parts[part](**values) for part, values in found.items()}
 
 
-def run_shape(
-    shape: str, device: str, settings: dict[str, Any], chosen: Sequence[Work], repeats: int
-) -> Iterator[dict[str, object]]:
-    """One result for each work, as it comes."""
-    facts, on_cpu = SHAPES[shape], device == "cpu"
-    config = EngineConfig("", **{"device": device, "max_model_len": facts["max_position_embeddings"]} | settings)
+def run_shape(shape: str, config: EngineConfig, chosen: Sequence[Work], repeats: int) -> Iterator[dict[str, object]]:
+    """One result for each work, as it comes. `config` says nothing of the model."""
+    facts, on_cpu = SHAPES[shape], config.device == "cpu"
     with tempfile.TemporaryDirectory(prefix="baton-bench-") as name:
         folder = write_shape(shape, Path(name))
         begin_s = time.perf_counter()
@@ -202,6 +211,7 @@ def run_shape(
 def _limits(facts: dict[str, Any], config: EngineConfig) -> Limits:
     return Limits.of_shape(
         facts,
+        config.parallel.tp_size,
         weight_bytes=1 if config.formats.quantization == "fp8" else 2,
         kv_bytes=1 if "fp8" in config.formats.kv_dtype else 2,
     )
@@ -223,9 +233,12 @@ def main(
         raise typer.BadParameter(f"{shape}; known: {', '.join(SHAPES)}")
     if threads:
         torch.set_num_threads(threads)
-    settings = {"dtype": SHAPES[shape]["dtype"]} | engine_fields(engine)
+    facts = SHAPES[shape]
+    settings = {"device": device, "dtype": facts["dtype"], "max_model_len": facts["max_position_embeddings"]}
+    config = EngineConfig("", **settings | engine_fields(engine))
+    chosen = chosen_work(work, config)
     results = []
-    for result in run_shape(shape, device, settings, choose(work, CPU_WORK if device == "cpu" else GPU_WORK), repeats):
+    for result in run_shape(shape, config, chosen, repeats):
         results.append(result)
         words = (
             f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in result.items()
@@ -235,7 +248,7 @@ def main(
         header = {
             "shape": shape,
             "device": device,
-            "dtype": settings["dtype"],
+            "dtype": config.dtype,
             "engine": engine,
             "threads": torch.get_num_threads(),
         }

@@ -54,6 +54,11 @@ def stages(num_gpus: int) -> list[Stage]:
     second = "cuda:1" if num_gpus > 1 else "cuda:0"
     fp8 = ("--engine", "quantization=fp8,kv_dtype=fp8_e4m3")
     work = _key("work")
+    several = [
+        Stage("tensor-parallel-tests", (*PYTEST, "tests/gpu/test_tensor_parallel.py"), 420),
+        Stage("engine-tp", (*ENGINE, f"{DECODE},prefill-1x2048", "--engine", "tp_size=2"), 180, work),
+        Stage("engine-tp-8", (*ENGINE, DECODE, "--engine", f"tp_size=2,{fp8[1]}"), 180, work),
+    ]
     return [
         Stage("start-cold", (*ENGINE, "prefill-1x512"), 120, work, cold=True),
         Stage("fp8-tests", (*PYTEST, "tests/gpu/test_fp8.py"), 240),
@@ -70,6 +75,7 @@ def stages(num_gpus: int) -> list[Stage]:
             _key("rows"),
         ),
         Stage("products-8", ("-m", "bench.kernels", "--json", "--fp8", "--rows", "1,8,32"), 180, _key("products")),
+        *(several if num_gpus > 1 else []),
         Stage("transfer", _transfer(("cuda:0", second)), 180, _key("rows")),
     ]  # fmt: skip
 

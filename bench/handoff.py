@@ -8,6 +8,7 @@ For each transport that joins processes, with a source process of its own:
   gb_per_s            pages pulled, against copy_gb_per_s: a plain copy of the same pages in one process
   apart_gb_per_s      the same pages into places that are not neighbours: a descriptor has the size of one page
   cut_gb_per_s        the same into pages that hold four times as many tokens: a run for K and one for V of each layer
+  ranks_gb_per_s      the same into a worker of two ranks, each with half of the heads: a run for each position
   proof_us            the extra time of one ticket: reading the generations of all its pages again
   ticket_us           sealing and opening that ticket, and the session's own bookkeeping for it
   handoff_ms          a whole handoff through the manager's thread, ticket to proof
@@ -35,7 +36,7 @@ from engine.runtime.kv_pool import KVPool
 from kv_transfer.api import Broken, FirstToken, JoinPeer, OfferTicket, OpenHandoff, PeerReady, Proven
 from kv_transfer.layout import layout_hash
 from kv_transfer.manager import MAX_POLL_S, MIN_POLL_S, TransferManager
-from kv_transfer.reslice import Part, gather, pieces
+from kv_transfer.reslice import Part, gather, pieces, routes
 from kv_transfer.session import GenerationRead, Session, Source
 from kv_transfer.ticket import Ticket, open_ticket, seal_ticket
 from kv_transfer.transports.base import Completion, OpStatus, PageRead, Transport, peer_key
@@ -116,8 +117,8 @@ def joined(
 
 def copy_rate(layout: KVLayout, num_pages: int, source_device: str, device: str) -> float:
     """GB/s of a plain copy of the pages, one call a page, pools of this process."""
-    here = make_pool(SourceSpec("", layout, num_pages), device).tensor_NL2SKE
-    there = make_pool(SourceSpec("", layout, num_pages), source_device).tensor_NL2SKE
+    here = make_pool(SourceSpec("", layout, num_pages), device).tensors_NL2SKE[0]
+    there = make_pool(SourceSpec("", layout, num_pages), source_device).tensors_NL2SKE[0]
 
     def copy() -> None:
         for page in range(num_pages):
@@ -172,6 +173,28 @@ def measure_cut(spec: SourceSpec, device: str) -> float:
         if bytes(arrived) != content(len(here) * CUT_RATIO - 1, 2, spec.layout.page_bytes):
             raise RuntimeError("the last page arrived with other bytes")
     return len(here) * mine.page_bytes / pull_s / 1e9
+
+
+def measure_ranks(spec: SourceSpec, device: str) -> float:
+    """GB/s from the source's pages into those of a worker of two ranks, both on `device`."""
+    mine, pages = replace(spec.layout, tp_size=2), range(spec.num_pages)
+    (ways,) = routes(mine, spec.layout)
+    with joined(spec, device, mine) as (_, puller, pool):
+
+        def pull() -> None:
+            for way in ways:
+                read = PageRead(next(puller.ops), puller.peer, pages, pages, 0, mine.num_layers, way.cut)
+                puller.transport.read_pages(replace(read, src_rank=way.src_rank, dst_rank=way.dst_rank))
+            puller.wait(len(ways))
+
+        pull_s = seconds(pull)
+        sent = memoryview(content(pages[-1], 2, spec.layout.page_bytes))
+        for way in ways:
+            assert way.cut is not None, "the layouts differ"
+            arrived = pool.read(pages[-1], 0, mine.num_layers, way.dst_rank)
+            if bytes(arrived) != bytes(gather(sent, spec.layout, way.cut.src, mine.num_layers)):
+                raise RuntimeError("the last page arrived with other bytes")
+    return len(pages) * spec.layout.page_bytes / pull_s / 1e9
 
 
 def measure_reuse(spec: SourceSpec, device: str, rounds: int) -> dict[str, object]:
@@ -287,6 +310,7 @@ def main() -> None:
             row = measure_speed(spec, arguments.device)
             if not arguments.speed_only:
                 row["cut_gb_per_s"] = round(measure_cut(spec, arguments.device), 3)
+                row["ranks_gb_per_s"] = round(measure_ranks(spec, arguments.device), 3)
                 row["ticket_us"] = round(measure_ticket(spec), 1)
                 row["handoff_ms"] = round(measure_handoff(spec, arguments.device), 3)
                 row["reuse"] = measure_reuse(spec, arguments.device, arguments.reuse_rounds)

@@ -43,7 +43,7 @@ class SourceSpec:
 
 def make_pool(spec: SourceSpec, device: str) -> KVPool:
     """The real pool, on any device."""
-    return KVPool(spec.layout, spec.num_pages, torch.device(device))
+    return KVPool(spec.layout, spec.num_pages, [torch.device(device)] * spec.layout.tp_size)
 
 
 def make_transport(kind: str, pool: PagePool, name: str, port: int = 0) -> Transport:

@@ -99,7 +99,7 @@ class _WorkerActor(_Actor[Worker]):
     def _start(self, start_worker: Callable[[WorkerConfig], Worker], config: WorkerConfig, place: Place) -> WorkerInfo:
         import torch
 
-        torch.set_num_threads(place.num_threads)
+        torch.set_num_threads(max(1, place.num_threads // config.engine.parallel.tp_size))  # each rank has so many
         host = "127.0.0.1" if place.is_only_node else _node_address()
         self._drain_grace_s = config.drain_grace_s
         self.running = start_worker(replace(config, host=host))

@@ -10,7 +10,7 @@ import typer
 
 from deploy.cluster import EMBEDDED
 from engine.core.errors import InvalidRequest
-from engine.runtime.config import KV_DTYPES, EngineConfig, Formats, parse_kv_memory
+from engine.runtime.config import COLLECTIVES, KV_DTYPES, EngineConfig, Formats, Parallel, parse_kv_memory
 from engine.server.config import TRANSPORTS
 from router.dialect.dialect import REASONING_PARSERS, TOOL_PARSERS
 from router.logs import LOG_FORMATS
@@ -27,6 +27,8 @@ class ServiceConfig:
     num_decode: int = 1
     colocated: bool = False
     """`num_decode` workers that each run whole requests; num_prefill is not used."""
+    decode_tp: int | None = None
+    """Ranks of a decode worker, where there are others than engine.parallel.tp_size."""
     host: str = "127.0.0.1"
     port: int = 8000
     """Of HTTP; 0 takes any free one."""
@@ -45,7 +47,8 @@ class ServiceConfig:
     """Of the router's line for each request; none are written when it is empty."""
 
     def __post_init__(self) -> None:
-        for name, count in (("prefill", self.num_prefill), ("decode", self.num_decode)):
+        counts = (("prefill", self.num_prefill), ("decode", self.num_decode), ("decode-tp", self.decode_tp or 1))
+        for name, count in counts:
             if count < 1:
                 raise InvalidRequest(f"must be at least 1, not {count}", param=name)
         for name, port in (("port", self.port), ("grpc-port", self.grpc_port), ("admin-port", self.admin_port)):
@@ -73,6 +76,21 @@ class ServiceConfig:
         """Worker processes."""
         return self.num_decode if self.colocated else self.num_prefill + self.num_decode
 
+    @property
+    def prefill_ranks(self) -> int:
+        """Of each prefill worker."""
+        return self.engine.parallel.tp_size
+
+    @property
+    def decode_ranks(self) -> int:
+        """Of each decode worker, or of each colocated one."""
+        return self.decode_tp or self.engine.parallel.tp_size
+
+    @property
+    def num_ranks(self) -> int:
+        """Of all workers together: the GPUs that they need."""
+        return self.num_decode * self.decode_ranks + (0 if self.colocated else self.num_prefill * self.prefill_ranks)
+
 
 @dataclass(frozen=True, slots=True)
 class Flag:
@@ -94,12 +112,15 @@ FLAGS = (
     Flag("port", int, 8000, "HTTP port; 0 takes a free one."),
     Flag("grpc_port", int, 8001, "gRPC port; 0 takes a free one."),
     Flag("admin_port", int, 0, "Port for `baton drain` and the like, on loopback; 0 takes a free one."),
+    Flag("tp", int, 1, "Devices of one host that compute a worker's model together (tensor parallel)."),
+    Flag("decode_tp", int | None, None, "The same for decode workers; --tp when left out."),
+    Flag("collective", str, "auto", f"How the GPUs of a worker sum up: {', '.join(COLLECTIVES)}."),
     Flag("device", str, "auto", "cpu, cuda, or auto: CUDA where there is a GPU for each worker."),
     Flag("dtype", str, "auto", "float32, bfloat16, float16; auto is the checkpoint's own."),
     Flag("kv_dtype", str, "auto", f"Of KV pages: {', '.join(KV_DTYPES)}; auto is the dtype."),
     Flag("quantization", str, "auto", "fp8: 8-bit weights; none: never; auto: where the checkpoint has them."),
     Flag("page_size", int | None, None, "Tokens in a KV page; 16 on CPU and 128 on CUDA when left out."),
-    Flag("kv_memory", str | None, None, "Memory of each worker's KV pages: bytes (1GiB: CPU) or a share (0.9: CUDA)."),
+    Flag("kv_memory", str | None, None, "KV pages on each device of a worker: bytes (1GiB on CPU) or a share (0.9)."),
     Flag("transport", str, "auto", f"How pages move between workers: {', '.join(TRANSPORTS)}."),
     Flag("policy", str, "cost", f"How workers are chosen; cost: by expected ms. One of {', '.join(POLICY_NAMES)}."),
     Flag("tenants", str | None, None, "TOML file of tenants and their keys' hashes; everybody may call when left out."),
@@ -126,12 +147,14 @@ def service_config(values: dict[str, Any], *, ray_address: str) -> ServiceConfig
         max_model_len=values["max_model_len"],
         max_step_tokens=values["max_step_tokens"],
         attention_backend=values["attention_backend"],
+        parallel=Parallel(values["tp"], values["collective"]),
     )
     return ServiceConfig(
         engine=engine,
         num_prefill=values["prefill"],
         num_decode=values["decode"],
         colocated=values["colocated"],
+        decode_tp=values["decode_tp"],
         host=values["host"],
         port=values["port"],
         grpc_port=values["grpc_port"],

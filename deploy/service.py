@@ -24,6 +24,7 @@ from engine.core.types import WorkerInfo
 from engine.models.checkpoint import stored_tensors
 from engine.models.hub import resolve_model
 from engine.models.registry import load_config
+from engine.models.weights import Rank, parameters
 from engine.server.config import CLUSTER_KEY_VARIABLE, WorkerConfig
 from router.api import ServiceStatus
 from router.config import RouterConfig
@@ -95,10 +96,12 @@ def check_port(host: str, port: int, flag: str) -> None:
 
 
 def check_model(config: ServiceConfig) -> None:
-    """Fetch the model and read its config and tensor headers. Raises CheckpointError."""
+    """Fetch the model, read its config and tensor headers, divide it among ranks. Raises CheckpointError."""
     folder = resolve_model(config.engine.model)
-    load_config(folder, config.engine.max_model_len)
+    facts = load_config(folder, config.engine.max_model_len)
     stored_tensors(folder)
+    for num_ranks in {config.prefill_ranks, config.decode_ranks}:
+        parameters(facts, Rank(0, num_ranks))
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:
@@ -116,7 +119,7 @@ class Service:
     def __init__(self, config: ServiceConfig, cluster: Cluster, say: Callable[[str], None]) -> None:
         """Raises InvalidRequest when the cluster has too few GPUs."""
         self._say = say
-        self._device, self._num_gpus = place(config, cluster.num_gpus())
+        self._device = place(config, cluster.num_gpus())
         self._config = config
         self._place = Place(max(1, cluster.num_cpus() // config.num_workers), is_only_node=cluster.embedded)
         self._cluster_key = os.environ.get(CLUSTER_KEY_VARIABLE, "") or secrets.token_hex(32)
@@ -182,8 +185,11 @@ class Service:
         return members + [self._worker(name, DecodeWorker) for name in decode]
 
     def _worker(self, worker_id: str, actor: type[PrefillWorker | DecodeWorker]) -> Member[WorkerInfo]:
+        num_ranks = self._config.prefill_ranks if actor is PrefillWorker else self._config.decode_ranks
+        num_gpus = 0 if self._device == "cpu" else num_ranks
+        parallel = replace(self._config.engine.parallel, tp_size=num_ranks)
         config = WorkerConfig(
-            engine=replace(self._config.engine, device=self._device),
+            engine=replace(self._config.engine, device=self._device, parallel=parallel),
             worker_id=worker_id,
             cluster_key=self._cluster_key.encode(),
             model_name=self._config.model_name,
@@ -193,7 +199,7 @@ class Service:
         def launch() -> RayProcess:
             # Once more where its predecessor listened, so that an address stays one worker's; if that fails, anywhere.
             again = replace(config, port=self._ports.pop(worker_id, 0))
-            return RayProcess(actor, lambda: (again, self._place), num_gpus=self._num_gpus)
+            return RayProcess(actor, lambda: (again, self._place), num_gpus=num_gpus)
 
         return Member(worker_id, launch, self._worker_up, self._worker_down)
 
@@ -296,14 +302,14 @@ def all_joined(status: ServiceStatus, workers: Iterable[WorkerInfo]) -> bool:
     return expected <= joined and all(expected <= peers for peers in answered)
 
 
-def place(config: ServiceConfig, num_gpus: int) -> tuple[str, int]:
-    """Device of each worker, and how many GPUs each asks of Ray. Raises InvalidRequest when there are too few."""
+def place(config: ServiceConfig, num_gpus: int) -> str:
+    """The device of each rank. Raises InvalidRequest when there are too few GPUs."""
     device = config.engine.device
     if device == "cpu" or (device == "auto" and num_gpus == 0):
-        return "cpu", 0
-    if num_gpus < config.num_workers:
+        return "cpu"
+    if num_gpus < config.num_ranks:
         raise InvalidRequest(
-            f"{config.num_workers} workers need as many GPUs, Ray has {num_gpus}; "
-            "ask for fewer workers, --colocated, or --device cpu"
+            f"{config.num_workers} workers need {config.num_ranks} GPUs, Ray has {num_gpus}; "
+            "ask for fewer workers or ranks, --colocated, or --device cpu"
         )
-    return "cuda", 1
+    return "cuda"

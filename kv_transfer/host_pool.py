@@ -2,14 +2,12 @@
 
 import ctypes
 
-from engine.core.types import KVLayout
+from engine.core.types import KVLayout, Memory
 from kv_transfer.transports.base import NUM_SPARE_PAGES
 
 
 class HostPool:
-    """A PagePool over one bytearray."""
-
-    device = -1
+    """A PagePool over a bytearray for each rank."""
 
     def __init__(self, layout: KVLayout, num_pages: int) -> None:
         self.layout = layout
@@ -17,20 +15,22 @@ class HostPool:
         num_slabs = num_pages + NUM_SPARE_PAGES
         self._page_bytes = layout.page_bytes
         self._layer_bytes = self._page_bytes // layout.num_layers
-        self._bytes = bytearray(num_slabs * self._page_bytes)
-        self._view = memoryview(self._bytes)
+        self._bytes = [bytearray(num_slabs * self._page_bytes) for _ in range(layout.tp_size)]
+        self._views = [memoryview(slabs) for slabs in self._bytes]
         self.generations = memoryview(bytearray(8 * num_slabs)).cast("Q")
 
     @property
-    def address(self) -> int:
-        """Of slab 0. The bytearray never moves: it is never resized, and views of it are held."""
-        return ctypes.addressof(ctypes.c_char.from_buffer(self._bytes))
+    def memories(self) -> tuple[Memory, ...]:
+        """Host memory. The bytearrays never move: they are never resized, and views of them are held."""
+        return tuple(Memory(ctypes.addressof(ctypes.c_char.from_buffer(slabs)), -1) for slabs in self._bytes)
 
-    def read(self, page: int, layer_begin: int, layer_end: int) -> memoryview:
+    def read(self, page: int, layer_begin: int, layer_end: int, rank: int = 0) -> memoryview:
         """The memory itself."""
         start = page * self._page_bytes
-        return self._view[start + layer_begin * self._layer_bytes : start + layer_end * self._layer_bytes]
+        return self._views[rank][start + layer_begin * self._layer_bytes : start + layer_end * self._layer_bytes]
 
-    def write(self, page: int, layer_begin: int, layer_end: int, data: memoryview | bytes | bytearray) -> None:
+    def write(
+        self, page: int, layer_begin: int, layer_end: int, data: memoryview | bytes | bytearray, rank: int = 0
+    ) -> None:
         """Raises ValueError if `data` has another size."""
-        self.read(page, layer_begin, layer_end)[:] = data
+        self.read(page, layer_begin, layer_end, rank)[:] = data

@@ -39,10 +39,9 @@ _SAME = (
 
 
 def check_layouts(mine: KVLayout, theirs: KVLayout) -> None:
-    """Pass if pages of `theirs` can be read into pages of `mine`. Page sizes may differ by a whole multiple.
+    """Pass if pages of `theirs` can be read into pages of `mine`.
 
-    Workers of other tensor-parallel degrees are refused here: a layout does not say whose shard a pool holds. What
-    their ranks would read from each other is kv_transfer.reslice.pieces.
+    Page sizes and tensor-parallel degrees may differ by a whole multiple: kv_transfer.reslice.routes says what moves.
 
     Raises:
         Incompatible: with every reason, both sides named.
@@ -52,8 +51,6 @@ def check_layouts(mine: KVLayout, theirs: KVLayout) -> None:
         here, there = getattr(mine, field), getattr(theirs, field)
         if here != there:
             reasons.append(f"different {words}: {here} here, {there} there")
-    if mine.tp_size != theirs.tp_size:
-        reasons.append(f"different tensor-parallel degrees: {mine.tp_size} here, {theirs.tp_size} there")
     reasons += reslice_reasons(mine, theirs)
     if reasons:
         raise Incompatible("; ".join(reasons))

@@ -36,7 +36,7 @@ def read_bytes(read: Read, layout: KVLayout) -> int:
 
 
 def _part_of(pool: PagePool) -> int:
-    return pool.num_pages * pool.layout.page_bytes // POOL_PARTS
+    return pool.num_pages * pool.layout.page_bytes * pool.layout.tp_size // POOL_PARTS
 
 
 class Pairs:
@@ -204,6 +204,7 @@ class Pairs:
                 self._fault(peer, error.message, now)
                 return
             peer.step_ok()
+            self._prover.begin(peer)
         read = self._prover.next_read(peer, now)
         if read is None:
             self._fault(peer, "every scratch page still has a read of an earlier proof in flight", now)

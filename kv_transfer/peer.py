@@ -1,8 +1,9 @@
 """One incarnation of another worker: how it proves itself before pages are pulled from it, and how it heals. Pure.
 
-A pair proves itself over the first transport that works, in order of preference: connect, read the golden page (its
-bytes are known from the peer's name), read its generation (the incarnation), then read it many times for the
-bandwidth. A peer that was lost or hung is not blacklisted: it is SUSPECT, and tried again with growing pauses.
+A pair proves itself over the first transport that works, in order of preference: connect, read the golden page over
+every route from rank to rank (its bytes are known from the peer's name), read its generation (the incarnation), then
+read it many times for the bandwidth. A peer that was lost or hung is not blacklisted: it is SUSPECT, and tried again
+with growing pauses.
 """
 
 from collections.abc import Sequence
@@ -170,6 +171,7 @@ class Peer:
         self.state = target
 
 
-def golden_bytes(key: str, num_bytes: int) -> bytes:
-    """What the golden page of the worker named `key` (peer_key) holds: SHAKE-256 of the name."""
-    return shake_256(b"baton golden page" + key.encode()).digest(num_bytes)
+def golden_bytes(key: str, num_bytes: int, rank: int = 0) -> bytes:
+    """What the golden page of the worker named `key` (peer_key) holds on one rank: SHAKE-256 of both."""
+    name = f"{key} rank {rank}" if rank else key
+    return shake_256(b"baton golden page" + name.encode()).digest(num_bytes)

@@ -58,6 +58,16 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
+class Route:
+    """What of a page here comes from one rank there."""
+
+    src_rank: int
+    dst_rank: int
+    cut: Cut | None
+    """None between equal layouts: rank r takes whole pages from rank r."""
+
+
+@dataclass(frozen=True, slots=True)
 class Block:
     """`count` runs of `num_bytes`, from one source page into one page here; offsets and strides in bytes."""
 
@@ -100,6 +110,28 @@ def pieces(mine: KVLayout, my_rank: int, theirs: KVLayout) -> Iterator[Piece]:
             src = Part(token % theirs.page_size, step, begin_head - src_rank * heads_there, num_heads)
             dst = Part(token % mine.page_size, step, begin_head - first, num_heads)
             yield Piece(src_rank, token // theirs.page_size, token // mine.page_size, Cut(src, dst))
+
+
+@lru_cache(maxsize=64)
+def routes(mine: KVLayout, theirs: KVLayout) -> tuple[tuple[Route, ...], ...]:
+    """What moves for one larger page, if there are no reasons: by part of it, which is a page of the smaller size."""
+    if (mine.page_size, mine.tp_size) == (theirs.page_size, theirs.tp_size):
+        return (tuple(Route(rank, rank, None) for rank in range(mine.tp_size)),)
+    parts: list[list[Route]] = [[] for _ in range(max(mine.page_size, theirs.page_size) // _part_size(mine, theirs))]
+    for rank in range(mine.tp_size):
+        for piece in pieces(mine, rank, theirs):
+            token = piece.src_page * theirs.page_size + piece.cut.src.position
+            parts[token // _part_size(mine, theirs)].append(Route(piece.src_rank, rank, piece.cut))
+    return tuple(map(tuple, parts))
+
+
+def _part_size(mine: KVLayout, theirs: KVLayout) -> int:
+    return min(mine.page_size, theirs.page_size)
+
+
+def num_runs(cut: Cut, mine: KVLayout, theirs: KVLayout) -> int:
+    """Contiguous runs of bytes that one page's cut has, all layers."""
+    return sum(block.count for block in blocks(cut, mine, theirs, (0, mine.num_layers)))
 
 
 def blocks(cut: Cut, mine: KVLayout, theirs: KVLayout, layers: tuple[int, int]) -> Iterator[Block]:

@@ -16,8 +16,8 @@ from engine.core.errors import IllegalEvent
 from engine.core.types import KVLayout
 from kv_transfer.api import Broken, Cause, FirstToken, Held, OpenHandoff, Proven, Settled
 from kv_transfer.layout import layout_hash
-from kv_transfer.plan import Coverage, Grid, PrefixDigests, num_pages_for, split_pairs
-from kv_transfer.reslice import Cut, pieces
+from kv_transfer.plan import Coverage, Grid, Pairs, PrefixDigests, num_pages_for, split_pairs
+from kv_transfer.reslice import Route, routes
 from kv_transfer.ticket import Ticket
 from kv_transfer.transports.base import Completion, OpStatus, PageRead
 
@@ -108,10 +108,8 @@ class _Pull:
         self.coverage = Coverage(grid, handoff.pages, handoff.num_local, num_tokens, mine.num_layers)
         self.digests = PrefixDigests(handoff.root, handoff.tokens, theirs.page_size)
         """At the source's page ends: the digest of a prefix depends on where it was cut."""
-        self.cuts: list[Cut | None] = [None]
-        """By part within the larger page; None is a whole page of an equal layout."""
-        if theirs.page_size != mine.page_size:
-            self.cuts = [piece.cut for piece in pieces(mine, 0, theirs)]
+        self.routes = routes(mine, theirs)
+        """By part within the larger page: what moves from which rank there to which rank here."""
 
 
 class Session:
@@ -272,14 +270,15 @@ class Session:
         sources = list(zip(ticket.pages, ticket.generations, strict=True))
         layers = (ticket.layer_begin, ticket.layer_end)
         wanted = pull.coverage.claim(ticket.token_begin // pull.page_size, sources, layers)
-        for (part, (begin, end)), pairs in wanted.items():
-            cut = pull.cuts[part]
-            one = PageRead(0, source.peer, pairs[0][:1], pairs[0][1:], begin, end, cut).num_bytes(self._layout)
+        for (part, span), pairs in wanted.items():
+            parts = pull.routes[part]
+            # Ranks take turns, so that all links are busy, and what is posted at any time is about whole pages.
+            one = sum(_read(0, source, pairs[:1], span, route).num_bytes(self._layout) for route in parts)
             for some in split_pairs(pairs, one, source.max_read_bytes):
-                op = next(self._ops)
-                read = PageRead(op, source.peer, tuple(s for s, _ in some), tuple(d for _, d in some), begin, end, cut)
-                self._in_flight[op] = read.dst
-                yield read
+                for route in parts:
+                    read = _read(next(self._ops), source, some, span, route)
+                    self._in_flight[read.op] = read.dst
+                    yield read
 
     def _advance(self, now: float) -> list[Effect]:
         """After data: verify when the prompt is complete and nothing is in flight."""
@@ -327,3 +326,16 @@ class Session:
             return [Held(self.handoff.id, frozenset().union(*self._in_flight.values()))]
         self._go(SessionEvent.DRAINED)
         return [Settled(self.handoff.id)]
+
+
+def _read(op: int, source: Source, pairs: Pairs, layers: tuple[int, int], route: Route) -> PageRead:
+    return PageRead(
+        op,
+        source.peer,
+        tuple(src for src, _ in pairs),
+        tuple(dst for _, dst in pairs),
+        *layers,
+        cut=route.cut,
+        src_rank=route.src_rank,
+        dst_rank=route.dst_rank,
+    )

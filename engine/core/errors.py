@@ -105,6 +105,12 @@ class TransferFailed(BatonError):
     code = Code.UNAVAILABLE
 
 
+class RankLost(BatonError):
+    """A rank of a tensor-parallel worker stopped because another one did; the other one's error is the reason."""
+
+    code = Code.INTERNAL
+
+
 class IllegalEvent(BatonError):
     """A state machine got an event that its table does not list; the state is unchanged."""
 

@@ -180,6 +180,16 @@ NUM_SPARE_PAGES = 4
 
 
 @dataclass(frozen=True, slots=True)
+class Memory:
+    """Where one rank's slabs lie."""
+
+    address: int
+    """Of slab 0."""
+    device: int
+    """CUDA ordinal; -1 is host memory."""
+
+
+@dataclass(frozen=True, slots=True)
 class KVLayout:
     """How KV bytes lie in one page. Two workers whose `name` differ in anything but rank layout refuse each other.
 

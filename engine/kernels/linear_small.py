@@ -11,7 +11,7 @@ sum(h^2); the next product adds those parts up and divides. Its input tiles stay
 the way took longer than a launch (H200).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -20,6 +20,8 @@ import triton.language as tl
 MAX_ROWS = 32
 """Beyond this the vendor's kernels are faster (H200); with silu_mul, which they cannot fuse, beyond MAX_ROWS_SILU."""
 MAX_ROWS_SILU = 64
+MAX_BYTES_IN_FLIGHT = 220 << 10
+"""Of the 227 KiB of shared memory that a program can have (H100, H200)."""
 
 HALF_SCALE = 16.0
 
@@ -32,6 +34,11 @@ class Tiles:
     block_d: int
     num_warps: int
     num_stages: int
+
+    def bytes_in_flight(self, weight_bytes: int, x_bytes: int, num_rows: int, silu_mul: bool) -> int:
+        """Shared memory of all stages, with so many bytes an element: a weight tile, or gate's and up's, and x's."""
+        weight = (2 if silu_mul else 1) * self.block_n * weight_bytes
+        return self.num_stages * self.block_d * (weight + _block_m(num_rows) * x_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +185,8 @@ def _launch(
     scale_N, bias_N, residual_MN = factors
     num_rows, width = x_MD.shape
     num_out = weight_ND.shape[0] // 2 if silu_mul else weight_ND.shape[0]
-    cut = tiles or choose_tiles(num_out, weight_ND.element_size(), num_rows)
+    sizes = (weight_ND.element_size(), x_MD.element_size())
+    cut = tiles or choose_tiles(num_out, sizes, num_rows, silu_mul=silu_mul)
     num_programs, num_parts = triton.cdiv(num_out, cut.block_n), 0 if squares_PM is None else len(squares_PM)
     out_MN = x_MD.new_empty(num_rows, num_out)
     unscaled = Unscaled(out_MN, out_MN, 0.0)
@@ -195,21 +203,36 @@ def _launch(
         SILU_MUL=silu_mul, SCALED=scale_N is not None, RESIDUAL=residual_MN is not None, BIAS=bias_N is not None,
         EVEN=num_out % cut.block_n == 0 and width % cut.block_d == 0, NORM=norm is not None,
         X_SCALE=HALF_SCALE if is_half else 1.0,
-        BLOCK_M=max(16, triton.next_power_of_2(num_rows)),
-        BLOCK_N=cut.block_n, BLOCK_D=cut.block_d, NUM_STAGES=cut.num_stages, num_warps=cut.num_warps,
+        BLOCK_M=_block_m(num_rows), BLOCK_N=cut.block_n, BLOCK_D=cut.block_d, NUM_STAGES=cut.num_stages,
+        num_warps=cut.num_warps,
     )  # fmt: skip
     return out_MN, unscaled
 
 
-def choose_tiles(num_out: int, element_bytes: int, num_rows: int = 1) -> Tiles:
+def choose_tiles(num_out: int, element_bytes: tuple[int, int], num_rows: int = 1, *, silu_mul: bool = False) -> Tiles:
     """Enough programs for every multiprocessor, tiles in flight within its shared memory.
 
     Measured in bfloat16 on an H200 over the products of an 8B model, 1 to 32 rows. Of 8-bit weights a tile has twice
     the width, so that as many bytes are in flight, as long as the tile of x leaves room for it.
+
+    Args:
+        element_bytes: of the weight and of x.
     """
-    if element_bytes == 1 and num_rows <= 16:
+    tiles = _measured_tiles(num_out, element_bytes[0], num_rows)
+    while tiles.bytes_in_flight(*element_bytes, num_rows, silu_mul) > MAX_BYTES_IN_FLIGHT:
+        tiles = replace(tiles, num_stages=tiles.num_stages - 1)
+    return tiles
+
+
+def _measured_tiles(num_out: int, weight_bytes: int, num_rows: int) -> Tiles:
+    if weight_bytes == 1 and num_rows <= 16:
         return Tiles(64, 256, 4, 4) if num_out > 64 * 80 else Tiles(32, 512, 4, 4)
-    shrink = max(1, element_bytes // 2)
+    shrink = max(1, weight_bytes // 2)
     if num_out >= 8192:
         return Tiles(64, 128 // shrink, 4, 4)
     return Tiles(64, 128 // shrink, 4, 5) if num_out > 64 * 80 else Tiles(32, 256 // shrink, 4, 4)
+
+
+def _block_m(num_rows: int) -> int:
+    """Rows of a tile of x."""
+    return max(16, int(triton.next_power_of_2(num_rows)))

@@ -33,6 +33,27 @@ class PagedAttentionStep(AttentionStep, Protocol):
         """
 
 
+class Collective(Protocol):
+    """What the ranks of one model do together: each calls the same methods in the same order with the same shapes.
+
+    Results have the same bits on every rank, so that what ranks compute from them (the next layer, the drawn token)
+    stays the same without being compared.
+    """
+
+    def all_reduce(self, x_TD: Tensor) -> Tensor:
+        """The sum over all ranks, added in their order, in x's dtype. x must be contiguous and may be used as the
+        result; it must not be changed by anybody else meanwhile."""
+
+    def add_norm(self, x_TD: Tensor, stream_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor | None:
+        """Add the sum of x over all ranks into `stream_TD` in place and return the RMSNorm of that, by one kernel.
+
+        None, and nothing done, where there is none for this size.
+        """
+
+    def all_gather(self, x_SV: Tensor) -> Tensor:
+        """The ranks' columns side by side, in their order. x must be contiguous."""
+
+
 class CausalLM(Protocol):
     """A decoder. Rows of a step are packed along T; positions say where in its sequence each token stands."""
 

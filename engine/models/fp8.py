@@ -44,24 +44,26 @@ def scale_of(source: Source, stored: dict[str, StoredTensor]) -> str:
 def read_fp8(source: Source, stored: dict[str, StoredTensor], device: torch.device) -> tuple[Tensor, Tensor]:
     """values_OI and scale_O of the part that `source` names. With one scale a tensor or a row: exactly as stored.
 
+    A row's scale is that of all its columns, whatever part of them is read: ranks hold parts of one rounded model.
+
     Raises:
         CheckpointError: the scale is missing or has a shape that does not fit.
     """
     scale_name = scale_of(source, stored)
-    values_OI = read_tensor(stored, source.name).to(device)
     scale = read_tensor(stored, scale_name).to(device).float()
-    part = (slice(None),) * source.dim + (slice(source.start, source.stop),)
     num_out, num_in = source.shape
     if scale.numel() in (1, num_out):
-        scale_O = scale.flatten().expand(num_out)
-        return values_OI[part], scale_O[part[0]] if source.dim == 0 else scale_O
+        values_OI = read_tensor(stored, source.name, source.index).to(device)
+        return values_OI, scale.flatten().expand(num_out)[source.rows]
     if tuple(scale.shape) != (-(-num_out // BLOCK), -(-num_in // BLOCK)):
         raise CheckpointError(
             f"{stored[scale_name].file}: tensor {scale_name} has shape {list(scale.shape)}, expected one value, "
             f"{num_out}, or one for each block of {BLOCK} x {BLOCK}"
         )
     scale_OI = scale.repeat_interleave(BLOCK, 0)[:num_out].repeat_interleave(BLOCK, 1)[:, :num_in]
-    return quantize_rows((values_OI.float() * scale_OI)[part])
+    values_OI = read_tensor(stored, source.name, source.rows).to(device)
+    values_OI, scale_O = quantize_rows(values_OI.float() * scale_OI[source.rows])
+    return values_OI[source.columns], scale_O
 
 
 def read_kv_scales(folder: Path, num_layers: int) -> tuple[tuple[float, float], ...]:
@@ -83,12 +85,13 @@ def read_kv_scales(folder: Path, num_layers: int) -> tuple[tuple[float, float], 
     return tuple(found) if len(found) == num_layers else ()
 
 
-def read_tensor(stored: dict[str, StoredTensor], name: str) -> Tensor:
-    """One whole tensor. Raises CheckpointError when it cannot be read."""
+def read_tensor(stored: dict[str, StoredTensor], name: str, part: slice | tuple[slice, ...] | None = None) -> Tensor:
+    """One tensor, or a part of it. Raises CheckpointError when it cannot be read."""
     file_name = stored[name].file
     try:
+        # One map a tensor: pages that were read leave the process with it.
         with safe_open(file_name, framework="pt") as file:
-            tensor: Tensor = file.get_tensor(name)
+            tensor: Tensor = file.get_tensor(name) if part is None else file.get_slice(name)[part]
             return tensor
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{file_name}: tensor {name} cannot be read: {error}") from error

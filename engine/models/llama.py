@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional
 
-from engine.models.base import AttentionStep
+from engine.models.base import AttentionStep, Collective
 from engine.models.config import ModelConfig
 from engine.models.layers import Linear, product, rms_norm, silu_mul
 from engine.models.rope import rotate
@@ -37,15 +37,18 @@ class Weights:
     layers: tuple[Layer, ...]
     norm_D: Tensor
     head_VD: Tensor
+    """Maybe a part of the vocabulary."""
     cos_sin_PE: Tensor
 
 
 class Llama:
-    """Implements engine.models.base.CausalLM."""
+    """Implements engine.models.base.CausalLM: the whole model, or what one rank of several computes of it."""
 
-    def __init__(self, config: ModelConfig, weights: Weights) -> None:
+    def __init__(self, config: ModelConfig, weights: Weights, ranks: Collective | None = None) -> None:
+        """`config` is what this rank computes (engine.models.weights.local_config); `ranks` is None if that is all."""
         self.config = config
         self.weights = weights
+        self.ranks = ranks
 
     def forward(
         self, tokens_T: Tensor, positions_T: Tensor, attention: AttentionStep, wanted_S: Tensor | None = None
@@ -59,14 +62,18 @@ class Llama:
             out_TO = self._attention(index, normed_TD, cos_sin_TE, attention)
             if wanted_S is not None and index == self.config.num_layers - 1:
                 hidden_TD, out_TO = hidden_TD[wanted_S], out_TO[wanted_S]
-            hidden_TD = hidden_TD + layer.output(out_TO)
+            hidden_TD = hidden_TD + self._over_ranks(layer.output(out_TO))
             normed_TD = rms_norm(hidden_TD, layer.mlp_norm_D, eps)
-            hidden_TD = hidden_TD + layer.down(silu_mul(layer.gate_up(normed_TD)))
+            hidden_TD = hidden_TD + self._over_ranks(layer.down(silu_mul(layer.gate_up(normed_TD))))
         return rms_norm(hidden_TD, weights.norm_D, eps)
 
     def logits(self, hidden_SD: Tensor) -> Tensor:
         """Logits of the chosen rows, logits_SV in float32."""
-        return product(hidden_SD, self.weights.head_VD).float()
+        logits_SV = product(hidden_SD, self.weights.head_VD)
+        return whole_vocabulary(logits_SV, self.config, self.ranks).float()
+
+    def _over_ranks(self, part_TD: Tensor) -> Tensor:
+        return part_TD if self.ranks is None else self.ranks.all_reduce(part_TD)
 
     def _attention(self, index: int, normed_TD: Tensor, cos_sin_TE: Tensor, attention: AttentionStep) -> Tensor:
         layer, facts = self.weights.layers[index], self.config.attention
@@ -79,3 +86,10 @@ class Llama:
         q_THE, k_TKE = qk_TNE[:, : facts.num_heads], qk_TNE[:, facts.num_heads :]
         out_THE = attention.run(index, q_THE, k_TKE, v_TKE)
         return out_THE.flatten(1)
+
+
+def whole_vocabulary(logits_SV: Tensor, config: ModelConfig, ranks: Collective | None) -> Tensor:
+    """Logits of all tokens, from every rank's part of them."""
+    if ranks is None or logits_SV.shape[1] == config.vocab_size:
+        return logits_SV
+    return ranks.all_gather(logits_SV)

@@ -2,6 +2,8 @@
 
 Two ways through a layer, by the number of tokens in the step. Few: products that are limited by memory, with what
 follows them fused behind them. Many: the vendor's products, with the residual addition fused into the norm after them.
+With several ranks a product that each has a part of is summed over them first: what follows it is fused into that sum,
+or into the norm, however few tokens there are.
 
 Shape suffixes: see engine.models.llama.
 """
@@ -17,10 +19,10 @@ from engine.kernels.fp8 import Quantized, scaled_product, silu_mul_quantize
 from engine.kernels.linear_small import MAX_ROWS, MAX_ROWS_SILU, Unscaled, linear_small, linear_small_norm
 from engine.kernels.norm import add_rms_norm, rms_norm
 from engine.kernels.rope_write import rope_and_write
-from engine.models.base import PagedAttentionStep
+from engine.models.base import Collective, PagedAttentionStep
 from engine.models.config import ModelConfig
 from engine.models.layers import Linear
-from engine.models.llama import Layer, Weights
+from engine.models.llama import Layer, Weights, whole_vocabulary
 
 Normed = Tensor | Unscaled
 """What a product reads: the normed residual stream; in few-row steps each row is still to be divided."""
@@ -29,9 +31,11 @@ Normed = Tensor | Unscaled
 class FusedLlama:
     """Implements engine.models.base.CausalLM on CUDA."""
 
-    def __init__(self, config: ModelConfig, weights: Weights) -> None:
+    def __init__(self, config: ModelConfig, weights: Weights, ranks: Collective | None = None) -> None:
+        """As engine.models.llama.Llama."""
         self.config = config
         self.weights = weights
+        self.ranks = ranks
 
     def forward(
         self, tokens_T: Tensor, positions_T: Tensor, attention: PagedAttentionStep, wanted_S: Tensor | None = None
@@ -54,13 +58,13 @@ class FusedLlama:
 
     def logits(self, hidden_SD: Tensor) -> Tensor:
         """Logits of the chosen rows, logits_SV in the model's precision."""
-        return _product(hidden_SD, Linear(self.weights.head_VD))
+        return whole_vocabulary(_product(hidden_SD, Linear(self.weights.head_VD)), self.config, self.ranks)
 
     def _add(
         self, stream_TD: Tensor, x_TI: Tensor | Quantized, linear: Linear, norm_D: Tensor
     ) -> "tuple[Tensor, Normed]":
         """The residual stream with the product added, perhaps in place, and its norm."""
-        if not _is_small(x_TI) or stream_TD.dtype is torch.float16:
+        if self.ranks is not None or not _is_small(x_TI) or stream_TD.dtype is torch.float16:
             return self._add_normed(stream_TD, x_TI, linear, norm_D)
         norm, scale_O, bias_O = (norm_D, self.config.rms_norm_eps), linear.scale_O, linear.bias_O
         return linear_small_norm(x_TI, linear.weight_OI, stream_TD, norm, scale_N=scale_O, bias_N=bias_O)
@@ -68,13 +72,19 @@ class FusedLlama:
     def _add_normed(
         self, stream_TD: Tensor, x_TI: Tensor | Quantized, linear: Linear, norm_D: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The same with the norm whole."""
+        """The same with the norm whole. With several ranks the product is this rank's part of a sum."""
         eps = self.config.rms_norm_eps
-        if not _is_small(x_TI):
-            return stream_TD, add_rms_norm(_large_product(x_TI, linear), stream_TD, norm_D, eps)
-        scale_O, bias_O = linear.scale_O, linear.bias_O
-        stream_TD = linear_small(x_TI, linear.weight_OI, scale_N=scale_O, bias_N=bias_O, residual_MN=stream_TD)
-        return stream_TD, rms_norm(stream_TD, norm_D, eps)
+        if self.ranks is None and _is_small(x_TI):
+            scale_O, bias_O = linear.scale_O, linear.bias_O
+            stream_TD = linear_small(x_TI, linear.weight_OI, scale_N=scale_O, bias_N=bias_O, residual_MN=stream_TD)
+            return stream_TD, rms_norm(stream_TD, norm_D, eps)
+        added_TD = _product(x_TI, linear)
+        if self.ranks is not None:
+            normed_TD = self.ranks.add_norm(added_TD, stream_TD, norm_D, eps)
+            if normed_TD is not None:
+                return stream_TD, normed_TD
+            added_TD = self.ranks.all_reduce(added_TD)
+        return stream_TD, add_rms_norm(added_TD, stream_TD, norm_D, eps)
 
     def _attention(self, index: int, normed: Normed, positions_T: Tensor, attention: PagedAttentionStep) -> Tensor:
         layer = self.weights.layers[index]
@@ -96,7 +106,7 @@ def _is_small(x: Normed | Quantized) -> TypeGuard[Normed]:
     return isinstance(x, Unscaled) or (isinstance(x, Tensor) and len(x) <= MAX_ROWS)
 
 
-def _product(x: Normed, linear: Linear) -> Tensor:
+def _product(x: Normed | Quantized, linear: Linear) -> Tensor:
     if _is_small(x):
         return linear_small(x, linear.weight_OI, scale_N=linear.scale_O, bias_N=linear.bias_O)
     return _large_product(x, linear)

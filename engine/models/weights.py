@@ -1,10 +1,12 @@
 """Which tensors of a checkpoint make up each parameter of the model, and which part of them a rank holds. Pure.
 
 Query, key and value projections are one parameter, gate and up are another: one product instead of three and two.
-A rank of a tensor-parallel group holds whole heads and a range of the MLP's columns; embeddings and norms are whole.
+A rank of a tensor-parallel group holds whole heads, a range of the MLP's columns and a range of the output head's rows
+(all of them where they do not divide); the embedding and norms are whole. A bias that is added to a sum over ranks is
+the first rank's alone.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine.core.errors import CheckpointError
 from engine.models.config import ModelConfig
@@ -20,6 +22,21 @@ class Source:
     start: int
     stop: int
     dim: int = 0
+
+    @property
+    def rows(self) -> slice:
+        """Of the whole tensor."""
+        return slice(self.start, self.stop) if self.dim == 0 else slice(None)
+
+    @property
+    def index(self) -> tuple[slice, ...]:
+        """The part, as an index into the whole tensor."""
+        return (slice(None),) * self.dim + (slice(self.start, self.stop),)
+
+    @property
+    def columns(self) -> tuple[slice, ...]:
+        """The part, as an index into its rows: all of them, and those columns that it has of them."""
+        return (slice(None), *self.index[1:])
 
     @property
     def part(self) -> tuple[int, ...]:
@@ -50,6 +67,10 @@ class Rank:
         """This rank's range of `total` equal things."""
         return self.index * total // self.size, (self.index + 1) * total // self.size
 
+    def share_or_all(self, total: int) -> tuple[int, int]:
+        """This rank's range where `total` divides among the ranks, else all of it."""
+        return (0, total) if total % self.size else self.share(total)
+
 
 def parameters(config: ModelConfig, rank: Rank | None = None) -> dict[str, Parameter]:
     """Every parameter that `rank` holds, by name: "embedding", "layers.0.qkv.weight", ... in forward order.
@@ -71,8 +92,18 @@ def parameters(config: ModelConfig, rank: Rank | None = None) -> dict[str, Param
             found[f"layers.{layer}.{name}"] = parameter
     found["norm"] = _whole("model.norm.weight", config.hidden_size)
     if not config.tied_embeddings:
-        found["head"] = _whole("lm_head.weight", *table)
+        found["head"] = Parameter((Source("lm_head.weight", table, *rank.share_or_all(config.vocab_size)),))
     return found
+
+
+def local_config(config: ModelConfig, rank: Rank) -> ModelConfig:
+    """The facts of what one rank computes: its heads and its columns; everything else is the whole model's."""
+    attention = replace(
+        config.attention,
+        num_heads=config.attention.num_heads // rank.size,
+        num_kv_heads=config.attention.num_kv_heads // rank.size,
+    )
+    return replace(config, attention=attention, intermediate_size=config.intermediate_size // rank.size)
 
 
 def _layer(config: ModelConfig, prefix: str, rank: Rank) -> dict[str, Parameter]:
@@ -87,10 +118,10 @@ def _layer(config: ModelConfig, prefix: str, rank: Rank) -> dict[str, Parameter]
     if facts.qk_norm:
         found["q_norm"] = _whole(f"{attention}.q_norm.weight", facts.head_dim)
         found["k_norm"] = _whole(f"{attention}.k_norm.weight", facts.head_dim)
-    found |= _narrowed("output", f"{attention}.o_proj", query, hidden, facts.output_bias)
+    found |= _narrowed("output", f"{attention}.o_proj", query, hidden, facts.output_bias and rank.index == 0)
     found["mlp_norm"] = _whole(f"{prefix}.post_attention_layernorm.weight", hidden)
     found |= _stacked("gate_up", {f"{mlp}.gate_proj": columns, f"{mlp}.up_proj": columns}, hidden, config.mlp_bias)
-    found |= _narrowed("down", f"{mlp}.down_proj", columns, hidden, config.mlp_bias)
+    found |= _narrowed("down", f"{mlp}.down_proj", columns, hidden, config.mlp_bias and rank.index == 0)
     return found
 
 
@@ -111,7 +142,7 @@ def _stacked(name: str, rows_of: dict[str, tuple[int, int, int]], columns: int, 
 
 
 def _narrowed(name: str, module: str, columns: tuple[int, int, int], rows: int, bias: bool) -> dict[str, Parameter]:
-    """A product whose inputs are split: this rank's columns. The bias is whole; one rank adds it."""
+    """A product whose inputs are split: this rank's columns. The bias is whole, on the rank that adds it."""
     total, start, stop = columns
     found = {f"{name}.weight": Parameter((Source(f"{module}.weight", (rows, total), start, stop, dim=1),))}
     if bias:

@@ -1,9 +1,10 @@
 """From one EngineConfig to a running engine: the only place that knows all its parts."""
 
-from collections.abc import MutableSequence
+from collections.abc import Callable, MutableSequence, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from hashlib import blake2b
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -13,22 +14,25 @@ from engine.attention.select import make_backend
 from engine.core.config import SchedulerConfig
 from engine.core.engine import EngineCore
 from engine.core.errors import InvalidRequest
+from engine.core.executor import Executor
 from engine.core.types import KVLayout
 from engine.grammar.compiler import Compiler
 from engine.grammar.vocabulary import load_vocabulary
-from engine.models.base import CausalLM
+from engine.models.base import CausalLM, Collective
 from engine.models.checkpoint import model_hash
 from engine.models.config import AttentionConfig, ModelConfig
 from engine.models.fp8 import PRODUCTS, read_kv_scales
 from engine.models.hub import resolve_model
 from engine.models.llama import Llama
-from engine.models.loader import Progress, load_model, random_model
+from engine.models.loader import ALONE, Member, Progress, load_model, random_model
 from engine.models.quantization_config import FP8
 from engine.models.registry import load_config
-from engine.models.weights import parameters
+from engine.models.weights import Rank, parameters
 from engine.runtime import memory
+from engine.runtime.collective.base import Ranks
+from engine.runtime.collective.choose import open_ranks
 from engine.runtime.config import KV_DTYPES, EngineConfig
-from engine.runtime.executor import ThreadedExecutor
+from engine.runtime.executor import RankedExecutor, ThreadedExecutor
 from engine.runtime.kv_pool import KVPool
 from engine.runtime.rows import RowTable
 from engine.runtime.runner import StepRunner
@@ -45,7 +49,7 @@ class Engine:
     """The parts of one worker's engine. `close` the executor when no step is in flight."""
 
     core: EngineCore
-    executor: ThreadedExecutor
+    executor: Executor
     pool: KVPool
     """Holds `layout` and `num_pages`."""
     scheduler: SchedulerConfig
@@ -55,7 +59,7 @@ class Engine:
     """Name of the attention backend that runs."""
 
     def close(self) -> None:
-        """Stop the executor's thread."""
+        """Stop the executor's threads."""
         self.executor.close()
 
 
@@ -71,27 +75,44 @@ def build_engine(config: EngineConfig, progress: Progress | None = None) -> Engi
     """
     folder = resolve_model(config.model)
     facts = load_config(folder, config.max_model_len)
-    device, dtype = resolve_device(config.device), _dtype(config, facts)
-    quantize = _quantize(config, facts, device)
+    devices, dtype = rank_devices(config.device, config.parallel.tp_size), _dtype(config, facts)
+    quantize = _quantize(config, facts, devices)
     if config.random_weights:
-        model: CausalLM = random_model(facts, dtype=dtype, device=device, seed=config.seed, quantize=quantize)
         name = blake2b(f"{facts} {config.seed}".encode(), digest_size=16).hexdigest()
     else:
-        model = load_model(folder, facts, dtype=dtype, device=device, quantize=quantize, progress=progress)
         name = model_hash(folder, facts)
         facts = replace(facts, attention=replace(facts.attention, kv_scales=read_kv_scales(folder, facts.num_layers)))
     if quantize != (facts.quantization == FP8):  # not the function that the checkpoint names
         name = blake2b(f"{name} {config.formats.quantization}".encode(), digest_size=16).hexdigest()
-    return assemble(config, facts, model, name)
+    ranks = open_ranks(config.parallel.collective, devices) if len(devices) > 1 else None
+
+    def load(rank: int) -> Llama:
+        member = ALONE if ranks is None else Member(Rank(rank, len(devices)), ranks.members[rank])
+        how: dict[str, Any] = {"dtype": dtype, "device": devices[rank], "quantize": quantize, "member": member}
+        if config.random_weights:
+            return random_model(facts, seed=config.seed, **how)
+        return load_model(folder, facts, progress=progress if rank == 0 else None, **how)  # all read equally much
+
+    return _assemble(config, facts, _in_threads(load, len(devices)), ranks, name)
 
 
-def assemble(config: EngineConfig, facts: ModelConfig, model: CausalLM, name: str) -> Engine:
-    """An engine around a model that is on its device already. `name` is what KVLayout calls model_hash.
+def _in_threads(load: Callable[[int], Llama], num_ranks: int) -> list[Llama]:
+    if num_ranks == 1:
+        return [load(0)]
+    with ThreadPoolExecutor(num_ranks, thread_name_prefix="load") as threads:
+        return list(threads.map(load, range(num_ranks)))
+
+
+def _assemble(
+    config: EngineConfig, facts: ModelConfig, models: Sequence[Llama], ranks: Ranks | None, name: str
+) -> Engine:
+    """An engine around a model that is on its devices already. `name` is what KVLayout calls model_hash.
 
     Raises:
         InvalidRequest: the settings do not fit the model or the device.
     """
-    device = resolve_device(config.device)
+    devices = [model.weights.embedding_VD.device for model in models]
+    device = devices[0]
     layout = KVLayout(
         model_hash=name,
         num_layers=facts.num_layers,
@@ -99,21 +120,31 @@ def assemble(config: EngineConfig, facts: ModelConfig, model: CausalLM, name: st
         head_dim=facts.attention.head_dim,
         page_size=config.page_size or _page_size(config, device),
         dtype=KV_DTYPES[config.formats.kv_dtype] or str(_dtype(config, facts)).removeprefix("torch."),
+        tp_size=len(devices),
     )
-    if device.type == "cuda":
-        torch.cuda.empty_cache()  # what loading needed for a while is free again
-    num_pages = memory.num_pages(config.kv_memory, layout.page_bytes, device, memory.free_bytes(device))
+    for each in devices:
+        if each.type == "cuda":
+            with torch.cuda.device(each):
+                torch.cuda.empty_cache()  # what loading needed for a while is free again
+    free = min(memory.free_bytes(each) // devices.count(each) for each in devices)
+    num_pages = memory.num_pages(config.kv_memory, layout.page_bytes, device, free)
     max_len = memory.max_model_len(config.max_model_len, facts.max_position, num_pages, layout.page_size)
-    pool = KVPool(layout, num_pages, device)
-    shape = attention_shape(facts.attention)
-    backend = make_backend(config.attention_backend, pool.tensor_NL2SKE, shape, _dtype(config, facts))
-    grammars = Compiler(lambda: load_vocabulary(resolve_model(config.model), facts.vocab_size))
-    table = RowTable(config.max_rows, max_len, layout.page_size, pool.filler_page, device, grammars)
-    model = _fused(model, device, backend)
-    graphs = _decode_graphs(config, model, backend, table)
-    executor = ThreadedExecutor(StepRunner(model, backend, table, graphs))
-    if device.type == "cuda" and config.launching.warm_up:
-        sizes = [size for size in (1, 2, 4, 8) if size <= config.max_rows] if graphs is None else graphs.sizes
+    pool = KVPool(layout, num_pages, devices)
+    backends = [
+        make_backend(
+            config.attention_backend, tensor_NL2SKE, attention_shape(model.config.attention), _dtype(config, facts)
+        )
+        for model, tensor_NL2SKE in zip(models, pool.tensors_NL2SKE, strict=True)
+    ]
+    runners = []
+    for model, backend in zip(models, backends, strict=True):
+        place = model.weights.embedding_VD.device
+        grammars = Compiler(lambda: load_vocabulary(resolve_model(config.model), facts.vocab_size))
+        table = RowTable(config.max_rows, max_len, layout.page_size, pool.filler_page, place, grammars)
+        runners.append(_runner(config, _fused(model, backend), backend, table, model.ranks))
+    executor = ThreadedExecutor(runners[0]) if ranks is None else RankedExecutor(runners, ranks.abort)
+    if device.type == "cuda" and config.launching.warm_up:  # of all ranks, by plans like any other
+        sizes = runners[0].graph_sizes or [size for size in (1, 2, 4, 8) if size <= config.max_rows]
         warm_up(executor, WarmUp(layout.page_size, num_pages, max_len, config.max_step_tokens, sizes))
     scheduler = SchedulerConfig(
         page_size=layout.page_size,
@@ -126,22 +157,27 @@ def assemble(config: EngineConfig, facts: ModelConfig, model: CausalLM, name: st
     )
     generations = cast(MutableSequence[int], pool.generations[:num_pages])  # a memoryview is one in all but name
     core = EngineCore(scheduler, executor, model_hash=name, generations=generations)
-    return Engine(core, executor, pool, scheduler, facts, backend.name)
+    return Engine(core, executor, pool, scheduler, facts, backends[0].name)
 
 
-def _fused(model: CausalLM, device: torch.device, backend: AttentionBackend) -> CausalLM:
+def _runner(
+    config: EngineConfig, model: CausalLM, backend: AttentionBackend, table: RowTable, ranks: Collective | None
+) -> StepRunner:
+    return StepRunner(model, backend, table, _decode_graphs(config, model, backend, table), ranks)
+
+
+def _fused(model: Llama, backend: AttentionBackend) -> CausalLM:
     """The decoder with the kernels of its device, where it has some."""
-    if not isinstance(model, Llama):
-        return model
-    if device.type == "cuda":
+    weights = model.weights
+    if weights.embedding_VD.device.type == "cuda":
         from engine.models.llama_fused import FusedLlama
 
-        return FusedLlama(model.config, model.weights)
-    is_plain = model.weights.norm_D.dtype == torch.float32 and model.weights.layers[0].qkv.scale_O is None
+        return FusedLlama(model.config, weights, model.ranks)
+    is_plain = weights.norm_D.dtype == torch.float32 and weights.layers[0].qkv.scale_O is None and model.ranks is None
     if backend.name == "numba" and is_plain:  # compiled kernels can be had
         from engine.models.llama_cpu import LlamaCPU
 
-        return LlamaCPU(model.config, model.weights)
+        return LlamaCPU(model.config, weights)
     return model
 
 
@@ -186,15 +222,32 @@ def resolve_device(name: str) -> torch.device:
     return device if device.type == "cpu" else torch.device("cuda", device.index or 0)
 
 
-def _quantize(config: EngineConfig, facts: ModelConfig, device: torch.device) -> bool:
-    """Whether the layers' products are kept in 8 bits. Raises InvalidRequest: the model's widths do not allow it."""
+def rank_devices(name: str, count: int) -> list[torch.device]:
+    """The device called `name` and those that follow it, one a rank; on the CPU all are the same.
+
+    Raises:
+        InvalidRequest: there are not so many here.
+    """
+    first = resolve_device(name)
+    if first.type == "cpu":
+        return [first] * count
+    devices = [torch.device("cuda", first.index + rank) for rank in range(count)]
+    if devices[-1].index >= torch.cuda.device_count():
+        raise InvalidRequest(
+            f"{count} ranks from {first} on need more than the {torch.cuda.device_count()} CUDA devices found here",
+            param="tp",
+        )
+    return devices
+
+
+def _quantize(config: EngineConfig, facts: ModelConfig, devices: Sequence[torch.device]) -> bool:
+    """Whether the layers' products are kept in 8 bits. Raises InvalidRequest: a rank's widths do not allow it."""
     wanted = FP8 in (config.formats.quantization, facts.quantization) and config.formats.quantization != "none"
-    if wanted and device.type == "cuda":
+    if wanted and devices[0].type == "cuda":
         from engine.kernels.fp8 import check_widths
 
-        check_widths(
-            [size for name, each in parameters(facts).items() if name.endswith(PRODUCTS) for size in each.shape]
-        )
+        held = parameters(facts, Rank(0, len(devices)))
+        check_widths([size for name, each in held.items() if name.endswith(PRODUCTS) for size in each.shape])
     return wanted
 
 

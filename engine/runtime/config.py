@@ -10,6 +10,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 KV_DTYPES = {"auto": "", "bfloat16": "bfloat16", "float16": "float16", "fp8_e4m3": "float8_e4m3fn"}
 """Names on the command line, and torch's."""
 QUANTIZATIONS = ("auto", "none", "fp8")
+COLLECTIVES = ("auto", "peer", "nccl")
 _UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
 _UNITS |= {"ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}
 
@@ -46,6 +47,25 @@ class Launching:
 
 
 @dataclass(frozen=True, slots=True)
+class Parallel:
+    """How many devices compute one model together."""
+
+    tp_size: int = 1
+    """Tensor-parallel ranks of a worker, on the devices from `EngineConfig.device` on; on the CPU they share it."""
+    collective: str = "auto"
+    """One of COLLECTIVES, on CUDA: peer sums by own kernels that read the other devices' memory, nccl by NCCL; auto
+    takes peer where the devices can read each other's memory."""
+
+    def __post_init__(self) -> None:
+        if self.tp_size < 1:
+            raise InvalidRequest(f"tp must be at least 1, not {self.tp_size}", param="tp")
+        if self.collective not in COLLECTIVES:
+            raise InvalidRequest(
+                f"collective must be one of {', '.join(COLLECTIVES)}, not {self.collective!r}", param="collective"
+            )
+
+
+@dataclass(frozen=True, slots=True)
 class EngineConfig:
     """Everything `build_engine` needs. `None` and "auto" are resolved there, by device and checkpoint."""
 
@@ -59,8 +79,8 @@ class EngineConfig:
     page_size: int | None = None
     """Tokens in a page. None: 16 on CPU, 128 on CUDA, 256 for attention backend fa2, which has no smaller ones."""
     kv_memory: int | float | None = None
-    """Memory of the pages: an int is bytes, a float in (0, 1] a fraction of what the device has free once the
-    model is loaded. None: 1 GiB on CPU, 0.9 of the rest on CUDA."""
+    """Memory of the pages on each rank: an int is bytes, a float in (0, 1] a fraction of what the device has free once
+    the model is loaded (of several ranks: the one with the least). None: 1 GiB on CPU, 0.9 of the rest on CUDA."""
     max_model_len: int | None = None
     """Tokens of prompt and output together. None: the model's own limit, or fewer when the pages hold fewer."""
     max_step_tokens: int = 2048
@@ -72,6 +92,7 @@ class EngineConfig:
     random_weights: bool = False
     """Draw the weights from `seed` instead of reading them; `model` then needs only its config.json."""
     seed: int = 0
+    parallel: Parallel = Parallel()
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:

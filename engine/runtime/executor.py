@@ -1,8 +1,21 @@
-"""The executor port over a StepRunner and one thread, so that launching never waits: not for a CPU step either."""
+"""The executor port over a StepRunner and one thread, so that launching never waits: not for a CPU step either.
+
+With several ranks there is a runner and a thread for each, on a device of its own. How an error ends:
+
+    a rank's thread raises    the other ranks' waits are ended from the host (Ranks.abort), here and on their devices
+    a rank's device fails     that rank's thread raises at its next launch, or `collect` does for it; until then the
+                              other devices wait, at the longest for engine.kernels.peer.PATIENCE_NS, then fail too
+    the process dies          all ranks are of one process
+
+In each case `collect` raises, and never returns what was computed without some rank: it waits for all of them, and what
+ends the waits of a step that failed may end those of the step before it, which is then worthless too.
+"""
 
 from collections import deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from engine.core.errors import RankLost
 from engine.core.types import StepOutput, StepPlan
 from engine.runtime.runner import PendingStep, StepRunner
 
@@ -29,3 +42,71 @@ class ThreadedExecutor:
     def close(self) -> None:
         """See Executor. Steps that were launched and not collected still run to their end."""
         self._thread.shutdown(wait=True)
+
+
+class RankedExecutor:
+    """Implements engine.core.executor.Executor over the ranks of one worker: all run each plan, the first one answers.
+
+    An error of any rank is raised by the `collect` of that step; the executor is then good for nothing but `close`.
+    """
+
+    def __init__(self, runners: Sequence[StepRunner], abort: Callable[[], None]) -> None:
+        """`abort` is Ranks.abort."""
+        self._runners = runners
+        self._abort = abort
+        self._threads = [
+            ThreadPoolExecutor(1, thread_name_prefix=f"executor-{rank}", initializer=runner.use_device)
+            for rank, runner in enumerate(runners)
+        ]
+        self._launched: deque[list[Future[PendingStep]]] = deque()
+        self._aborted = False
+        """Set before `abort` is called: a step that ended and finds it unset was not touched by it."""
+        self.busy_s = 0.0
+        """That the first rank's device worked, waits for the others included, at the steps which were collected."""
+
+    def launch(self, plan: StepPlan) -> None:
+        """See Executor."""
+        self._launched.append(
+            [
+                thread.submit(self._start, runner, plan)
+                for thread, runner in zip(self._threads, self._runners, strict=True)
+            ]
+        )
+
+    def collect(self) -> StepOutput:
+        """See Executor."""
+        steps = self._launched.popleft()
+        _raise_errors(steps)
+        first, *others = [step.result() for step in steps]
+        output = first.wait()
+        for other in others:
+            other.stopwatch.wait()
+        if self._aborted:
+            for later in self._launched:
+                _raise_errors(later)
+            raise RankLost("a rank of this worker failed while the step ran")
+        self.busy_s += output.step_s
+        return output
+
+    def close(self) -> None:
+        """See Executor. Steps that were launched and not collected still run to their end."""
+        for thread in self._threads:
+            thread.shutdown(wait=True)
+
+    def _start(self, runner: StepRunner, plan: StepPlan) -> PendingStep:
+        started = False
+        try:
+            pending = runner.start(plan)
+            started = True
+        finally:
+            if not started:
+                self._aborted = True
+                self._abort()
+        return pending
+
+
+def _raise_errors(steps: Sequence[Future[PendingStep]]) -> None:
+    """What a rank's thread raised, the reason before its consequences; waits until all have launched."""
+    errors = [error for step in steps if (error := step.exception()) is not None]
+    if errors:
+        raise next((error for error in errors if not isinstance(error, RankLost)), errors[0])

@@ -85,7 +85,10 @@ class DecodeGraphs:
                 self._step(size)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._memory):
+        # The stream is named, since torch's own is one for all devices; "thread_local" since other ranks' threads
+        # capture at the same time, and transfers may copy meanwhile. Kernels of one rank wait for those of the others:
+        # all launch the same ones, the warm-up included.
+        with torch.cuda.graph(graph, pool=self._memory, stream=stream, capture_error_mode="thread_local"):
             logits_BV, tokens_B = self._step(size)
         self._memory = graph.pool()
         return DecodeGraph(graph, logits_BV, tokens_B)

@@ -5,6 +5,7 @@ Shape suffixes: T tokens of the step, D hidden, B rows, S rows that draw a token
 probabilities, V vocabulary.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from engine.attention.base import AttentionBackend
 from engine.core.types import StepOutput, StepPlan, TokenLogprob
-from engine.models.base import CausalLM
+from engine.models.base import CausalLM, Collective
 from engine.runtime.batch import StepBatch, build_batch
 from engine.runtime.constrain import HostTokens
 from engine.runtime.device import Stopwatch, to_device, to_host
@@ -67,12 +68,24 @@ class StepRunner:
     """
 
     def __init__(
-        self, model: CausalLM, attention: AttentionBackend, table: RowTable, graphs: "DecodeGraphs | None" = None
+        self,
+        model: CausalLM,
+        attention: AttentionBackend,
+        table: RowTable,
+        graphs: "DecodeGraphs | None" = None,
+        ranks: Collective | None = None,
     ) -> None:
+        """`ranks`: with several of them, each has a runner, and all are given the same plans."""
         self._model = model
+        self._ranks = ranks
         self._attention = attention
         self._table = table
         self._graphs = graphs
+
+    @property
+    def graph_sizes(self) -> Sequence[int]:
+        """Rows of the decode steps that run as graphs, ascending."""
+        return [] if self._graphs is None else self._graphs.sizes
 
     def use_device(self) -> None:
         """Make the runner's device the calling thread's own: kernels and graphs go to the thread's current one."""
@@ -124,6 +137,9 @@ class StepRunner:
         logits_SV = logits_SV.float()
         slots_S, positions_S = to_device([slots, positions], table.device)
         tokens_S = draw(logits_SV, table, slots, positions)
+        if self._ranks is not None and not table.special.isdisjoint(slots):
+            # Equal logits, but sums over a vocabulary may round otherwise each time: the first rank's draw counts.
+            tokens_S = self._ranks.all_gather(tokens_S[:, None].contiguous())[:, 0]
         table.tokens_RC[slots_S, positions_S] = tokens_S.int()
         pending.tokens_S = to_host(tokens_S)
         if table.grammars.by_slot:

@@ -18,7 +18,15 @@ from typing import Any, TextIO
 from engine.attention.choice import AUTO
 from engine.attention.choice import BACKENDS as NAMED
 from engine.core.errors import BatonError, InvalidRequest
-from engine.runtime.config import KV_DTYPES, QUANTIZATIONS, EngineConfig, Formats, parse_kv_memory
+from engine.runtime.config import (
+    COLLECTIVES,
+    KV_DTYPES,
+    QUANTIZATIONS,
+    EngineConfig,
+    Formats,
+    Parallel,
+    parse_kv_memory,
+)
 from engine.server.config import CLUSTER_KEY_VARIABLE, TRANSPORTS, WorkerConfig
 from engine.server.kv_events.config import parse_feed
 from engine.server.worker import STOP_TIMEOUT_S, RunningWorker
@@ -47,12 +55,14 @@ def parser(kind: str) -> argparse.ArgumentParser:
     flags.add_argument("--metrics-port", type=int, default=0, help="of /metrics, /live and /ready; 0 takes a free one")
     flags.add_argument("--page-port", type=int, default=0, help="of the gRPC page transport; 0 takes a free one")
     flags.add_argument("--transport", default="auto", choices=TRANSPORTS, help="how pages move")
-    flags.add_argument("--device", default="auto")
+    flags.add_argument("--device", default="auto", help="cpu, cuda or cuda:N; the first of --tp ones")
+    flags.add_argument("--tp", type=int, default=1, help="devices of this host that compute the model together")
+    flags.add_argument("--collective", default="auto", choices=COLLECTIVES, help="how they sum, on CUDA")
     flags.add_argument("--dtype", default="auto")
     flags.add_argument("--kv-dtype", default="auto", choices=tuple(KV_DTYPES), help="of KV pages; auto: as --dtype")
     flags.add_argument("--quantization", default="auto", choices=QUANTIZATIONS, help="auto: as the checkpoint is")
     flags.add_argument("--page-size", type=int)
-    flags.add_argument("--kv-memory", help="bytes (2GiB) or a fraction (0.8) of the memory that is free")
+    flags.add_argument("--kv-memory", help="of each device: bytes (2GiB) or a fraction (0.8) of what is free")
     flags.add_argument("--max-model-len", type=int)
     flags.add_argument("--max-step-tokens", type=int, default=2048)
     flags.add_argument("--max-rows", type=int, default=256)
@@ -83,6 +93,7 @@ def config_of(arguments: argparse.Namespace, environment: "os._Environ[str] | di
         attention_backend=arguments.attention_backend,
         random_weights=arguments.random_weights,
         seed=arguments.seed,
+        parallel=Parallel(arguments.tp, arguments.collective),
     )
     return WorkerConfig(
         engine=engine,

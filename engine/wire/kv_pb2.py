@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x65ngine/wire/kv.proto\x12\x08\x62\x61ton.v1\"J\n\rSignedRequest\x12\x0c\n\x04\x62ody\x18\x01 \x01(\x0c\x12\x0b\n\x03mac\x18\x02 \x01(\x0c\x12\x0e\n\x06reader\x18\x03 \x01(\x0c\x12\x0e\n\x06number\x18\x04 \x01(\x04\"f\n\x0bPullRequest\x12\r\n\x05pages\x18\x01 \x03(\r\x12\x13\n\x0blayer_begin\x18\x02 \x01(\r\x12\x11\n\tlayer_end\x18\x03 \x01(\r\x12 \n\x04part\x18\x04 \x01(\x0b\x32\x12.baton.v1.PagePart\"T\n\x08PagePart\x12\x10\n\x08position\x18\x01 \x01(\r\x12\x15\n\rnum_positions\x18\x02 \x01(\r\x12\x0c\n\x04head\x18\x03 \x01(\r\x12\x11\n\tnum_heads\x18\x04 \x01(\r\"\x19\n\tPageChunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"#\n\x12GenerationsRequest\x12\r\n\x05pages\x18\x01 \x03(\r\"\'\n\x10GenerationsReply\x12\x13\n\x0bgenerations\x18\x01 \x03(\x06\x32\x8a\x01\n\x0cPageTransfer\x12\x36\n\x04Pull\x12\x17.baton.v1.SignedRequest\x1a\x13.baton.v1.PageChunk0\x01\x12\x42\n\x0bGenerations\x12\x17.baton.v1.SignedRequest\x1a\x1a.baton.v1.GenerationsReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x65ngine/wire/kv.proto\x12\x08\x62\x61ton.v1\"J\n\rSignedRequest\x12\x0c\n\x04\x62ody\x18\x01 \x01(\x0c\x12\x0b\n\x03mac\x18\x02 \x01(\x0c\x12\x0e\n\x06reader\x18\x03 \x01(\x0c\x12\x0e\n\x06number\x18\x04 \x01(\x04\"t\n\x0bPullRequest\x12\r\n\x05pages\x18\x01 \x03(\r\x12\x13\n\x0blayer_begin\x18\x02 \x01(\r\x12\x11\n\tlayer_end\x18\x03 \x01(\r\x12 \n\x04part\x18\x04 \x01(\x0b\x32\x12.baton.v1.PagePart\x12\x0c\n\x04rank\x18\x05 \x01(\r\"T\n\x08PagePart\x12\x10\n\x08position\x18\x01 \x01(\r\x12\x15\n\rnum_positions\x18\x02 \x01(\r\x12\x0c\n\x04head\x18\x03 \x01(\r\x12\x11\n\tnum_heads\x18\x04 \x01(\r\"\x19\n\tPageChunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"#\n\x12GenerationsRequest\x12\r\n\x05pages\x18\x01 \x03(\r\"\'\n\x10GenerationsReply\x12\x13\n\x0bgenerations\x18\x01 \x03(\x06\x32\x8a\x01\n\x0cPageTransfer\x12\x36\n\x04Pull\x12\x17.baton.v1.SignedRequest\x1a\x13.baton.v1.PageChunk0\x01\x12\x42\n\x0bGenerations\x12\x17.baton.v1.SignedRequest\x1a\x1a.baton.v1.GenerationsReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,15 +34,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SIGNEDREQUEST']._serialized_start=34
   _globals['_SIGNEDREQUEST']._serialized_end=108
   _globals['_PULLREQUEST']._serialized_start=110
-  _globals['_PULLREQUEST']._serialized_end=212
-  _globals['_PAGEPART']._serialized_start=214
-  _globals['_PAGEPART']._serialized_end=298
-  _globals['_PAGECHUNK']._serialized_start=300
-  _globals['_PAGECHUNK']._serialized_end=325
-  _globals['_GENERATIONSREQUEST']._serialized_start=327
-  _globals['_GENERATIONSREQUEST']._serialized_end=362
-  _globals['_GENERATIONSREPLY']._serialized_start=364
-  _globals['_GENERATIONSREPLY']._serialized_end=403
-  _globals['_PAGETRANSFER']._serialized_start=406
-  _globals['_PAGETRANSFER']._serialized_end=544
+  _globals['_PULLREQUEST']._serialized_end=226
+  _globals['_PAGEPART']._serialized_start=228
+  _globals['_PAGEPART']._serialized_end=312
+  _globals['_PAGECHUNK']._serialized_start=314
+  _globals['_PAGECHUNK']._serialized_end=339
+  _globals['_GENERATIONSREQUEST']._serialized_start=341
+  _globals['_GENERATIONSREQUEST']._serialized_end=376
+  _globals['_GENERATIONSREPLY']._serialized_start=378
+  _globals['_GENERATIONSREPLY']._serialized_end=417
+  _globals['_PAGETRANSFER']._serialized_start=420
+  _globals['_PAGETRANSFER']._serialized_end=558
 # @@protoc_insertion_point(module_scope)

@@ -19,16 +19,18 @@ class SignedRequest(_message.Message):
     def __init__(self, body: _Optional[bytes] = ..., mac: _Optional[bytes] = ..., reader: _Optional[bytes] = ..., number: _Optional[int] = ...) -> None: ...
 
 class PullRequest(_message.Message):
-    __slots__ = ("pages", "layer_begin", "layer_end", "part")
+    __slots__ = ("pages", "layer_begin", "layer_end", "part", "rank")
     PAGES_FIELD_NUMBER: _ClassVar[int]
     LAYER_BEGIN_FIELD_NUMBER: _ClassVar[int]
     LAYER_END_FIELD_NUMBER: _ClassVar[int]
     PART_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
     pages: _containers.RepeatedScalarFieldContainer[int]
     layer_begin: int
     layer_end: int
     part: PagePart
-    def __init__(self, pages: _Optional[_Iterable[int]] = ..., layer_begin: _Optional[int] = ..., layer_end: _Optional[int] = ..., part: _Optional[_Union[PagePart, _Mapping]] = ...) -> None: ...
+    rank: int
+    def __init__(self, pages: _Optional[_Iterable[int]] = ..., layer_begin: _Optional[int] = ..., layer_end: _Optional[int] = ..., part: _Optional[_Union[PagePart, _Mapping]] = ..., rank: _Optional[int] = ...) -> None: ...
 
 class PagePart(_message.Message):
     __slots__ = ("position", "num_positions", "head", "num_heads")

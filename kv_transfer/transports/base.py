@@ -11,7 +11,7 @@ from typing import Protocol
 
 from engine.core.errors import Incompatible
 from engine.core.types import NUM_SPARE_PAGES as NUM_SPARE_PAGES
-from engine.core.types import KVLayout, WorkerInfo
+from engine.core.types import KVLayout, Memory, WorkerInfo
 from kv_transfer.reslice import Cut, gather, scatter
 
 
@@ -49,6 +49,10 @@ class PageRead:
     layer_end: int
     cut: Cut | None = None
     """The part of each page that moves; None between equal layouts: all of it, one contiguous range."""
+    src_rank: int = 0
+    """Whose memory the remote pages are read from, and"""
+    dst_rank: int = 0
+    """whose memory here they are read into."""
 
     def num_bytes(self, layout: KVLayout) -> int:
         """That it moves into pages of `layout`."""
@@ -72,58 +76,59 @@ def descriptor_of(info: WorkerInfo, transport: str) -> bytes:
 
 
 class PagePool(Protocol):
-    """The memory that pages live in, as a transport sees it. engine.runtime's KV pool is one, HostPool another.
+    """The memory that pages of a worker live in, as a transport sees it: engine.runtime's KV pool, or HostPool.
 
-    There are `num_pages + NUM_SPARE_PAGES` slabs, back to back from `address`. `read` and `write` may be called from
-    any thread; on a device pool they copy to or from the host and return when the copy is done.
+    On each rank there are `num_pages + NUM_SPARE_PAGES` slabs, back to back. A page is the slab of that number on every
+    rank: its heads of the same tokens. `read` and `write` may be called from any thread; on a device pool they copy to
+    or from the host and return when the copy is done.
     """
 
     @property
     def layout(self) -> KVLayout:
-        """`layout.page_bytes` is the size of one slab; each of its layers is an equal, contiguous part of it."""
+        """`layout.page_bytes` is the size of one slab; each of its layers is an equal, contiguous part of it. There are
+        `layout.tp_size` ranks."""
 
     @property
     def num_pages(self) -> int:
         """Pages that the allocator deals out; the spare ones follow."""
 
     @property
-    def address(self) -> int:
-        """Of slab 0, in the memory of `device`."""
-
-    @property
-    def device(self) -> int:
-        """CUDA ordinal; -1 is host memory."""
+    def memories(self) -> Sequence[Memory]:
+        """Where each rank's slabs are."""
 
     @property
     def generations(self) -> memoryview:
-        """Host memory, writable, format "Q": one counter a slab. The allocator bumps, transports only read."""
+        """Host memory, writable, format "Q": one counter a page, not a rank's. The allocator bumps, transports read."""
 
-    def read(self, page: int, layer_begin: int, layer_end: int) -> memoryview:
-        """Bytes of those layers of one page: the memory itself on the host, a copy of it on a device."""
+    def read(self, page: int, layer_begin: int, layer_end: int, rank: int = 0) -> memoryview:
+        """Bytes of those layers of one slab: the memory itself on the host, a copy of it on a device."""
 
-    def write(self, page: int, layer_begin: int, layer_end: int, data: memoryview | bytes | bytearray) -> None:
-        """Overwrite those layers of one page with `data`, which has exactly their size."""
+    def write(
+        self, page: int, layer_begin: int, layer_end: int, data: memoryview | bytes | bytearray, rank: int = 0
+    ) -> None:
+        """Overwrite those layers of one slab with `data`, which has exactly their size."""
 
 
 def fetch(pool: PagePool, index: int, read: PageRead) -> memoryview | bytearray:
     """What `read` asks of its page number `index`, out of the source's pool."""
     layers = (read.layer_begin, read.layer_end)
-    view = pool.read(read.src[index], *layers)
+    view = pool.read(read.src[index], *layers, read.src_rank)
     return view if read.cut is None else gather(view, pool.layout, read.cut.src, layers[1] - layers[0])
 
 
 def store(pool: PagePool, index: int, read: PageRead, data: memoryview | bytearray) -> None:
     """Put what `fetch` gave into the reader's page. On a device, a part of a page costs a copy of it both ways."""
-    page, layers = read.dst[index], (read.layer_begin, read.layer_end)
+    page, layers, rank = read.dst[index], (read.layer_begin, read.layer_end), read.dst_rank
     if read.cut is None:
-        pool.write(page, *layers, data)
+        pool.write(page, *layers, data, rank)
         return
-    view = pool.read(page, *layers)
-    if pool.device >= 0:
+    view = pool.read(page, *layers, rank)
+    on_device = pool.memories[rank].device >= 0
+    if on_device:
         view = memoryview(bytearray(view))
     scatter(memoryview(data), view, pool.layout, read.cut.dst, layers[1] - layers[0])
-    if pool.device >= 0:
-        pool.write(page, *layers, view)
+    if on_device:
+        pool.write(page, *layers, view, rank)
 
 
 class Transport(Protocol):

@@ -88,10 +88,12 @@ class PageService:
         await self._check_pages(pull.pages, context)
         if not 0 <= pull.layer_begin < pull.layer_end <= self._pool.layout.num_layers:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "layers out of range")
+        if pull.rank >= self._pool.layout.tp_size:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "no such rank")
         cut = _cut_of(pull)
         if cut is not None and not cut.src.fits(self._pool.layout):
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "no such part of a page")
-        read = PageRead(0, "", pull.pages, (), pull.layer_begin, pull.layer_end, cut)
+        read = PageRead(0, "", pull.pages, (), pull.layer_begin, pull.layer_end, cut, src_rank=pull.rank)
         for message in page_messages(self._pool, read):
             yield message
 
@@ -260,7 +262,9 @@ class GrpcTransport:
             self._completions.put(Completion(op, OpStatus.FAILED, message=repr(error)))
 
     async def _pull(self, source: _Source, read: PageRead) -> Completion:
-        pull = kv_pb2.PullRequest(pages=read.src, layer_begin=read.layer_begin, layer_end=read.layer_end)
+        pull = kv_pb2.PullRequest(
+            pages=read.src, layer_begin=read.layer_begin, layer_end=read.layer_end, rank=read.src_rank
+        )
         if read.cut is not None:
             pull.part.CopyFrom(kv_pb2.PagePart(**asdict(read.cut.src)))
         sink = PageSink(self._pool, read)

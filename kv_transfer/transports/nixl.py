@@ -20,12 +20,14 @@ from typing import Any
 import numpy as np
 
 from engine.core.errors import Incompatible, TransferFailed
-from engine.core.types import NUM_SPARE_PAGES, WorkerInfo
+from engine.core.types import NUM_SPARE_PAGES, KVLayout, Memory, WorkerInfo
 from kv_transfer.transports.base import Completion, OpStatus, PagePool, PageRead, descriptor_of, peer_key
-from kv_transfer.transports.nixl_reader import GENERATION_BYTES, Nixl, NixlReader, Remote, memory_of
+from kv_transfer.transports.nixl_reader import GENERATION_BYTES, Nixl, NixlReader, Remote, register_slabs
 
-_DESCRIPTOR = struct.Struct("<QQIiQ")
-"""Address and bytes of a slab, slabs, device, address of the generations; NIXL's own metadata follows."""
+_DESCRIPTOR = struct.Struct("<QIQB")
+"""Bytes of a slab, slabs, address of the generations, ranks; a _MEMORY for each rank and NIXL's own metadata follow."""
+_MEMORY = struct.Struct("<Qi")
+"""Address of the first slab, device."""
 CLOSE_S = 1.0
 
 
@@ -56,21 +58,15 @@ class NixlTransport:
     def descriptor(self) -> bytes:
         """Where the pages and generations are, and NIXL's metadata with the keys to read them."""
         pool = self._pool
-        counters = _address(self._generations)
-        head = _DESCRIPTOR.pack(pool.address, pool.layout.page_bytes, self._num_slabs, pool.device, counters)
-        return head + bytes(self._serving.get_agent_metadata())
+        counters, memories = _address(self._generations), pool.memories
+        head = _DESCRIPTOR.pack(pool.layout.page_bytes, self._num_slabs, counters, len(memories))
+        ranks = b"".join(_MEMORY.pack(memory.address, memory.device) for memory in memories)
+        return head + ranks + bytes(self._serving.get_agent_metadata())
 
     def connect(self, info: WorkerInfo) -> None:
         """Load the peer's agent and prepare its lists. Raises Incompatible or TransferFailed."""
         key = peer_key(info.id, info.incarnation)
-        descriptor = descriptor_of(info, self.name)
-        if len(descriptor) <= _DESCRIPTOR.size:
-            raise Incompatible(f"the NIXL descriptor of {key} is cut off")
-        address, page_bytes, num_slabs, device, counters = _DESCRIPTOR.unpack_from(descriptor)
-        if page_bytes != info.layout.page_bytes:
-            raise Incompatible(f"{key} says that its pages have {info.layout.page_bytes} bytes; they have {page_bytes}")
-        metadata = descriptor[_DESCRIPTOR.size :]
-        remote = Remote(key, address, num_slabs, device, counters, info.layout, metadata)
+        remote = _remote(key, descriptor_of(info, self.name), info.layout)
         self._current().connect(remote)
         self._remotes[key] = remote
 
@@ -128,8 +124,7 @@ class NixlTransport:
         pool = self._pool
         try:
             agent = self._nixl.agent(self._name)
-            slabs = (pool.address, self._num_slabs * pool.layout.page_bytes, max(pool.device, 0), "")
-            agent.register_memory([slabs], memory_of(pool.device))
+            register_slabs(agent, pool)
             counters = (_address(self._generations), self._num_slabs * GENERATION_BYTES, 0, "")
             agent.register_memory([counters], "DRAM")
         except self._nixl.errors as error:
@@ -161,6 +156,23 @@ class NixlTransport:
             self._ended.append(Completion(op, OpStatus.FAILED, peer_lost=True, message=error.message))
             return None
         return reader
+
+
+def _remote(key: str, descriptor: bytes, layout: KVLayout) -> Remote:
+    """The peer's memory. Raises Incompatible if the descriptor is not that of such a layout."""
+    if len(descriptor) <= _DESCRIPTOR.size:
+        raise Incompatible(f"the NIXL descriptor of {key} is cut off")
+    page_bytes, num_slabs, counters, num_ranks = _DESCRIPTOR.unpack_from(descriptor)
+    if page_bytes != layout.page_bytes:
+        raise Incompatible(f"{key} says that its pages have {layout.page_bytes} bytes; they have {page_bytes}")
+    if num_ranks != layout.tp_size:
+        raise Incompatible(f"{key} says that it has {layout.tp_size} ranks; it has {num_ranks}")
+    metadata = descriptor[_DESCRIPTOR.size + num_ranks * _MEMORY.size :]
+    if not metadata:
+        raise Incompatible(f"the NIXL descriptor of {key} is cut off")
+    ranks = descriptor[_DESCRIPTOR.size : len(descriptor) - len(metadata)]
+    memories = tuple(Memory(address, device) for address, device in _MEMORY.iter_unpack(ranks))
+    return Remote(key, memories, num_slabs, counters, layout, metadata)
 
 
 def _address(view: memoryview) -> int:

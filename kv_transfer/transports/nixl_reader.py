@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from engine.core.errors import Incompatible, TransferFailed
-from engine.core.types import NUM_SPARE_PAGES, KVLayout
+from engine.core.types import NUM_SPARE_PAGES, KVLayout, Memory
 from kv_transfer.reslice import Cut, blocks
 from kv_transfer.transports.base import Completion, OpStatus, PagePool, PageRead
 
@@ -29,6 +29,8 @@ PROGRESS_TIMEOUT_US = 1000
 spins on a core of every worker (poll() with no timeout, ucx_backend.cpp: nixlUcxSharedThread::run)."""
 GENERATION_BYTES = 8
 _LOCAL_SIDE = "NIXL_INIT_AGENT"
+Prepared = dict[tuple[int, tuple[int, int]], Any]
+"""Lists of the slabs of one rank, by rank and range of layers."""
 Table = "np.ndarray[Any, np.dtype[np.uint64]]"
 
 
@@ -64,9 +66,9 @@ class Remote:
     """Where a peer's memory is, as its descriptor says."""
 
     agent: str
-    address: int
+    memories: tuple[Memory, ...]
+    """By rank."""
     num_slabs: int
-    device: int
     generations: int
     """Address."""
     layout: KVLayout
@@ -84,8 +86,8 @@ class _Peer:
     landing_registration: Any
     landing_side: Any
     generations_side: Any
-    pages: dict[tuple[int, int], Any] = field(default_factory=dict)
-    """Prepared lists of remote pages, by range of layers; between equal layouts only."""
+    pages: Prepared = field(default_factory=dict)
+    """Of remote pages; between equal layouts only."""
     connected: bool = True
     num_in_flight: int = 0
 
@@ -105,7 +107,7 @@ class NixlReader:
 
     def __init__(self, nixl: Nixl, pool: PagePool, name: str) -> None:
         """Make the agent and register the pool. Raises TransferFailed."""
-        self._nixl, self._pool = nixl, pool
+        self._nixl, self._pool, self._memories = nixl, pool, tuple(pool.memories)
         self._num_slabs = pool.num_pages + NUM_SPARE_PAGES
         self._peers: dict[str, _Peer] = {}
         self._ops: dict[int, _Op] = {}
@@ -113,12 +115,11 @@ class NixlReader:
         """Reads that ended in error, and what is said of them when the agent is destroyed."""
         self.tainted = False
         """A read ended in error: post nothing more."""
-        self._pages: dict[tuple[int, int], Any] = {}
-        """Prepared lists of this pool's pages, by range of layers."""
+        self._pages: Prepared = {}
+        """Of this pool's pages."""
         try:
             self._agent = nixl.agent(name)
-            slabs = (pool.address, self._num_slabs * pool.layout.page_bytes, max(pool.device, 0), "")
-            self._agent.register_memory([slabs], memory_of(pool.device))
+            register_slabs(self._agent, pool)
         except nixl.errors as error:
             raise TransferFailed(f"NIXL: {error}") from error
 
@@ -207,13 +208,15 @@ class NixlReader:
 
     def _whole_pages(self, peer: _Peer, read: PageRead) -> Any:
         """Equal layouts: one descriptor a page, prepared once for each range of layers; neighbours merge."""
-        pool, remote, layers = self._pool, peer.remote, (read.layer_begin, read.layer_end)
-        if layers not in self._pages:
-            self._pages[layers] = self._slabs(_LOCAL_SIDE, pool.address, self._num_slabs, pool.device, layers)
-        if layers not in peer.pages:
-            sizes = remote.address, remote.num_slabs, remote.device
-            peer.pages[layers] = self._slabs(remote.agent, *sizes, layers)
-        sides = self._pages[layers], _indices(read.dst), peer.pages[layers], _indices(read.src)
+        remote, layers = peer.remote, (read.layer_begin, read.layer_end)
+        here, there = (read.dst_rank, layers), (read.src_rank, layers)
+        if here not in self._pages:
+            memory = self._memories[read.dst_rank]
+            self._pages[here] = self._slabs(_LOCAL_SIDE, memory, self._num_slabs, layers)
+        if there not in peer.pages:
+            memory = remote.memories[read.src_rank]
+            peer.pages[there] = self._slabs(remote.agent, memory, remote.num_slabs, layers)
+        sides = self._pages[here], _indices(read.dst), peer.pages[there], _indices(read.src)
         return self._agent.make_prepped_xfer("READ", *sides)
 
     def _parts(self, peer: _Peer, read: PageRead, cut: Cut) -> Any:
@@ -225,17 +228,19 @@ class NixlReader:
             for i in range(block.count)
         ]
         src, dst, lengths = np.array(runs, dtype=np.uint64).T
-        there = _table(remote.address, remote.layout.page_bytes, read.src, src, lengths, remote.device)
-        here = _table(pool.address, pool.layout.page_bytes, read.dst, dst, lengths, pool.device)
-        local = self._agent.get_xfer_descs(here, memory_of(pool.device))
-        distant = self._agent.get_xfer_descs(there, memory_of(remote.device))
+        source, target = remote.memories[read.src_rank], self._memories[read.dst_rank]
+        there = _table(source, remote.layout.page_bytes, read.src, src, lengths)
+        here = _table(target, pool.layout.page_bytes, read.dst, dst, lengths)
+        local = self._agent.get_xfer_descs(here, memory_of(target.device))
+        distant = self._agent.get_xfer_descs(there, memory_of(source.device))
         return self._agent.initialize_xfer("READ", local, distant, remote.agent)
 
-    def _slabs(self, agent: str, address: int, num_slabs: int, device: int, layers: tuple[int, int]) -> Any:
+    def _slabs(self, agent: str, memory: Memory, num_slabs: int, layers: tuple[int, int]) -> Any:
         page_bytes = self._pool.layout.page_bytes
         layer_bytes = page_bytes // self._pool.layout.num_layers
-        start, length = address + layers[0] * layer_bytes, (layers[1] - layers[0]) * layer_bytes
-        return self._strided(agent, (start, length, max(device, 0), page_bytes, num_slabs), memory_of(device))
+        start, length = memory.address + layers[0] * layer_bytes, (layers[1] - layers[0]) * layer_bytes
+        block = (start, length, max(memory.device, 0), page_bytes, num_slabs)
+        return self._strided(agent, block, memory_of(memory.device))
 
     def _strided(self, agent: str, block: tuple[int, int, int, int, int], memory: str) -> Any:
         """`block`: address, length, device, stride, count."""
@@ -298,15 +303,22 @@ def memory_of(device: int) -> str:
     return "DRAM" if device < 0 else "VRAM"
 
 
+def register_slabs(agent: Any, pool: PagePool) -> None:
+    """All slabs of all ranks, for reads into them and out of them."""
+    num_bytes = (pool.num_pages + NUM_SPARE_PAGES) * pool.layout.page_bytes
+    for memory in pool.memories:
+        agent.register_memory([(memory.address, num_bytes, max(memory.device, 0), "")], memory_of(memory.device))
+
+
 def _table(
-    address: int, page_bytes: int, pages: Sequence[int], offsets: Any, lengths: Any, device: int
+    memory: Memory, page_bytes: int, pages: Sequence[int], offsets: Any, lengths: Any
 ) -> "np.ndarray[Any, np.dtype[np.uint64]]":
     """Descriptors (address, bytes, device) of all runs of all pages, in the pages' order."""
-    starts = np.uint64(address) + np.asarray(pages, dtype=np.uint64) * np.uint64(page_bytes)
+    starts = np.uint64(memory.address) + np.asarray(pages, dtype=np.uint64) * np.uint64(page_bytes)
     table = np.empty((len(pages), len(offsets), 3), dtype=np.uint64)
     table[:, :, 0] = starts[:, None] + offsets[None, :]
     table[:, :, 1] = lengths
-    table[:, :, 2] = max(device, 0)
+    table[:, :, 2] = max(memory.device, 0)
     return table.reshape(-1, 3)
 
 

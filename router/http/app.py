@@ -118,7 +118,7 @@ def _add_operations(app: FastAPI, status: StatusSource, registry: CollectorRegis
         now = status.status()
         return JSONResponse({"ready": now.ready, "detail": now.detail}, status_code=200 if now.ready else 503)
 
-    @app.api_route("/live", methods=["GET", "HEAD"])
+    @app.get("/live")
     async def live() -> Response:
         """200 while this process answers at all, whatever its workers do."""
         return JSONResponse({"live": True})

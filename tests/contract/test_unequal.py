@@ -1,8 +1,8 @@
-"""Workers whose pages have other sizes, or hold other heads, over every transport."""
+"""Workers whose pages have other sizes, or whose ranks hold other heads, over every transport."""
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -13,25 +13,38 @@ from kv_transfer.api import FirstToken, JoinPeer, OfferTicket, OpenHandoff, Peer
 from kv_transfer.host_pool import HostPool
 from kv_transfer.layout import layout_hash
 from kv_transfer.manager import TransferManager
-from kv_transfer.reslice import Cut, Part, pieces
+from kv_transfer.reslice import Cut, Part, routes
 from kv_transfer.ticket import Ticket, seal_ticket
-from kv_transfer.transports.base import OpStatus, PageRead, Transport, peer_key
+from kv_transfer.transports.base import OpStatus, PagePool, PageRead, Transport, peer_key
 from kv_transfer.transports.grpc import GrpcTransport
 from kv_transfer.transports.local import LocalHub, LocalTransport
 from kv_transfer.transports.nixl import NixlTransport
-from tests.contract.transport_rigs import KEY, NUM_PAGES, RIGS, TIMEOUT_S, Rig, info_of, page_bytes
+from tests.contract.transport_rigs import KEY, NUM_PAGES, RIGS, TIMEOUT_S
 from tests.fakes.kv_values import page_holds, write_tokens
 
 BASE = KVLayout("model", num_layers=3, num_kv_heads=4, head_dim=4, page_size=8, dtype="float32")
+
+
+def tp(size: int, page_size: int = BASE.page_size) -> KVLayout:
+    return replace(BASE, tp_size=size, page_size=page_size)
+
+
 PAIRS = {
-    "larger pages there": (BASE, replace(BASE, page_size=32)),
-    "smaller pages there": (BASE, replace(BASE, page_size=2)),
-    "fewer heads there": (BASE, replace(BASE, tp_size=4)),
-    "more heads there": (replace(BASE, tp_size=4), BASE),
-    "more heads and larger pages there": (replace(BASE, tp_size=2), replace(BASE, page_size=16)),
-    "fewer heads and smaller pages there": (replace(BASE, tp_size=2), replace(BASE, page_size=4, tp_size=4)),
+    "larger pages there": (BASE, tp(1, 32)),
+    "smaller pages there": (BASE, tp(1, 2)),
+    "one rank from two": (tp(1), tp(2)),
+    "one rank from four": (tp(1), tp(4)),
+    "two ranks from one": (tp(2), tp(1)),
+    "two ranks from two": (tp(2), tp(2)),
+    "two ranks from four": (tp(2), tp(4)),
+    "four ranks from one": (tp(4), tp(1)),
+    "four ranks from two": (tp(4), tp(2)),
+    "four ranks from four": (tp(4), tp(4)),
+    "two ranks from one with larger pages": (tp(2), tp(1, 16)),
+    "two ranks from four with smaller pages": (tp(2), tp(4, 4)),
+    "two ranks from two with larger pages": (tp(2), tp(2, 32)),
 }
-"""(here, there)"""
+"""(here, there), whole workers."""
 ROOT = root_digest(b"", "model")
 NUM_TOKENS = 64
 TOKENS = range(1000, 1000 + NUM_TOKENS)
@@ -42,57 +55,31 @@ def kind(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-class Shards:
-    """All ranks of a source, each a worker of its own, and one rank of a reader."""
-
-    def __init__(self, kind: str, mine: KVLayout, theirs: KVLayout) -> None:
-        self.rig: Rig = RIGS[kind](mine, theirs)
-        self.peers, self.made = [self.rig.peer], []
-        pools = [self.rig.source_pool]
-        for rank in range(1, theirs.tp_size):
-            pool = HostPool(theirs, NUM_PAGES)
-            transport = self.rig.make(peer_key(f"rank{rank}", 1), pool)
-            self.rig.reader.connect(info_of(f"rank{rank}", 1, transport, theirs))
-            self.peers.append(peer_key(f"rank{rank}", 1))
-            self.made.append(transport)
-            pools.append(pool)
-        for rank, pool in enumerate(pools):
-            write_tokens(pool, range(NUM_TOKENS // theirs.page_size), TOKENS, rank)
-
-    def close(self) -> None:
-        self.rig.close()
-        for transport in self.made:
-            transport.close()
-
-
-@pytest.fixture(params=sorted(PAIRS))
-def shards(kind: str, request: pytest.FixtureRequest) -> Iterator[Shards]:
-    shards = Shards(kind, *PAIRS[request.param])
-    yield shards
-    shards.close()
-
-
-def test_every_byte_of_every_shard_arrives_where_it_belongs(shards: Shards) -> None:
-    rig, mine, theirs = shards.rig, shards.rig.reader_pool.layout, shards.rig.source_layout
-    rank = mine.tp_size - 1
-    larger = max(mine.page_size, theirs.page_size)
-    src_pages, dst_pages = larger // theirs.page_size, larger // mine.page_size
-    groups = range(NUM_TOKENS // larger)
+@pytest.mark.parametrize("pair", sorted(PAIRS))
+def test_every_byte_of_every_rank_arrives_where_it_belongs(kind: str, pair: str) -> None:
+    mine, theirs = PAIRS[pair]
+    rig = RIGS[kind](mine, theirs)
+    write_tokens(rig.source_pool, range(NUM_TOKENS // theirs.page_size), TOKENS)
+    parts = routes(mine, theirs)
+    part_size, larger = min(mine.page_size, theirs.page_size), max(mine.page_size, theirs.page_size)
     ops = 0
-    for piece in pieces(mine, rank, theirs):
-        src = [group * src_pages + piece.src_page for group in groups]
-        dst = [group * dst_pages + piece.dst_page for group in groups]
-        for layers in ((1, 3), (0, 1)):
-            ops += 1
-            rig.reader.read_pages(PageRead(ops, shards.peers[piece.src_rank], src, dst, *layers, piece.cut))
+    for part, token in enumerate(range(0, larger, part_size)):
+        src, dst = (
+            [(group + token) // layout.page_size for group in range(0, NUM_TOKENS, larger)] for layout in (theirs, mine)
+        )
+        for route in parts[part]:
+            for layers in ((1, 3), (0, 1)):
+                ops += 1
+                ranks = {"src_rank": route.src_rank, "dst_rank": route.dst_rank}
+                rig.reader.read_pages(PageRead(ops, rig.peer, src, dst, *layers, route.cut, **ranks))
     ended = rig.wait(*range(1, ops + 1))
     assert {completion.status for completion in ended.values()} == {OpStatus.DONE}
     num_pages = NUM_TOKENS // mine.page_size
-    assert sum(completion.num_bytes for completion in ended.values()) == num_pages * mine.page_bytes
+    assert sum(completion.num_bytes for completion in ended.values()) == num_pages * mine.page_bytes * mine.tp_size
     for page in range(num_pages):
-        held = TOKENS[page * mine.page_size : (page + 1) * mine.page_size]
-        assert page_holds(rig.reader_pool, page, held, rank), page
-    assert page_bytes(rig.reader_pool, num_pages) == bytes(mine.page_bytes)
+        assert page_holds(rig.reader_pool, page, TOKENS[page * mine.page_size : (page + 1) * mine.page_size]), page
+    assert page_holds(rig.reader_pool, num_pages, ())
+    rig.close()
 
 
 def test_a_part_of_a_page_touches_nothing_else_of_it(kind: str) -> None:
@@ -127,7 +114,7 @@ def test_generations_of_a_peer_with_more_pages(kind: str) -> None:
 
 
 HUB = LocalHub()
-MAKE: dict[str, Callable[[HostPool, str], Transport]] = {
+MAKE: dict[str, Callable[[PagePool, str], Transport]] = {
     "local": lambda pool, name: LocalTransport(HUB, name, pool),
     "grpc": lambda pool, name: GrpcTransport(pool, name, KEY),
     "nixl": NixlTransport,
@@ -137,8 +124,8 @@ MAKE: dict[str, Callable[[HostPool, str], Transport]] = {
 class Managed:
     """A worker with its transfer thread."""
 
-    def __init__(self, kind: str, id_: str, layout: KVLayout) -> None:
-        self.id, self.pool, self.woken = id_, HostPool(layout, NUM_PAGES), threading.Event()
+    def __init__(self, kind: str, id_: str, pool: PagePool) -> None:
+        self.id, self.pool, self.woken = id_, pool, threading.Event()
         transport = MAKE[kind](self.pool, peer_key(id_, 1))
         self.manager = TransferManager(self.pool, [transport], (id_, 1), KEY, notify=self.woken.set)
 
@@ -156,12 +143,33 @@ class Managed:
             assert self.woken.wait(TIMEOUT_S)
 
 
+HANDOFFS = {
+    "smaller pages": (tp(1, 16), tp(1, 4)),
+    "larger pages": (tp(1, 4), tp(1, 16)),
+    "tp 1 to 2": (tp(2), tp(1)),
+    "tp 1 to 4": (tp(4), tp(1)),
+    "tp 2 to 1": (tp(1), tp(2)),
+    "tp 2 to 2": (tp(2), tp(2)),
+    "tp 2 to 4": (tp(4), tp(2)),
+    "tp 4 to 1": (tp(1), tp(4)),
+    "tp 4 to 2": (tp(2), tp(4)),
+    "tp 2 to 4 and smaller pages": (tp(4, 16), tp(2, 4)),
+}
+"""(here, there)"""
+
+
 @pytest.mark.parametrize("kind", sorted(MAKE))
-@pytest.mark.parametrize(("mine", "theirs"), [(16, 4), (4, 16)])
-def test_a_handoff_between_other_page_sizes_is_proven(kind: str, mine: int, theirs: int) -> None:
-    """13 tokens here already at 4 a page, or none at 16; the last page is partial on both sides."""
-    p = Managed(kind, "p", replace(BASE, page_size=theirs))
-    d = Managed(kind, "d", replace(BASE, page_size=mine))
+@pytest.mark.parametrize("pair", sorted(HANDOFFS))
+def test_a_handoff_between_unequal_workers_is_proven(kind: str, pair: str) -> None:
+    """13 tokens are here already at 4 a page, 8 at 8, none at 16; the last page is partial on both sides."""
+    here, there = (HostPool(layout, NUM_PAGES) for layout in HANDOFFS[pair])
+    check_handoff(kind, here, there)
+
+
+def check_handoff(kind: str, here: PagePool, there: PagePool) -> None:
+    """All of the way from tokens in one pool to tokens in the other, over transports of that kind."""
+    mine, theirs = here.layout.page_size, there.layout.page_size
+    p, d = Managed(kind, "p", there), Managed(kind, "d", here)
     tokens = token_buffer(TOKENS[:61])
     src, dst = list(range(-(-61 // theirs))), tuple(range(20, 20 + -(-61 // mine)))
     num_local = 13 // mine

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from hashlib import blake2b
 
 from engine.core.types import KVLayout
-from kv_transfer.host_pool import HostPool
+from kv_transfer.transports.base import PagePool
 
 
 def head_value(of: KVLayout, token: int, layer: int, plane: int, head: int) -> bytes:
@@ -23,19 +23,21 @@ def page_value(of: KVLayout, tokens: Sequence[int], layer: int, rank: int = 0) -
     return b"".join(planes)
 
 
-def write_tokens(pool: HostPool, pages: Sequence[int], tokens: Sequence[int], rank: int = 0) -> None:
-    """Put the KV of `tokens` into `pages`, in order."""
+def write_tokens(pool: PagePool, pages: Sequence[int], tokens: Sequence[int]) -> None:
+    """Put the KV of `tokens` into `pages`, in order: on each rank its heads."""
     of = pool.layout
     for index, page in enumerate(pages):
         held = tokens[index * of.page_size : (index + 1) * of.page_size]
-        for layer in range(of.num_layers):
-            pool.write(page, layer, layer + 1, page_value(of, held, layer, rank))
+        for rank in range(of.tp_size):
+            for layer in range(of.num_layers):
+                pool.write(page, layer, layer + 1, page_value(of, held, layer, rank), rank)
 
 
-def page_holds(pool: HostPool, page: int, tokens: Sequence[int], rank: int = 0) -> bool:
-    """True if the page holds exactly these tokens, and zeros behind them."""
+def page_holds(pool: PagePool, page: int, tokens: Sequence[int]) -> bool:
+    """True if the page holds exactly these tokens on every rank, and zeros behind them."""
     of = pool.layout
     return all(
-        bytes(pool.read(page, layer, layer + 1)) == page_value(of, tokens, layer, rank)
+        bytes(pool.read(page, layer, layer + 1, rank)) == page_value(of, tokens, layer, rank)
+        for rank in range(of.tp_size)
         for layer in range(of.num_layers)
     )

@@ -1,4 +1,4 @@
-"""Handoffs between workers of other page sizes, in virtual time: every token of every layer is compared."""
+"""Handoffs between workers of other page sizes and other numbers of ranks, in virtual time: every byte is compared."""
 
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -17,8 +17,9 @@ from kv_transfer.transports.fake import FakeNetwork
 from tests.fakes.handoffs import FIRST, ROOT, Worker, offer, open_handoff, prompt
 from tests.fakes.kv_values import page_holds, write_tokens
 
-LAYOUT = KVLayout("tiny", num_layers=2, num_kv_heads=2, head_dim=4, page_size=4, dtype="bfloat16")
+LAYOUT = KVLayout("tiny", num_layers=2, num_kv_heads=4, head_dim=4, page_size=4, dtype="bfloat16")
 SIZES = st.sampled_from([1, 2, 4, 8, 16])
+DEGREES = st.sampled_from([1, 2, 4])
 NUM_PAGES, NUM_PAGES_HERE = 80, 60
 
 
@@ -32,13 +33,16 @@ class Case:
     num_local: int
     cuts: tuple[int, ...]
     """Where p's chunks end, besides at the end; rounded down to its pages."""
+    ranks: tuple[int, int]
+    """Of p, and of d."""
 
 
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
     theirs, mine, num_tokens = draw(SIZES), draw(SIZES), draw(st.integers(1, 48))
     num_local = draw(st.integers(0, num_tokens // mine))
-    return Case(theirs, mine, num_tokens, num_local, tuple(draw(st.lists(st.integers(1, 48), max_size=3))))
+    cuts = tuple(draw(st.lists(st.integers(1, 48), max_size=3)))
+    return Case(theirs, mine, num_tokens, num_local, cuts, (draw(DEGREES), draw(DEGREES)))
 
 
 class Unequal:
@@ -48,10 +52,10 @@ class Unequal:
         self.case = case
         self.network = FakeNetwork()
         config = PeerConfig(posted_s=0, min_posted_bytes=4 * LAYOUT.page_bytes)
-        self.p = Worker(self.network, "p", num_pages=NUM_PAGES, layout=replace(LAYOUT, page_size=case.theirs))
-        self.d = Worker(
-            self.network, "d", num_pages=NUM_PAGES_HERE, layout=replace(LAYOUT, page_size=case.mine), config=config
-        )
+        theirs = replace(LAYOUT, page_size=case.theirs, tp_size=case.ranks[0])
+        mine = replace(LAYOUT, page_size=case.mine, tp_size=case.ranks[1])
+        self.p = Worker(self.network, "p", num_pages=NUM_PAGES, layout=theirs)
+        self.d = Worker(self.network, "d", num_pages=NUM_PAGES_HERE, layout=mine, config=config)
         self.tokens = prompt(case.num_tokens)
         self.src = _scattered(num_pages_for(case.num_tokens, case.theirs), NUM_PAGES)
         self.dst = _scattered(num_pages_for(case.num_tokens, case.mine), NUM_PAGES_HERE)

@@ -11,7 +11,7 @@ from bench.engine import GPU_WORK, choose, engine_fields
 from bench.gpu_check import Stage, run_stage, short, stages
 from engine.attention.base import AttentionShape
 from engine.attention.torch_ref import TorchReference
-from engine.runtime.config import Formats, Launching
+from engine.runtime.config import Formats, Launching, Parallel
 
 
 def option(stage: Stage, name: str) -> str:
@@ -34,12 +34,13 @@ def test_stages_name_work_and_settings_that_exist(num_gpus: int) -> None:
 
 
 def test_engine_settings_reach_their_part() -> None:
-    found = engine_fields("page_size=64,kv_dtype=fp8_e4m3,decode_graphs=false,attention_backend=fa2")
+    found = engine_fields("page_size=64,kv_dtype=fp8_e4m3,decode_graphs=false,attention_backend=fa2,tp_size=2")
     assert found == {
         "page_size": 64,
         "attention_backend": "fa2",
         "formats": Formats(kv_dtype="fp8_e4m3"),
         "launching": Launching(decode_graphs=False),
+        "parallel": Parallel(2),
     }
 
 

@@ -3,7 +3,9 @@
 import pytest
 
 from deploy.config import FLAGS, service_config
-from engine.core.errors import InvalidRequest
+from deploy.service import check_model, place
+from engine.core.errors import CheckpointError, InvalidRequest
+from tests.fakes.checkpoints import tiny_checkpoint
 
 
 def values(**given: object) -> dict[str, object]:
@@ -26,12 +28,37 @@ def test_what_clients_call_the_model(given: dict[str, object], name: str) -> Non
 @pytest.mark.parametrize(
     ("given", "flag"),
     [({"prefill": 0}, "prefill"), ({"port": 70_000}, "port"), ({"port": 5, "grpc_port": 5}, "grpc-port"),
-     ({"policy": "best"}, "policy"), ({"kv_memory": "much"}, "kv_memory")],
+     ({"policy": "best"}, "policy"), ({"kv_memory": "much"}, "kv_memory"), ({"tp": 0}, "tp"),
+     ({"decode_tp": -1}, "decode-tp"), ({"collective": "ring"}, "collective")],
 )  # fmt: skip
 def test_a_bad_value_names_its_flag(given: dict[str, object], flag: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         service_config(values(**given), ray_address="auto")
     assert caught.value.param == flag
+
+
+@pytest.mark.parametrize(
+    ("given", "ranks"),
+    [
+        ({}, (1, 1, 2)),
+        ({"tp": 2}, (2, 2, 4)),
+        ({"tp": 2, "decode_tp": 4, "decode": 3}, (2, 4, 14)),
+        ({"tp": 2, "colocated": True, "decode": 2}, (2, 2, 4)),
+    ],
+)
+def test_ranks_of_each_worker_and_the_gpus_of_all(given: dict[str, object], ranks: tuple[int, int, int]) -> None:
+    config = service_config(values(**given), ray_address="auto")
+    assert (config.prefill_ranks, config.decode_ranks, config.num_ranks) == ranks
+    assert place(config, num_gpus=0) == "cpu"
+    assert place(config, num_gpus=ranks[2]) == "cuda"
+    with pytest.raises(InvalidRequest, match=f"need {ranks[2]} GPUs, Ray has 1"):
+        place(config, num_gpus=1)
+
+
+def test_a_model_that_does_not_divide_is_refused_before_anything_starts() -> None:
+    config = service_config(values(model=str(tiny_checkpoint("llama")), decode_tp=4), ray_address="auto")
+    with pytest.raises(CheckpointError, match="num_key_value_heads is 2, expected a multiple of 4 ranks"):
+        check_model(config)
 
 
 def test_every_flag_is_explained() -> None:

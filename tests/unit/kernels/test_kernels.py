@@ -8,7 +8,17 @@ from engine.kernels.activation import silu_mul
 from engine.kernels.argmax import argmax
 from engine.kernels.caches import Caches
 from engine.kernels.fp8 import check_widths, quantize, silu_mul_quantize
-from engine.kernels.linear_small import HALF_SCALE, Tiles, linear_small, linear_small_norm, to_half
+from engine.kernels.linear_small import (
+    HALF_SCALE,
+    MAX_BYTES_IN_FLIGHT,
+    MAX_ROWS,
+    MAX_ROWS_SILU,
+    Tiles,
+    choose_tiles,
+    linear_small,
+    linear_small_norm,
+    to_half,
+)
 from engine.kernels.norm import add_rms_norm, rms_norm
 from engine.kernels.rope_write import rope_and_write
 from engine.models.fp8 import quantize_rows
@@ -188,3 +198,24 @@ def test_activations_for_8_bit_weights_keep_their_bits() -> None:
     torch.testing.assert_close(again[:, :2], x[:, :2].float(), rtol=0, atol=0)
     torch.testing.assert_close(again[:, 2:4], x[:, 2:4].float(), rtol=0.05, atol=0)
     assert again[0, 4] == -65504 * HALF_SCALE, "beyond the range: the largest, not infinity"
+
+
+@pytest.mark.parametrize("weight_bytes", [1, 2, 4])
+@pytest.mark.parametrize("x_bytes", [2, 4])
+@pytest.mark.parametrize("silu_mul", [False, True])
+def test_tiles_in_flight_fit_shared_memory(weight_bytes: int, x_bytes: int, silu_mul: bool) -> None:
+    for num_out in (64, 1024, 4096, 5120, 5121, 7168, 8191, 8192, 14336, 28672, 128256):
+        for num_rows in range(1, 1 + (MAX_ROWS_SILU if silu_mul else MAX_ROWS)):
+            tiles = choose_tiles(num_out, (weight_bytes, x_bytes), num_rows, silu_mul=silu_mul)
+            block_m = next(block for block in (16, 32, 64) if num_rows <= block)
+            weight = tiles.num_stages * tiles.block_n * tiles.block_d * weight_bytes * (2 if silu_mul else 1)
+            x = tiles.num_stages * block_m * tiles.block_d * x_bytes
+            assert weight + x <= MAX_BYTES_IN_FLIGHT <= 227 << 10 and tiles.num_stages >= 2
+
+
+def test_what_was_measured_is_kept_where_it_fits() -> None:
+    """Gate and up of an 8B model on two ranks would need 245,760 bytes for 64 rows; one tile of weights leaves room."""
+    assert choose_tiles(7168, (2, 2), 64) == Tiles(64, 128, 4, 5)
+    assert choose_tiles(7168, (2, 2), 32, silu_mul=True) == Tiles(64, 128, 4, 5)
+    assert Tiles(64, 128, 4, 5).bytes_in_flight(2, 2, 64, True) == 245_760
+    assert choose_tiles(7168, (2, 2), 64, silu_mul=True) == Tiles(64, 128, 4, 4)

@@ -28,11 +28,17 @@ def test_page_sizes_may_differ_by_a_whole_multiple(page_size: int) -> None:
     check_layouts(MINE, replace(MINE, page_size=page_size))
 
 
+@pytest.mark.parametrize("tp_size", [2, 4, 8])
+def test_tensor_parallel_degrees_may_differ_by_a_whole_multiple(tp_size: int) -> None:
+    check_layouts(MINE, replace(MINE, tp_size=tp_size))
+    check_layouts(replace(MINE, tp_size=tp_size), MINE)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         ({"page_size": 192}, "neither is a multiple of the other: 128 tokens here, 192 there"),
-        ({"tp_size": 2}, "different tensor-parallel degrees: 1 here, 2 there"),
+        ({"tp_size": 3}, "8 KV heads do not divide among 3 ranks"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_words(change: dict[str, int], words: str) -> None:

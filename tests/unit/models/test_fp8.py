@@ -14,8 +14,9 @@ from engine.models.checkpoint import SINGLE
 from engine.models.fp8 import FP8, quantize_rows, read_kv_scales
 from engine.models.layers import Linear
 from engine.models.llama import Llama
-from engine.models.loader import load_model, random_model
+from engine.models.loader import ALONE, Member, load_model, random_model
 from engine.models.registry import load_config
+from engine.models.weights import Rank
 from tests.fakes.checkpoints import tiny_checkpoint
 from tests.fakes.dense_attention import DenseAttention
 from tests.unit.runtime.tiny import CONFIG
@@ -29,8 +30,9 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 DYNAMIC = {"weights": {"type": "float", "num_bits": 8, "strategy": "channel", "symmetric": True, "dynamic": False}}
 
 
-def load(folder: Path, *, quantize: bool) -> Llama:
-    return load_model(folder, load_config(folder), dtype=torch.float32, device=CPU, quantize=quantize)
+def load(folder: Path, *, quantize: bool, member: Member = ALONE) -> Llama:
+    config = load_config(folder)
+    return load_model(folder, config, dtype=torch.float32, device=CPU, quantize=quantize, member=member)
 
 
 def products(model: Llama) -> list[Linear]:
@@ -97,6 +99,39 @@ def test_published_formats(tmp_path: Path, how: str) -> None:
     error = (dense(kept.weights.layers[1].qkv) - expected).norm() / expected.norm()
     assert error < (BOUND if how == "block" else 1e-6), "blocks become one scale a row; the others are kept"
     assert all(each.weight_OI.dtype == FP8 for each in products(kept))
+
+
+def assert_parts_of(whole: Llama, parts: list[Llama]) -> None:
+    """Values and scales, bit for bit."""
+    facts = parts[0].config.attention
+    num_heads, num_kv, width = facts.num_heads, facts.num_kv_heads, facts.head_dim
+    for both, *layers in zip(whole.weights.layers, *(part.weights.layers for part in parts), strict=True):
+        for name in ("output", "down"):
+            one, *others = (getattr(layer, name) for layer in (both, *layers))
+            assert torch.equal(torch.cat([each.weight_OI.float() for each in others], 1), one.weight_OI.float())
+            assert all(torch.equal(each.scale_O, one.scale_O) for each in others), "scales of whole rows"
+        for get in (lambda linear: linear.weight_OI.float(), lambda linear: linear.scale_O):
+            halves = [get(layer.gate_up).chunk(2) for layer in layers]
+            assert torch.equal(
+                torch.cat([half for pair in zip(*halves, strict=True) for half in pair]), get(both.gate_up)
+            )
+            rows = [get(layer.qkv).split([each * width for each in (num_heads, num_kv, num_kv)]) for layer in layers]
+            assert torch.equal(torch.cat([half for pair in zip(*rows, strict=True) for half in pair]), get(both.qkv))
+
+
+@pytest.mark.parametrize("how", [*PUBLISHED, "16 bits"])
+def test_ranks_hold_parts_of_one_rounded_model(tmp_path: Path, how: str) -> None:
+    folder = publish(tmp_path, how, PUBLISHED[how])[0] if how in PUBLISHED else tiny_checkpoint("llama")
+    parts = [load(folder, quantize=True, member=Member(Rank(rank, 2), None)) for rank in range(2)]
+    assert_parts_of(load(folder, quantize=True), parts)
+
+
+def test_ranks_draw_parts_of_one_rounded_model() -> None:
+    whole, *parts = (
+        random_model(CONFIG, dtype=torch.float32, device=CPU, seed=3, quantize=True, member=member)
+        for member in (ALONE, Member(Rank(0, 2), None), Member(Rank(1, 2), None))
+    )
+    assert_parts_of(whole, parts)
 
 
 def test_products_of_random_weights_stay_within_the_bound() -> None:

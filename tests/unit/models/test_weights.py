@@ -42,11 +42,13 @@ def covered(parameter: Parameter) -> set[tuple[str, int]]:
 def test_ranks_share_heads_and_columns_without_gap_or_overlap(size: int) -> None:
     config = load_config(tiny_checkpoint("qwen3", attention_bias=True))
     whole, ranks = parameters(config), [parameters(config, Rank(index, size)) for index in range(size)]
-    split = ("qkv.weight", "qkv.bias", "gate_up.weight", "output.weight", "down.weight")
+    split = ("qkv.weight", "qkv.bias", "gate_up.weight", "output.weight", "down.weight", "head")
     for name, parameter in whole.items():
-        parts = [covered(rank[name]) for rank in ranks]
+        parts = [covered(rank[name]) for rank in ranks if name in rank]
         assert set().union(*parts) == covered(parameter)
-        if name.endswith(split):
+        if name.endswith("output.bias"):
+            assert parts == [covered(parameter)], "added once"
+        elif name.endswith(split):
             assert sum(map(len, parts)) == len(covered(parameter))
             assert len({rank[name].shape for rank in ranks}) == 1
         else:

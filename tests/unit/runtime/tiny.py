@@ -61,9 +61,9 @@ def recompute_greedy(model: Llama, prompt: list[int], num_new: int) -> list[int]
 def make_runner(model: Llama, backend: str = "auto", num_pages: int = 64) -> StepRunner:
     layout = KVLayout("tiny", CONFIG.num_layers, HEADS.num_kv_heads, HEADS.head_dim, PAGE_SIZE, "float32")
     device = torch.device("cpu")
-    pool = KVPool(layout, num_pages, device)
+    pool = KVPool(layout, num_pages, [device])
     table = RowTable(MAX_ROWS, MAX_LEN, PAGE_SIZE, pool.filler_page, device)
-    return StepRunner(model, make_backend(backend, pool.tensor_NL2SKE, SHAPE), table)
+    return StepRunner(model, make_backend(backend, pool.tensors_NL2SKE[0], SHAPE), table)
 
 
 def make_executor(model: Llama, backend: str = "auto") -> ThreadedExecutor:

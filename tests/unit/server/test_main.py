@@ -6,6 +6,7 @@ import pytest
 
 from engine.core.errors import InvalidRequest
 from engine.runtime.build import build_engine
+from engine.runtime.config import Parallel
 from engine.server.config import WorkerConfig
 from engine.server.kv_events.config import FeedConfig
 from engine.server.main import config_of, main, parser, ready_line
@@ -23,8 +24,9 @@ def test_every_flag() -> None:
     flags = {option for action in parser("decode")._actions for option in action.option_strings}
     assert flags == set(
         """-h --help --model --model-name --worker-id --host --port --advertise --metrics-port --page-port --transport
-        --device --dtype --kv-dtype --quantization --page-size --kv-memory --max-model-len --max-step-tokens --max-rows
-        --attention-backend --random-weights --seed --drain-grace --kv-events --log-level""".split()
+        --device --tp --collective --dtype --kv-dtype --quantization --page-size --kv-memory --max-model-len
+        --max-step-tokens --max-rows --attention-backend --random-weights --seed --drain-grace --kv-events
+        --log-level""".split()
     )
 
 
@@ -33,6 +35,7 @@ def test_flags_arrive() -> None:
     assert (made.worker_id, made.port, made.transport) == ("w", 7, "grpc")
     assert (made.engine.kv_memory, made.engine.page_size, made.engine.max_rows) == (2 << 20, 32, 9)
     assert config().worker_id == "decode-0" and config().kv_events is None
+    assert config("--tp", "4", "--collective", "nccl").engine.parallel == Parallel(4, "nccl")
 
 
 def test_where_events_are_published() -> None:
@@ -56,6 +59,7 @@ def test_the_key_is_never_shown() -> None:
         (("--host", "0.0.0.0"), "needs `advertise`"),
         (("--worker-id", ""), "must not be empty"),
         (("--page-size", "0"), "page_size must be"),
+        (("--tp", "0"), "tp must be at least 1"),
     ],
 )
 def test_what_is_wrong_is_said(flags: tuple[str, ...], message: str) -> None:

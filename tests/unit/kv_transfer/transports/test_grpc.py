@@ -100,6 +100,11 @@ def test_parts_outside_a_page_are_refused(
     assert refusal(stub.Pull(sign("Pull", rig.peer, pull, KEY))) is grpc.StatusCode.INVALID_ARGUMENT
 
 
+def test_ranks_that_a_worker_does_not_have_are_refused(rig: Rig, stub: kv_pb2_grpc.PageTransferStub) -> None:
+    pull = kv_pb2.PullRequest(pages=[1], layer_begin=0, layer_end=4, rank=1)
+    assert refusal(stub.Pull(sign("Pull", rig.peer, pull, KEY))) is grpc.StatusCode.INVALID_ARGUMENT
+
+
 def test_an_old_read_never_reaches_a_new_worker_on_the_same_port(rig: Rig) -> None:
     address = rig.source.descriptor().decode()
     rig.source.close()

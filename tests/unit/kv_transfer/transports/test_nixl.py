@@ -86,7 +86,13 @@ def test_reads_of_others_that_were_posted_with_the_tainted_agent_still_end_well(
 
 def test_a_descriptor_that_is_cut_off_or_of_another_size_is_refused(rig: Rig) -> None:
     source = rig.source.descriptor()
-    for damaged, words in ((source[:20], "cut off"), (source[:8] + bytes(8) + source[16:], "bytes")):
+    cases = (
+        (source[:20], "cut off"),
+        (source[:33], "cut off"),
+        (bytes(8) + source[8:], "bytes"),
+        (source[:20] + b"\2" + source[21:], "1 ranks; it has 2"),
+    )
+    for damaged, words in cases:
         info = replace(info_of("source", 2, rig.source), transports=(("nixl", damaged),))
         with pytest.raises(Incompatible, match=words):
             rig.reader.connect(info)
