@@ -194,7 +194,7 @@ def test_tokens_are_those_of_the_plain_decoder(
     folder = tiny_checkpoint(architecture, num_hidden_layers=1, **options)
     plain = tokens_of(folder, 1)
 
-    def fused(model: Llama) -> FusedLlama:
+    def fused(model: Llama, backend: AttentionBackend) -> FusedLlama:
         return FusedLlama(model.config, model.weights, model.ranks)
 
     monkeypatch.setattr(build, "_fused", fused)
