@@ -21,6 +21,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from statistics import median
 from typing import Any, Protocol
+from zlib import crc32
 
 import torch
 import typer
@@ -115,7 +116,8 @@ def repeat_work(
     work: Work, engine: Runner, peer: Runner | None, repeats: int, vocab_size: int
 ) -> list[tuple[Timeline, Timeline | None]]:
     """The engine's and the peer's times of each repetition; one more runs first to warm both up."""
-    rng, timelines = torch.Generator().manual_seed(0), []
+    # Each work has prompts of its own: the cache keeps what other works computed, the same beginnings would be found.
+    rng, timelines = torch.Generator().manual_seed(crc32(work.name.encode())), []
     for repeat in range(repeats + 1):
         prompts = prompts_of(work, vocab_size, rng)
         if work.num_cached:

@@ -133,12 +133,12 @@ class Router(_Actor["RunningRouter"]):
         super().__init__()
         import router.server  # noqa: F401  # seconds, which pass while the workers load the model
 
-    def start(self, model: str, config: RouterServerConfig, log_format: str) -> Endpoints:
+    def start(self, model: str, config: RouterServerConfig) -> Endpoints:
         """Serve `model`, wherever this node has it (`config.model` is not used). Raises BatonError."""
         from router.server import RunningRouter
 
-        if log_format:
-            set_up_logging("INFO", log_format)
+        if config.gateway.log_format:
+            set_up_logging("INFO", config.gateway.log_format)
         router = self.running = RunningRouter(replace(config, model=resolve_model(model)))
         assert router.admin_port is not None, "the service asks for one"
         return Endpoints(config.host, router.port, router.grpc_port, router.admin_port)

@@ -13,6 +13,7 @@ from engine.core.errors import InvalidRequest
 from engine.runtime.config import COLLECTIVES, KV_DTYPES, EngineConfig, Formats, Parallel, parse_kv_memory
 from engine.server.config import TRANSPORTS
 from router.dialect.dialect import REASONING_PARSERS, TOOL_PARSERS
+from router.doors.config import DoorConfig
 from router.logs import LOG_FORMATS
 from router.policies.registry import POLICY_NAMES
 from router.server_config import GatewayConfig
@@ -39,12 +40,9 @@ class ServiceConfig:
     """See `model_name`."""
     transport: str = "auto"
     policy: str = "cost"
-    tool_parser: str = "auto"
-    reasoning_parser: str = "auto"
+    doors: DoorConfig = field(default_factory=DoorConfig)
     ray_address: str = EMBEDDED
     gateway: GatewayConfig = field(default_factory=GatewayConfig)
-    log_format: str = ""
-    """Of the router's line for each request; none are written when it is empty."""
 
     def __post_init__(self) -> None:
         counts = (("prefill", self.num_prefill), ("decode", self.num_decode), ("decode-tp", self.decode_tp or 1))
@@ -59,9 +57,9 @@ class ServiceConfig:
         for name, value, choices in (
             ("transport", self.transport, TRANSPORTS),
             ("policy", self.policy, POLICY_NAMES),
-            ("log-format", self.log_format, ("", *LOG_FORMATS)),
-            ("tool-parser", self.tool_parser, TOOL_PARSERS),
-            ("reasoning-parser", self.reasoning_parser, REASONING_PARSERS),
+            ("log-format", self.gateway.log_format, ("", *LOG_FORMATS)),
+            ("tool-parser", self.doors.tool_parser, TOOL_PARSERS),
+            ("reasoning-parser", self.doors.reasoning_parser, REASONING_PARSERS),
         ):
             if value not in choices:
                 raise InvalidRequest(f"must be one of {', '.join(choices)}, not {value!r}", param=name)
@@ -162,13 +160,13 @@ def service_config(values: dict[str, Any], *, ray_address: str) -> ServiceConfig
         name=values["model_name"],
         transport=values["transport"],
         policy=values["policy"],
-        tool_parser=values["tool_parser"],
-        reasoning_parser=values["reasoning_parser"],
+        doors=DoorConfig(tool_parser=values["tool_parser"], reasoning_parser=values["reasoning_parser"]),
         ray_address=ray_address,
         gateway=GatewayConfig(
-            None if values["tenants"] is None else Path(values["tenants"]).absolute(), values["otlp_endpoint"]
+            None if values["tenants"] is None else Path(values["tenants"]).absolute(),
+            values["otlp_endpoint"],
+            log_format=values["log_format"],
         ),
-        log_format=values["log_format"],
     )
 
 

@@ -28,7 +28,6 @@ from engine.models.weights import Rank, parameters
 from engine.server.config import CLUSTER_KEY_VARIABLE, WorkerConfig
 from router.api import ServiceStatus
 from router.config import RouterConfig
-from router.doors.config import DoorConfig
 from router.server_config import RouterServerConfig
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -233,7 +232,7 @@ class Service:
     def _new_router(self) -> RayProcess:
         return RayProcess(Router, self._router_args, resources=self._router_resources)
 
-    def _router_args(self) -> tuple[str, RouterServerConfig, str]:
+    def _router_args(self) -> tuple[str, RouterServerConfig]:
         config, endpoints = self._config, self._endpoints
         router_config = RouterServerConfig(
             model=Path(),
@@ -246,10 +245,10 @@ class Service:
             admin_port=endpoints.admin_port,
             policy=config.policy,
             gateway=config.gateway,
-            doors=DoorConfig(tool_parser=config.tool_parser, reasoning_parser=config.reasoning_parser),
+            doors=config.doors,
             limits=RouterConfig(salt_key=self._cluster_key.encode()),
         )
-        return config.engine.model, router_config, config.log_format
+        return config.engine.model, router_config
 
     async def _router_up(self, endpoints: Endpoints) -> None:
         """From the second start on it takes the ports that the first one found."""

@@ -17,6 +17,8 @@ class GatewayConfig:
     """Base URL of a collector of traces, for which the extra `otel` must be installed."""
     drain_notice_s: float = 0.0
     """How long health says 503 while new connections are still heard: for whoever has to find out."""
+    log_format: str = ""
+    """Of the line for each request of a router that a service starts; none are written when it is empty."""
 
 
 @dataclass(frozen=True, slots=True)

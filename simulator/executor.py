@@ -24,7 +24,7 @@ def slot_value(before: int, token: int) -> int:
 def draw(slots: list[int], num_new: int, sampling: Sampling) -> int:
     """The token after the prefix whose KV is `slots`; `num_new` tokens were drawn before it."""
     token = hash((tuple(slots), sampling.seed)) % VOCAB_SIZE
-    if num_new < sampling.min_tokens:
+    if num_new < sampling.min_tokens and sampling.grammar is None:  # the end of a grammar comes before
         while token in sampling.stop_token_ids:
             token = (token + 1) % VOCAB_SIZE
     return token

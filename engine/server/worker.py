@@ -84,8 +84,8 @@ class RunningWorker(Generic[C, O]):
         self._config, self._parts = config, parts
         self._ended = threading.Event()
         self._ready = threading.Event()
-        self._stop_asked: asyncio.Event | None = None
-        self._server_loop: asyncio.AbstractEventLoop | None = None
+        self._stopping: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
+        """The server's loop, and what it waits for."""
         self._engine_loop: EngineLoop[C, O] | None = None
         self._died = self._drained = False
         self._failure = ""
@@ -127,8 +127,8 @@ class RunningWorker(Generic[C, O]):
 
     def ask_to_stop(self) -> None:
         """Begin to stop; `wait` says when it is over. From any thread, signal handlers included."""
-        loop, asked = self._server_loop, self._stop_asked
-        if loop is not None and asked is not None and not self._ended.is_set():
+        if self._stopping is not None and not self._ended.is_set():
+            loop, asked = self._stopping
             loop.call_soon_threadsafe(asked.set)
 
     def drain(self, grace_s: float) -> None:
@@ -153,7 +153,8 @@ class RunningWorker(Generic[C, O]):
             self.ask_to_stop()
 
     async def _serve(self) -> None:
-        self._server_loop, self._stop_asked = asyncio.get_running_loop(), asyncio.Event()
+        asked = asyncio.Event()
+        self._stopping = asyncio.get_running_loop(), asked
         parts = self._parts
         service = WorkerService(parts.inbox.post, self._config.cluster_key)
         server = grpc.aio.server(options=SERVER_OPTIONS)
@@ -175,7 +176,7 @@ class RunningWorker(Generic[C, O]):
             engine_loop.start()
             heartbeat = asyncio.create_task(service.heartbeat())
             self._ready.set()
-            await self._stop_asked.wait()
+            await asked.wait()
             await health_service.enter_graceful_shutdown()
             heartbeat.cancel()
             await server.stop(GRACE_S)

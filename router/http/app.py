@@ -1,7 +1,7 @@
 """The OpenAI-compatible HTTP door as an ASGI application."""
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
@@ -138,7 +138,7 @@ def _add_operations(app: FastAPI, status: StatusSource, registry: CollectorRegis
         """What the workers' caches hold, as a tree."""
         return prefixes_body(status.prefix_tree())
 
-    @app.get("/")
+    @app.get("/", response_class=HTMLResponse)
     async def page() -> Response:
         """The service as people see it, and a chat."""
         return page_response()

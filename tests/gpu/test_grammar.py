@@ -8,7 +8,7 @@ import pytest
 
 from engine.core.types import FinishReason, Grammar, GrammarKind, Request, Sampling
 from engine.runtime.build import Engine, build_engine
-from engine.runtime.config import EngineConfig
+from engine.runtime.config import EngineConfig, Launching
 from router.text.tokenizer import Tokenizer
 from tests.fakes.checkpoints import tiny_checkpoint
 
@@ -45,7 +45,12 @@ def folder() -> Path:
 @pytest.mark.parametrize("graphs", [False, True])
 def test_valid_answers_beside_rows_that_are_as_if_alone(folder: Path, graphs: bool) -> None:
     config = EngineConfig(
-        str(folder), device="cuda", dtype="float32", kv_memory=256 << 20, max_model_len=512, decode_graphs=graphs
+        str(folder),
+        device="cuda",
+        dtype="float32",
+        kv_memory=256 << 20,
+        max_model_len=512,
+        launching=Launching(decode_graphs=graphs),
     )
     engine = build_engine(config)
     tokenizer = Tokenizer.load(folder)

@@ -98,7 +98,7 @@ def check_index(world: RouterWorld) -> None:
         assert world.core.view.index.pages(worker.slot) == set(page_keys(world.sessions[key].worker.cache.parents))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), policy=st.sampled_from(POLICY_NAMES))
 def test_each_call_ends_once_with_right_tokens_and_leaves_nothing(seed: int, policy: str) -> None:
     world, rng = build(seed, policy), Random(seed + 1)
@@ -126,7 +126,7 @@ def test_each_call_ends_once_with_right_tokens_and_leaves_nothing(seed: int, pol
     assert sum(outcomes.values()) == world.core.stats.calls == len(world.clients)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), policy=st.sampled_from(POLICY_NAMES))
 def test_without_faults_every_call_succeeds_at_the_first_try(seed: int, policy: str) -> None:
     world, rng = RouterWorld(seed, policy), Random(seed + 1)

@@ -172,7 +172,7 @@ def fp8_shape(**options: object) -> AttentionShape:
     "make", [TorchReference, lambda pool, shape: TorchCPU(pool, shape, torch.float32), TritonAttention]
 )
 @pytest.mark.parametrize("rows", [RAGGED, [(17, 1), (40, 1), (0, 1)], [(0, 7), (0, 7), (0, 20)]])
-@pytest.mark.parametrize("window", [None, 20])
+@pytest.mark.parametrize("window", [None, pytest.param(20, marks=pytest.mark.slow)])
 def test_pages_of_8_bit_floats(make: Make, rows: list[tuple[int, int]], window: int | None) -> None:
     shape = fp8_shape(windows=(None, window))
     paged = make_paged(rows, shape, 16, torch.float32, kv_dtype=torch.float8_e4m3fn)
