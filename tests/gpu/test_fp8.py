@@ -81,8 +81,8 @@ def test_rope_writes_8_bit_pages() -> None:
 def test_logits_stay_near_those_of_16_bits(folder: Path, formats: Formats, bound: float) -> None:
     """The drawn tokens' log probabilities and the logits' order, not bit for bit: on the same forced continuation.
 
-    A random model of 12 layers amplifies what is rounded. The same rounding in float32 on a CPU gives 0.32 of the spread
-    for the weights alone and 0.40 for weights and activations; an H200 gave 0.44.
+    A random model of 12 layers amplifies what is rounded. The same rounding in float32 on a CPU gives 0.32 of the
+    spread for the weights alone and 0.40 for weights and activations; an H200 gave 0.44.
     """
     reports = []
     for each in (Formats(), formats):
