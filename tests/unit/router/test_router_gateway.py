@@ -57,6 +57,16 @@ class Running:
     async def complete(self, tenant: str, number: int = 0, **given: object) -> httpx.Response:
         return await self.http.post("/v1/completions", json=BODY | given, headers=bearer(tenant, number))
 
+    async def num_pages(self) -> float:
+        """That the router knows to be cached."""
+        lines = (await self.http.get("/metrics")).text.splitlines()
+        return sum(float(line.split()[-1]) for line in lines if line.startswith("baton_router_worker_pages{"))
+
+    async def knows_more_pages_than(self, known: float) -> None:
+        async with asyncio.timeout(WAIT_S):
+            while await self.num_pages() <= known:
+                await asyncio.sleep(0.01)
+
     async def cached(self, tenant: str, number: int = 0) -> int:
         answered = await self.complete(tenant, number)
         assert answered.status_code == 200, answered.text
@@ -85,8 +95,11 @@ async def serving(config: RouterServerConfig) -> AsyncIterator[Running]:
 async def test_a_tenant_s_cached_prompts_are_its_own(config: RouterServerConfig) -> None:
     async with serving(config) as running:
         assert await running.cached("acme") == 0
+        await running.knows_more_pages_than(0)
         assert await running.cached("acme", number=1) == 36, "two keys of one tenant share"
+        known = await running.num_pages()
         assert await running.cached("beta") == 0, "another tenant learns nothing of it"
+        await running.knows_more_pages_than(known)
         assert await running.cached("beta") == 36
         stub_target = f"127.0.0.1:{running.router.grpc_port}"
         async with grpc.aio.insecure_channel(stub_target) as channel:
