@@ -98,9 +98,20 @@ def check_index(world: RouterWorld) -> None:
         assert world.core.view.index.pages(worker.slot) == set(page_keys(world.sessions[key].worker.cache.parents))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), policy=st.sampled_from(POLICY_NAMES))
 def test_each_call_ends_once_with_right_tokens_and_leaves_nothing(seed: int, policy: str) -> None:
+    disturbed_service(seed, policy)
+
+
+@pytest.mark.slow
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), policy=st.sampled_from(POLICY_NAMES))
+def test_so_it_is_with_many_seeds(seed: int, policy: str) -> None:
+    disturbed_service(seed, policy)
+
+
+def disturbed_service(seed: int, policy: str) -> None:
     world, rng = build(seed, policy), Random(seed + 1)
     next_key = 1
     while world.now < 3.0:

@@ -169,7 +169,12 @@ def fp8_shape(**options: object) -> AttentionShape:
 
 
 @pytest.mark.parametrize(
-    "make", [TorchReference, lambda pool, shape: TorchCPU(pool, shape, torch.float32), TritonAttention]
+    "make",
+    [
+        TorchReference,
+        lambda pool, shape: TorchCPU(pool, shape, torch.float32),
+        pytest.param(TritonAttention, marks=pytest.mark.slow),
+    ],
 )
 @pytest.mark.parametrize("rows", [RAGGED, [(17, 1), (40, 1), (0, 1)], [(0, 7), (0, 7), (0, 20)]])
 @pytest.mark.parametrize("window", [None, pytest.param(20, marks=pytest.mark.slow)])

@@ -106,6 +106,7 @@ def is_bookworm() -> bool:
     )
 
 
+@pytest.mark.slow
 @images
 @pytest.mark.skipif(not is_bookworm(), reason="the images are of Debian bookworm, this machine is not")
 def test_debian_has_the_packages(path: Path) -> None:

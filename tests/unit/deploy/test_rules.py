@@ -194,7 +194,10 @@ def run_promtool(folder: Path, tests: list[dict[str, object]], evaluate: str) ->
     assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
-@pytest.mark.parametrize("step", sorted({case.step for case in CASES}))
+STEPS = sorted({case.step for case in CASES} - {"15s"})
+
+
+@pytest.mark.parametrize("step", [*STEPS, pytest.param("15s", marks=pytest.mark.slow)])
 def test_each_alert_fires_when_it_should_and_only_then(tmp_path: Path, step: str) -> None:
     """One run of promtool for all cases whose series have a value each `step`, which rules are evaluated in, too."""
     tests = [

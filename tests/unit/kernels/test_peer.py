@@ -29,7 +29,10 @@ def run_ranks(folder: Path, num_ranks: int, two_shot: bool) -> list[dict[str, li
     return [json.loads(each) for each in said]
 
 
-@pytest.mark.parametrize(("num_ranks", "two_shot"), [(2, False), pytest.param(4, True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("num_ranks", "two_shot"),
+    [pytest.param(2, False, marks=pytest.mark.slow), pytest.param(4, True, marks=pytest.mark.slow)],
+)
 def test_every_rank_gets_the_sum_bit_for_bit_and_the_join(tmp_path: Path, num_ranks: int, two_shot: bool) -> None:
     """Each process calls all sizes twice over, so slots are used again by kernels of other widths."""
     said = run_ranks(tmp_path, num_ranks, two_shot)
@@ -82,6 +85,7 @@ assert code.count("atom.global.sys.release.max.s64") == 4 and "ld.global.cg.v4.b
 """
 
 
+@pytest.mark.slow
 def test_the_kernels_compile_for_hopper_with_the_orders_of_memory_that_they_need(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment |= {"PYTHONPATH": str(ROOT), "TRITON_CACHE_DIR": str(tmp_path)}

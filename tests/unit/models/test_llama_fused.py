@@ -127,7 +127,7 @@ def on_two_ranks(quantize: bool, kv_dtype: torch.dtype) -> list[Tensor]:
     ("quantize", "kv_dtype", "num_ranks"),
     [
         (False, torch.float32, 1),
-        (True, FP8, 1),
+        pytest.param(True, FP8, 1, marks=pytest.mark.slow),
         pytest.param(True, FP8, 2, marks=pytest.mark.slow),
         pytest.param(True, torch.float32, 1, marks=pytest.mark.slow),
         pytest.param(False, FP8, 1, marks=pytest.mark.slow),
