@@ -32,13 +32,14 @@ MANY = settings(FEW, max_examples=300)
 @pytest.fixture(scope="module")
 def operations() -> Iterator[list[APIOperation]]:
     """Those of a service that runs in another thread, from its own document."""
-    with tempfile.TemporaryDirectory() as folder:
-        model = served_model(Path(folder))
     generator, status = FakeGenerator(lambda call: call.tokens), FakeStatus(ServiceStatus(ready=True))
-    with doors_in_thread(generator, model, status) as addresses:
-        schema = schemathesis.openapi.from_url(f"{addresses.url}/openapi.json")
-        yield [found.ok() for found in schema.get_all_operations()]
-        assert not generator.running
+    with tempfile.TemporaryDirectory() as folder:
+        model = served_model(Path(folder))  # the process that tries grammars reads it again
+        with doors_in_thread(generator, model, status) as addresses:
+            schema = schemathesis.openapi.from_url(f"{addresses.url}/openapi.json")
+            yield [found.ok() for found in schema.get_all_operations()]
+            assert not generator.running
+        model.grammars.close()
 
 
 def fuzz(operations: list[APIOperation], profile: settings) -> None:
