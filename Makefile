@@ -19,12 +19,16 @@ serve: $(STAMP) ## Serve the built-in model: HTTP on 8000, gRPC on 8001 (ARGS="-
 # Files as a whole, in their order: xdist's own puts those with few tests last, which are the long ones.
 FAST := -q -m "not slow and not gpu" -n $(JOBS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
+# What failed is shown and gets one more run, alone, which it must pass: a busy machine makes real sockets late.
+AGAIN := --last-failed --last-failed-no-failures none
+
 test: $(STAMP) ## All tests that need no GPU
-	$(TESTENV) $(BIN)/python -m pytest $(FAST) $(ARGS)
-	$(TESTENV) $(BIN)/python -m pytest -q -m "slow and not gpu" -n $(JOBS) --max-worker-restart 0 $(ARGS) tests/unit tests/contract tests/property
-# Whole services, one at a time. On a busy machine: what failed is shown and gets one more run, which it must pass.
+	$(TESTENV) $(BIN)/python -m pytest $(FAST) $(ARGS) \
+	  || $(TESTENV) $(BIN)/python -m pytest -q -m "not slow and not gpu" $(AGAIN) $(ARGS)
+	$(TESTENV) $(BIN)/python -m pytest -q -m "slow and not gpu" -n $(JOBS) --max-worker-restart 0 $(ARGS) tests/contract tests/property tests/unit \
+	  || $(TESTENV) $(BIN)/python -m pytest -q -m "slow and not gpu" $(AGAIN) $(ARGS) tests/contract tests/property tests/unit
 	$(TESTENV) $(BIN)/python -m pytest -q -m "slow and not gpu" --durations=10 $(ARGS) tests/e2e \
-	  || $(TESTENV) $(BIN)/python -m pytest -q -m "slow and not gpu" --last-failed --last-failed-no-failures none $(ARGS) tests/e2e
+	  || $(TESTENV) $(BIN)/python -m pytest -q -m "slow and not gpu" $(AGAIN) $(ARGS) tests/e2e
 
 test-fast: $(STAMP) ## The tests without real processes, in minutes
 	$(TESTENV) $(BIN)/python -m pytest $(FAST) $(ARGS)
