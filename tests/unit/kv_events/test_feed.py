@@ -55,7 +55,7 @@ async def test_a_snapshot_of_many_parts() -> None:
         assert len(reader.keys) == 1500
 
 
-async def test_lost_batches_are_replayed() -> None:
+async def test_lost_batches_are_made_up_for() -> None:
     with publishing() as publisher:
         async with Reader(publisher.place) as reader:
             fill(publisher, 3)
