@@ -61,8 +61,6 @@ class RankedExecutor:
         self._launched: deque[list[Future[PendingStep]]] = deque()
         self._aborted = False
         """Set before `abort` is called: a step that ended and finds it unset was not touched by it."""
-        self.busy_s = 0.0
-        """That the first rank's device worked, waits for the others included, at the steps which were collected."""
 
     def launch(self, plan: StepPlan) -> None:
         """See Executor."""
@@ -85,7 +83,6 @@ class RankedExecutor:
             for later in self._launched:
                 _raise_errors(later)
             raise RankLost("a rank of this worker failed while the step ran")
-        self.busy_s += output.step_s
         return output
 
     def close(self) -> None:
