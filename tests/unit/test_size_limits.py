@@ -53,8 +53,9 @@ def attributes(cls: ast.ClassDef) -> set[str]:
 
 
 def is_device_kernel(function: FunctionNode) -> bool:
-    """Triton kernels get every pointer, stride and constant as a parameter; there is nothing to bundle them in."""
-    return any("triton" in ast.unparse(decorator) for decorator in function.decorator_list)
+    """A kernel of Triton or an intrinsic of numba gets every pointer, stride and size as a parameter of its own."""
+    names = [ast.unparse(decorator) for decorator in function.decorator_list]
+    return any("triton" in name or name == "intrinsic" for name in names)
 
 
 def violations(path: Path) -> Iterator[str]:

@@ -15,6 +15,7 @@ import torch
 from numba.np.numpy_support import carray
 from torch import Tensor
 
+from engine.kernels.cpu.blocks import dot_block, sum_block
 from engine.kernels.cpu.jit import (
     call_int,
     exp32,
@@ -27,31 +28,61 @@ from engine.kernels.cpu.jit import (
     widen,
 )
 from engine.kernels.cpu.team import ENTRY_WORDS, torch_team
+from engine.kernels.cpu.vector import LANES
 
 BYTES_A_THREAD = 1 << 17
 """Of keys and values: for fewer another thread is not worth calling."""
 NUM_WORDS = 20
 
+VECTORS = 4
+"""Of a head's dimensions summed at a time."""
 
-@inlined
-def _scores(q_HE, pool, layer, page, seen, scale, score_HS):
-    num_kv_heads, head_dim = pool.shape[4], pool.shape[5]
-    group = q_HE.shape[0] // num_kv_heads
-    for s in range(seen[0], seen[1]):
-        for k in range(num_kv_heads):
-            for h in range(k * group, (k + 1) * group):
-                dot = np.float32(0)
-                for e in range(head_dim):
-                    dot += q_HE[h, e] * widen(pool[page, layer, 0, s, k, e])
-                score_HS[h, s] = dot * scale
+
+_dots_1, _dots_2, _dots_3, _dots_4 = (dot_block(4, heads, fetches=True) for heads in (1, 2, 3, 4))
+_dot = dot_block(1, 1)
+_sum_1, _sum_2, _sum_3, _sum_4 = (sum_block(heads, VECTORS) for heads in (1, 2, 3, 4))
+_thin_sum = sum_block(1, 1)
 
 
 @inlined
-def _weights(first, last, score_HS, top_H, sum_H, acc_HE):
+def _scores(stored, k_at, q_at, score_at, sizes, seen, ahead):
+    """score[h, s] of the tokens seen[0] <= s < seen[1] of a page, not yet scaled, for all heads.
+
+    Tokens go four at a time; of the last four some may be computed again, to the same bits.
+    """
+    item, page_size, num_kv_heads, head_dim, group = sizes
+    stride, first, last = num_kv_heads * head_dim, seen[0], seen[1]
+    for h in range(num_kv_heads * group):
+        if last - first < 4:
+            for s in range(first, last):
+                k = k_at + item * (s * stride + h // group * head_dim)
+                _dot(stored, k, 0, q_at + 4 * h * head_dim, 0, score_at + 4 * (h * page_size + s), 0, head_dim, 0)
+    for four in range((last - first + 3) // 4 if last - first >= 4 else 0):
+        s = min(first + 4 * four, last - 4)
+        for kv_head in range(num_kv_heads):
+            k, h = k_at + item * (s * stride + kv_head * head_dim), kv_head * group
+            while h < (kv_head + 1) * group:
+                q, score = q_at + 4 * h * head_dim, score_at + 4 * (h * page_size + s)
+                left = (kv_head + 1) * group - h
+                if left >= 4:
+                    _dots_4(stored, k, stride, q, head_dim, score, page_size, head_dim, ahead)
+                elif left == 3:
+                    _dots_3(stored, k, stride, q, head_dim, score, page_size, head_dim, ahead)
+                elif left == 2:
+                    _dots_2(stored, k, stride, q, head_dim, score, page_size, head_dim, ahead)
+                else:
+                    _dots_1(stored, k, stride, q, head_dim, score, page_size, head_dim, ahead)
+                h += 4
+
+
+@inlined
+def _weights(seen, scale, score_HS, top_H, sum_H, acc_HE):
     """From scores to their exponentials; what was summed before shrinks to the new maximum."""
+    first, last = seen
     for h in range(score_HS.shape[0]):
         top = top_H[h]
         for s in range(first, last):
+            score_HS[h, s] *= scale
             top = max(top, score_HS[h, s])
         shrink = exp32(top_H[h] - top)
         total = np.float32(0)
@@ -66,39 +97,58 @@ def _weights(first, last, score_HS, top_H, sum_H, acc_HE):
 
 
 @inlined
-def _add_values(pool, layer, page, seen, weight_HS, acc_HE):
-    num_kv_heads, head_dim = pool.shape[4], pool.shape[5]
-    group = acc_HE.shape[0] // num_kv_heads
-    first, last = seen
-    s = first
-    while s + 4 <= last:  # four tokens at a time: the sum is loaded and stored once for them
-        for k in range(num_kv_heads):
-            for h in range(k * group, (k + 1) * group):
-                w0, w1, w2, w3 = weight_HS[h, s], weight_HS[h, s + 1], weight_HS[h, s + 2], weight_HS[h, s + 3]
-                for e in range(head_dim):
-                    acc_HE[h, e] += (
-                        w0 * widen(pool[page, layer, 1, s, k, e])
-                        + w1 * widen(pool[page, layer, 1, s + 1, k, e])
-                        + w2 * widen(pool[page, layer, 1, s + 2, k, e])
-                        + w3 * widen(pool[page, layer, 1, s + 3, k, e])
-                    )
-        s += 4
-    while s < last:
-        for k in range(num_kv_heads):
-            for h in range(k * group, (k + 1) * group):
-                weight = weight_HS[h, s]
-                for e in range(head_dim):
-                    acc_HE[h, e] += weight * widen(pool[page, layer, 1, s, k, e])
-        s += 1
+def _add_values(stored, v_at, weight_at, acc_at, sizes, seen, ahead):
+    """acc[h, e] += the weighted values of the tokens seen[0] <= s < seen[1] of a page, for e below E // 16 * 16."""
+    item, page_size, num_kv_heads, head_dim, group = sizes
+    stride, first, number = num_kv_heads * head_dim, seen[0], seen[1] - seen[0]
+    for kv_head in range(num_kv_heads):
+        e = 0
+        while e + LANES <= head_dim:
+            v, h = v_at + item * (first * stride + kv_head * head_dim + e), kv_head * group
+            wide = e + VECTORS * LANES <= head_dim
+            while h < (kv_head + 1) * group:
+                weight, acc = weight_at + 4 * (h * page_size + first), acc_at + 4 * (h * head_dim + e)
+                left = (kv_head + 1) * group - h
+                if not wide:
+                    _thin_sum(stored, v, stride, weight, page_size, acc, head_dim, number, ahead)
+                    h += 1
+                elif left >= 4:
+                    _sum_4(stored, v, stride, weight, page_size, acc, head_dim, number, ahead)
+                    h += 4
+                elif left == 3:
+                    _sum_3(stored, v, stride, weight, page_size, acc, head_dim, number, ahead)
+                    h += 3
+                elif left == 2:
+                    _sum_2(stored, v, stride, weight, page_size, acc, head_dim, number, ahead)
+                    h += 2
+                else:
+                    _sum_1(stored, v, stride, weight, page_size, acc, head_dim, number, ahead)
+                    h += 1
+            e += VECTORS * LANES if wide else LANES
 
 
 @inlined
-def _attend(q_RHE, pool_and_layer, page_table_BP, task_I4, scale, results, share):
+def _add_last_values(pool, place, weight_HS, acc_HE, seen):
+    """The same for the dimensions from E // 16 * 16 on."""
+    page, layer = place
+    group = acc_HE.shape[0] // pool.shape[4]
+    for e in range(acc_HE.shape[1] // LANES * LANES, acc_HE.shape[1]):
+        for h in range(acc_HE.shape[0]):
+            total = acc_HE[h, e]
+            for s in range(seen[0], seen[1]):
+                total += weight_HS[h, s] * widen(pool[page, layer, 1, s, h // group, e])
+            acc_HE[h, e] = total
+
+
+@inlined
+def _attend(q_RHE, paged, page_table_BP, task_I4, scale, results, share):
     """The tasks of thread `part` of `num_parts`: those whose first token falls into its share of all tokens."""
-    pool, layer = pool_and_layer
+    stored, pool, layer = paged
     out_IHE, lse_IH = results
     part, num_parts = share
-    num_heads, head_dim, page_size = q_RHE.shape[1], q_RHE.shape[2], pool.shape[3]
+    num_heads, head_dim, page_size, num_kv_heads = q_RHE.shape[1], q_RHE.shape[2], pool.shape[3], pool.shape[4]
+    sizes = (pool.itemsize, page_size, num_kv_heads, head_dim, num_heads // num_kv_heads)
+    half = page_size * num_kv_heads * head_dim
     score_HS = np.empty((num_heads, page_size), np.float32)
     acc_HE = np.empty((num_heads, head_dim), np.float32)
     top_H, sum_H = np.empty(num_heads, np.float32), np.empty(num_heads, np.float32)
@@ -115,12 +165,18 @@ def _attend(q_RHE, pool_and_layer, page_table_BP, task_I4, scale, results, share
         acc_HE[:] = 0
         sum_H[:] = 0
         top_H[:] = -np.inf
-        for column in range(begin // page_size, (end + page_size - 1) // page_size):
+        last_column = (end + page_size - 1) // page_size - 1
+        for column in range(begin // page_size, last_column + 1):
             page = np.int64(page_table_BP[table_row, column])
-            first, last = max(0, begin - column * page_size), min(page_size, end - column * page_size)
-            _scores(q_RHE[row], pool, layer, page, (first, last), scale, score_HS)
-            _weights(first, last, score_HS, top_H, sum_H, acc_HE)
-            _add_values(pool, layer, page, (first, last), score_HS, acc_HE)
+            next_page = np.int64(page_table_BP[table_row, min(column + 1, last_column)])
+            seen = max(0, begin - column * page_size), min(page_size, end - column * page_size)
+            k_at = pool[page, layer].ctypes.data
+            ahead = (next_page - page) * pool.shape[1] * 2 * half - half
+            _scores(stored, k_at, q_RHE[row].ctypes.data, score_HS.ctypes.data, sizes, seen, half)
+            _weights(seen, scale, score_HS, top_H, sum_H, acc_HE)
+            v_at = k_at + pool.itemsize * half
+            _add_values(stored, v_at, score_HS.ctypes.data, acc_HE.ctypes.data, sizes, seen, ahead)
+            _add_last_values(pool, (page, layer), score_HS, acc_HE, seen)
         for h in range(num_heads):
             for e in range(head_dim):
                 out_IHE[task, h, e] = acc_HE[h, e] / sum_H[h]
@@ -128,7 +184,7 @@ def _attend(q_RHE, pool_and_layer, page_table_BP, task_I4, scale, results, share
 
 
 @inlined
-def _run(words, pool_at):
+def _run(words, stored, pool_at):
     """Arrays from their addresses, as `paged_decode` lays them out."""
     part, num_parts = np.int64(0), np.int64(1)
     if words[0] != 0:
@@ -139,7 +195,7 @@ def _run(words, pool_at):
     num_kv_heads, head_dim, table_rows, table_columns, num_tasks = words[15], words[16], words[17], words[18], words[19]
     _attend(
         carray(float32_at(q), (num_rows, num_heads, head_dim)),
-        (carray(pool_at(pool), (num_pages, num_layers, 2, page_size, num_kv_heads, head_dim)), layer),
+        (stored, carray(pool_at(pool), (num_pages, num_layers, 2, page_size, num_kv_heads, head_dim)), layer),
         carray(int32_at(pages), (table_rows, table_columns)),
         carray(int64_at(tasks), (num_tasks, 4)),
         scale,
@@ -149,11 +205,11 @@ def _run(words, pool_at):
 
 
 def _float32(address):
-    _run(carray(address, NUM_WORDS), float32_at)
+    _run(carray(address, NUM_WORDS), np.float32(0), float32_at)
 
 
 def _bfloat16(address):
-    _run(carray(address, NUM_WORDS), uint16_at)
+    _run(carray(address, NUM_WORDS), np.uint16(0), uint16_at)
 
 
 @cache
