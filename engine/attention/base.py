@@ -89,6 +89,9 @@ class AttentionBackend(Protocol):
     name: str
     capturable: bool
     """A decode step, `plan` included, can be captured by a CUDA graph and replayed on other contents of its tensors."""
+    captures_prompts: bool
+    """So can a step of one row with several new tokens, whose lists on the host are upper bounds; of `starts` it only
+    counts whether they are 0."""
 
     @property
     def slots(self) -> Tensor:

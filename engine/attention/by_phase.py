@@ -18,6 +18,7 @@ class ByPhase:
         self._is_new = False
         self.name = "+".join(dict.fromkeys(backend.name for backend in (new, extend, decode)))
         self.capturable = decode.capturable
+        self.captures_prompts = new.captures_prompts and extend.captures_prompts
 
     def plan(self, batch: AttentionBatch) -> None:
         """See AttentionBackend."""

@@ -22,6 +22,7 @@ class FlashAttention2:
 
     name = "fa2"
     capturable = True
+    captures_prompts = True
 
     def __init__(self, pool_NL2SKE: Tensor, shape: AttentionShape) -> None:
         """Raises InvalidRequest: the package does not import, or its build cannot serve the shape."""

@@ -19,6 +19,7 @@ class FlashAttention3:
 
     name = "fa3"
     capturable = True
+    captures_prompts = True
 
     def __init__(self, pool_NL2SKE: Tensor, shape: AttentionShape, kernels: Kernels) -> None:
         self._pages = Pages(pool_NL2SKE, shape)

@@ -28,6 +28,7 @@ class FlashInfer:
 
     name = "flashinfer"
     capturable = False
+    captures_prompts = False
 
     def __init__(self, pool_NL2SKE: Tensor, shape: AttentionShape) -> None:
         """Raises InvalidRequest: the package does not import, or its kernels for the shape are not compiled."""

@@ -48,6 +48,7 @@ class TorchCPU:
     """
 
     capturable = False
+    captures_prompts = False
 
     def __init__(
         self,

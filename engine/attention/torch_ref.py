@@ -19,6 +19,7 @@ class TorchReference:
 
     name = "torch"
     capturable = False
+    captures_prompts = False
 
     def __init__(self, pool_NL2SKE: Tensor, shape: AttentionShape) -> None:
         self._pages = Pages(pool_NL2SKE, shape)

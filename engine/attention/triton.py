@@ -23,6 +23,7 @@ class TritonAttention:
 
     name = "triton"
     capturable = True
+    captures_prompts = True
 
     def __init__(self, pool_NL2SKE: Tensor, shape: AttentionShape) -> None:
         self._pages = Pages(pool_NL2SKE, shape)

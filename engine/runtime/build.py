@@ -18,7 +18,7 @@ from engine.core.executor import Executor
 from engine.core.types import KVLayout
 from engine.grammar.compiler import Compiler
 from engine.grammar.vocabulary import load_vocabulary
-from engine.models.base import CausalLM, Collective
+from engine.models.base import CausalLM
 from engine.models.checkpoint import model_hash
 from engine.models.config import AttentionConfig, ModelConfig
 from engine.models.fp8 import PRODUCTS, read_kv_scales
@@ -39,7 +39,7 @@ from engine.runtime.runner import StepRunner
 from engine.runtime.warmup import WarmUp, warm_up
 
 if TYPE_CHECKING:  # its kernels are imported only where there is a CUDA device
-    from engine.runtime.graphs import DecodeGraphs
+    from engine.runtime.graphs import StepGraphs
 
 CPU_PAGE_SIZE, CUDA_PAGE_SIZE = 16, 128
 
@@ -137,15 +137,18 @@ def _assemble(
         for model, tensor_NL2SKE in zip(models, pool.tensors_NL2SKE, strict=True)
     ]
     runners = []
+    graphs: list[Sequence[StepGraphs]] = []
     for model, backend in zip(models, backends, strict=True):
         place = model.weights.embedding_VD.device
         grammars = Compiler(lambda: load_vocabulary(resolve_model(config.model), facts.vocab_size))
         table = RowTable(config.max_rows, max_len, layout.page_size, pool.filler_page, place, grammars)
-        runners.append(_runner(config, _fused(model, backend), backend, table, model.ranks))
+        fused = _fused(model, backend)
+        graphs.append(_graphs(config, fused, backend, table))
+        runners.append(StepRunner(fused, backend, table, graphs[-1], model.ranks))
     executor = ThreadedExecutor(runners[0]) if ranks is None else RankedExecutor(runners, ranks.abort)
     if device.type == "cuda" and config.launching.warm_up:  # of all ranks, by plans like any other
-        sizes = runners[0].graph_sizes or [size for size in (1, 2, 4, 8) if size <= config.max_rows]
-        warm_up(executor, WarmUp(layout.page_size, num_pages, max_len, config.max_step_tokens, sizes))
+        limits = layout.page_size, num_pages, max_len, config.max_step_tokens
+        warm_up(executor, WarmUp(*limits, *_warm_sizes(graphs[0], config.max_rows)))
     scheduler = SchedulerConfig(
         page_size=layout.page_size,
         num_pages=num_pages,
@@ -158,12 +161,6 @@ def _assemble(
     generations = cast(MutableSequence[int], pool.generations[:num_pages])  # a memoryview is one in all but name
     core = EngineCore(scheduler, executor, model_hash=name, generations=generations)
     return Engine(core, executor, pool, scheduler, facts, backends[0].name)
-
-
-def _runner(
-    config: EngineConfig, model: CausalLM, backend: AttentionBackend, table: RowTable, ranks: Collective | None
-) -> StepRunner:
-    return StepRunner(model, backend, table, _decode_graphs(config, model, backend, table), ranks)
 
 
 def _fused(model: Llama, backend: AttentionBackend) -> CausalLM:
@@ -181,14 +178,31 @@ def _fused(model: Llama, backend: AttentionBackend) -> CausalLM:
     return model
 
 
-def _decode_graphs(
+def _graphs(
     config: EngineConfig, model: CausalLM, backend: AttentionBackend, table: RowTable
-) -> "DecodeGraphs | None":
-    if table.device.type != "cuda" or not config.launching.decode_graphs or not backend.capturable:
-        return None
+) -> "Sequence[StepGraphs]":
+    if table.device.type != "cuda":
+        return ()
+    from engine.runtime.graphs import DecodeGraphs, GraphMemory
+    from engine.runtime.prompt_graphs import PromptGraphs
+
+    memory = GraphMemory(table.device)
+    graphs: list[StepGraphs] = []
+    if config.launching.decode_graphs and backend.capturable:
+        graphs.append(DecodeGraphs(model, backend, table, memory, config.max_rows))
+    if config.launching.prompt_graphs and backend.captures_prompts:
+        graphs.append(PromptGraphs(model, backend, table, memory, config.max_step_tokens))
+    return graphs
+
+
+def _warm_sizes(graphs: "Sequence[StepGraphs]", max_rows: int) -> tuple[Sequence[int], Sequence[int]]:
+    """Rows of decode steps and tokens of prompts that are worth a step before the engine is ready."""
     from engine.runtime.graphs import DecodeGraphs
 
-    return DecodeGraphs(model, backend, table, config.max_rows)
+    decode = [each.sizes for each in graphs if isinstance(each, DecodeGraphs)]
+    prompts = [each.sizes for each in graphs if not isinstance(each, DecodeGraphs)]
+    few = [size for size in (1, 2, 4, 8) if size <= max_rows]
+    return (decode[0] if decode else few), (prompts[0] if prompts else ())
 
 
 def attention_shape(facts: AttentionConfig) -> AttentionShape:

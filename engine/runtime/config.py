@@ -42,6 +42,8 @@ class Launching:
     """Steps that are launched and not collected."""
     decode_graphs: bool = True
     """Decode steps run as CUDA graphs where there is a CUDA device."""
+    prompt_graphs: bool = True
+    """So do steps of one prompt of moderate length."""
     warm_up: bool = True
     """On a CUDA device: compile kernels and capture graphs before `build_engine` returns."""
 

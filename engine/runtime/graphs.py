@@ -9,8 +9,9 @@ Shape suffixes: B rows of the graph, padding included; V vocabulary; see engine.
 """
 
 from bisect import bisect_left
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -23,8 +24,6 @@ from engine.runtime.device import Stopwatch
 from engine.runtime.rows import RowTable
 
 SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512)
-WARMUPS = 2
-"""Runs before a capture: kernels compile and libraries make their workspaces, which a capture must not see."""
 
 
 def sizes(max_rows: int) -> list[int]:
@@ -33,7 +32,7 @@ def sizes(max_rows: int) -> list[int]:
 
 
 @dataclass(frozen=True, slots=True)
-class DecodeGraph:
+class CapturedStep:
     """A captured step and the tensors that it leaves its results in, until the next replay of any graph."""
 
     graph: torch.cuda.CUDAGraph
@@ -42,56 +41,84 @@ class DecodeGraph:
     """int64, the likeliest token of each row; written to the RowTable too."""
 
 
-class DecodeGraphs:
-    """Captures and replays; called by the executor's thread only."""
+class GraphMemory:
+    """Captures steps on one device; all their graphs share memory, since one runs at a time."""
 
-    def __init__(self, model: CausalLM, attention: AttentionBackend, table: RowTable, max_rows: int) -> None:
-        self._model = model
-        self._attention = attention
-        self._table = table
-        self.sizes = sizes(max_rows)
-        self._rows_2B = torch.zeros(2, max_rows, dtype=torch.int64, device=table.device)
-        """Slot and position of each row: the only input of every graph."""
-        self._graphs: dict[int, DecodeGraph] = {}
-        self._memory: Any = None
-        """Memory that all graphs share: one runs at a time."""
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._pool: Any = None
 
-    def takes(self, plan: StepPlan) -> bool:
-        """Whether every row of the plan extends by one token and draws one."""
-        return 0 < len(plan.ids) <= self.sizes[-1] and plan.num_tokens == len(plan.ids) and all(plan.samples)
-
-    def replay(self, slots: list[int], starts: list[int], stopwatch: Stopwatch) -> tuple[Tensor, Tensor]:
-        """Run one step: logits_BV and tokens_B of its rows, valid until the next replay.
-
-        `stopwatch` is begun right before the launch, so that no wait for the host counts as the device's work.
+    def capture(self, step: Callable[[], tuple[Tensor, Tensor]], num_warmups: int) -> CapturedStep:
+        """`step` launches everything and returns logits_BV and tokens_B. It is run `num_warmups` times before: kernels
+        compile and libraries make their workspaces, which a capture must not see.
         """
-        num_rows = len(slots)
-        size = self.sizes[bisect_left(self.sizes, num_rows)]
-        spare = [self._table.spare_slot] * (size - num_rows)
-        rows_2B = torch.tensor([slots + spare, starts + [0] * len(spare)]).pin_memory()
-        self._rows_2B[:, :size].copy_(rows_2B, non_blocking=True)
-        captured = self._graphs.get(size)
-        if captured is None:
-            captured = self._graphs[size] = self._capture(size)
-        stopwatch.begin()
-        captured.graph.replay()
-        return captured.logits_BV[:num_rows], captured.tokens_B[:num_rows]
-
-    def _capture(self, size: int) -> DecodeGraph:
-        stream = torch.cuda.Stream(self._table.device)
+        stream = torch.cuda.Stream(self._device)
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            for _ in range(WARMUPS):
-                self._step(size)
+            for _ in range(num_warmups):
+                step()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         # The stream is named, since torch's own is one for all devices; "thread_local" since other ranks' threads
         # capture at the same time, and transfers may copy meanwhile. Kernels of one rank wait for those of the others:
         # all launch the same ones, the warm-up included.
-        with torch.cuda.graph(graph, pool=self._memory, stream=stream, capture_error_mode="thread_local"):
-            logits_BV, tokens_B = self._step(size)
-        self._memory = graph.pool()
-        return DecodeGraph(graph, logits_BV, tokens_B)
+        with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
+            logits_BV, tokens_B = step()
+        self._pool = graph.pool()
+        return CapturedStep(graph, logits_BV, tokens_B)
+
+
+class StepGraphs(Protocol):
+    """Steps of one kind as graphs; called by the executor's thread only."""
+
+    @property
+    def sizes(self) -> Sequence[int]:
+        """Of the graphs, ascending: rows or tokens."""
+
+    def takes(self, plan: StepPlan) -> bool:
+        """Whether the step runs as a graph."""
+
+    def replay(self, plan: StepPlan, stopwatch: Stopwatch) -> tuple[Tensor, Tensor]:
+        """Run the step: logits_BV and tokens_B of its rows, valid until the next replay.
+
+        `stopwatch` is begun right before the launch, so that no wait for the host counts as the device's work.
+        """
+
+
+class DecodeGraphs:
+    """Steps that extend every row by one token and draw one."""
+
+    WARMUPS = 2
+
+    def __init__(
+        self, model: CausalLM, attention: AttentionBackend, table: RowTable, memory: GraphMemory, max_rows: int
+    ) -> None:
+        self._model = model
+        self._attention = attention
+        self._table = table
+        self._memory = memory
+        self.sizes = sizes(max_rows)
+        self._rows_2B = torch.zeros(2, max_rows, dtype=torch.int64, device=table.device)
+        """Slot and position of each row: the only input of every graph."""
+        self._graphs: dict[int, CapturedStep] = {}
+
+    def takes(self, plan: StepPlan) -> bool:
+        """See StepGraphs."""
+        return 0 < len(plan.ids) <= self.sizes[-1] and plan.num_tokens == len(plan.ids) and all(plan.samples)
+
+    def replay(self, plan: StepPlan, stopwatch: Stopwatch) -> tuple[Tensor, Tensor]:
+        """See StepGraphs."""
+        slots, num_rows = self._table.slots(plan.ids), len(plan.ids)
+        size = self.sizes[bisect_left(self.sizes, num_rows)]
+        spare = [self._table.spare_slot] * (size - num_rows)
+        rows_2B = torch.tensor([slots + spare, plan.starts + [0] * len(spare)]).pin_memory()
+        self._rows_2B[:, :size].copy_(rows_2B, non_blocking=True)
+        captured = self._graphs.get(size)
+        if captured is None:
+            captured = self._graphs[size] = self._memory.capture(lambda: self._step(size), self.WARMUPS)
+        stopwatch.begin()
+        captured.graph.replay()
+        return captured.logits_BV[:num_rows], captured.tokens_B[:num_rows]
 
     def _step(self, size: int) -> tuple[Tensor, Tensor]:
         table = self._table

@@ -23,7 +23,7 @@ from engine.runtime.rows import RowTable
 from engine.runtime.sampler import draw
 
 if TYPE_CHECKING:  # its kernels are imported only where there is a CUDA device
-    from engine.runtime.graphs import DecodeGraphs
+    from engine.runtime.graphs import StepGraphs
 
 
 @dataclass(slots=True)
@@ -64,7 +64,7 @@ class PendingStep:
 class StepRunner:
     """Owns the row table and the planned state of attention. Called by one thread, in the order of the plans.
 
-    With `graphs`, steps that these take are replayed instead of launched kernel by kernel.
+    Steps that its graphs take are replayed instead of launched kernel by kernel.
     """
 
     def __init__(
@@ -72,20 +72,16 @@ class StepRunner:
         model: CausalLM,
         attention: AttentionBackend,
         table: RowTable,
-        graphs: "DecodeGraphs | None" = None,
+        graphs: Sequence["StepGraphs"] = (),
         ranks: Collective | None = None,
     ) -> None:
-        """`ranks`: with several of them, each has a runner, and all are given the same plans."""
+        """`graphs`: the first that takes a step runs it. `ranks`: with several of them, each has a runner, and all are
+        given the same plans."""
         self._model = model
         self._ranks = ranks
         self._attention = attention
         self._table = table
         self._graphs = graphs
-
-    @property
-    def graph_sizes(self) -> Sequence[int]:
-        """Rows of the decode steps that run as graphs, ascending."""
-        return [] if self._graphs is None else self._graphs.sizes
 
     def use_device(self) -> None:
         """Make the runner's device the calling thread's own: kernels and graphs go to the thread's current one."""
@@ -99,8 +95,9 @@ class StepRunner:
         stopwatch = Stopwatch(self._table.device)
         drawing = [row for row, samples in enumerate(plan.samples) if samples]
         pending = PendingStep(plan.step_id, len(plan.ids), stopwatch, drawing)
-        if self._graphs is not None and self._graphs.takes(plan):
-            self._replay(self._graphs, plan, pending)
+        graphs = next((each for each in self._graphs if each.takes(plan)), None)
+        if graphs is not None:
+            self._replay(graphs, plan, pending)
         else:
             stopwatch.begin()
             if plan.ids:
@@ -108,13 +105,16 @@ class StepRunner:
         stopwatch.end()
         return pending
 
-    def _replay(self, graphs: "DecodeGraphs", plan: StepPlan, pending: PendingStep) -> None:
+    def _replay(self, graphs: "StepGraphs", plan: StepPlan, pending: PendingStep) -> None:
+        logits_BV, tokens_B = graphs.replay(plan, pending.stopwatch)
         slots = self._table.slots(plan.ids)
-        logits_BV, tokens_B = graphs.replay(slots, plan.starts, pending.stopwatch)
+        if not pending.drawing:
+            return
         if self._table.special.isdisjoint(slots):
             pending.tokens_S = to_host(tokens_B)
             return
-        self._draw(logits_BV, slots, [start + 1 for start in plan.starts], pending)
+        ends = [start + num_new for start, num_new in zip(plan.starts, plan.num_new, strict=True)]
+        self._draw(logits_BV, slots, ends, pending)
 
     def _run(self, plan: StepPlan, pending: PendingStep) -> None:
         batch, drawing = build_batch(plan, self._table), pending.drawing

@@ -2,8 +2,8 @@
 
 They are plans like any other, run by the executor on pages that nobody owns yet: what they write there is written over
 by the first owner. Prompts come first, new and over a cached prefix, in lengths that take each way through a layer;
-then decode steps of the graphs' sizes, small ones always, the others while there is time. What is left out is made when
-it is needed.
+then decode steps of the graphs' sizes, small ones always, the others while there is time, as are prompts of the graphs'
+lengths, new and behind a page. What is left out is made when it is needed.
 """
 
 import logging
@@ -37,6 +37,8 @@ class WarmUp:
     max_step_tokens: int
     sizes: Sequence[int]
     """Rows of decode steps, ascending."""
+    prompt_sizes: Sequence[int] = ()
+    """Tokens of prompts that run as graphs, ascending."""
 
     @property
     def longest(self) -> int:
@@ -95,5 +97,12 @@ def warm_up(executor: Executor, what: WarmUp, clock: Callable[[], float] = time.
             break
         steps.run(size, 1, 1)
         made.append(size)
+    lengths = [length for length in what.prompt_sizes if what.page_size + length <= longest]
+    for num_done, length in enumerate(lengths):
+        if clock() - begin_s > BUDGET_S:
+            logger.info("warm-up: time for %d of %d prompt sizes", num_done, len(lengths))
+            break
+        steps.run(1, 0, length)
+        steps.run(1, what.page_size, length)
     steps.end()
     logger.info("warm-up: %d of %d decode sizes after %.1f s", len(made), len(what.sizes), clock() - begin_s)

@@ -80,7 +80,8 @@ def test_graphs_draw_what_launches_draw(folder: Path, temperature: float) -> Non
     sampling = Sampling(max_tokens=NUM_NEW, temperature=temperature, top_p=0.9, seed=5)
     answers = []
     for decode_graphs in (True, False):
-        engine = engine_of(folder, dtype="bfloat16", launching=Launching(decode_graphs=decode_graphs))
+        launching = Launching(decode_graphs=decode_graphs, prompt_graphs=False)
+        engine = engine_of(folder, dtype="bfloat16", launching=launching)
         answers.append([generate(engine, prompts()[:count], sampling) for count in (1, 3, 9)])
         engine.close()
     assert answers[0] == answers[1]
@@ -94,3 +95,41 @@ def test_steady_decode_allocates_nothing(folder: Path) -> None:
     generate(engine, prompts()[:4], greedy)
     assert torch.cuda.memory_stats()["num_device_alloc"] == before
     engine.close()
+
+
+@pytest.mark.parametrize("attention", ["auto", "fa3", "fa2", "triton"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_prompts_as_graphs_draw_what_launches_draw(folder: Path, temperature: float, attention: str) -> None:
+    """Of the graphs' own lengths bit for bit: others are computed with padding, where products may round otherwise."""
+    sampling = Sampling(max_tokens=3, temperature=temperature, top_p=0.9, seed=5)
+    rng = torch.Generator().manual_seed(2)
+    first, *others = (torch.randint(0, 32000, (length,), generator=rng).tolist() for length in (256, 32, 96, 512))
+    requests = [first, *others, first + others[1]]  # the last one over a cached prefix
+    answers = []
+    for prompt_graphs in (True, False):
+        launching = Launching(prompt_graphs=prompt_graphs)
+        engine = engine_of(
+            folder, dtype="bfloat16", launching=launching, max_step_tokens=512, attention_backend=attention
+        )
+        answers.append([generate(engine, [request], sampling) for request in requests])
+        engine.close()
+    assert answers[0] == answers[1]
+
+
+def test_padding_of_a_prompts_graph_changes_nothing_but_rounding(folder: Path) -> None:
+    prompt = prompts()[-1]
+    asked = Sampling(max_tokens=1, temperature=0.0, num_logprobs=5)
+    answers: list[list[float]] = []
+    for prompt_graphs in (True, False):
+        engine = engine_of(
+            folder, dtype="float32", launching=Launching(prompt_graphs=prompt_graphs), max_step_tokens=1024
+        )
+        for length in (33, 250, 699):
+            engine.core.submit(Request(length, array("i", prompt[:length]), length, asked, 0.0, 1e9))
+            result = engine.core.step(0.0)
+            while not result.ids:
+                result = engine.core.step(0.0)
+            assert result.logprobs is not None and result.logprobs[0] is not None
+            answers.append([each for _, each in result.logprobs[0].top])
+        engine.close()
+    torch.testing.assert_close(torch.tensor(answers[:3]), torch.tensor(answers[3:]), atol=1e-3, rtol=0)
