@@ -52,13 +52,13 @@ class Unscaled:
     eps: float
 
 
-# M masks rows and counts them: a kernel for each of its divisors would be the same code, compiled again.
+# Compiled for a tile FULL of rows, whose loads need no mask, and once for all other numbers of rows.
 @triton.jit(do_not_specialize=["M"])
 def _linear_small_kernel(
     x, weight, scale, residual, bias, out, squares_in, norm_weight, normed, squares_out, eps,
     M, N: tl.constexpr, D: tl.constexpr, PARTS: tl.constexpr, PARTS_BLOCK: tl.constexpr,
     SILU_MUL: tl.constexpr, SCALED: tl.constexpr, RESIDUAL: tl.constexpr, BIAS: tl.constexpr, EVEN: tl.constexpr,
-    NORM: tl.constexpr, X_SCALE: tl.constexpr,
+    NORM: tl.constexpr, X_SCALE: tl.constexpr, FULL: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, NUM_STAGES: tl.constexpr,
 ):  # fmt: skip
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -70,7 +70,10 @@ def _linear_small_kernel(
     up = tl.zeros((BLOCK_N, BLOCK_M), dtype=tl.float32)
     for start in tl.range(0, D, BLOCK_D, num_stages=NUM_STAGES):
         d = start + tl.arange(0, BLOCK_D)
-        if EVEN:
+        if EVEN and FULL:
+            x_tile = tl.load(x + m[:, None] * D + d[None, :])
+            tile = tl.load(rows + d[None, :])
+        elif EVEN:
             x_tile = tl.load(x + m[:, None] * D + d[None, :], mask=m_inside[:, None], other=0.0)
             tile = tl.load(rows + d[None, :])
         else:
@@ -202,7 +205,7 @@ def _launch(
         num_rows, num_out, width, PARTS=num_parts, PARTS_BLOCK=triton.next_power_of_2(max(1, num_parts)),
         SILU_MUL=silu_mul, SCALED=scale_N is not None, RESIDUAL=residual_MN is not None, BIAS=bias_N is not None,
         EVEN=num_out % cut.block_n == 0 and width % cut.block_d == 0, NORM=norm is not None,
-        X_SCALE=HALF_SCALE if is_half else 1.0,
+        X_SCALE=HALF_SCALE if is_half else 1.0, FULL=num_rows == _block_m(num_rows),
         BLOCK_M=_block_m(num_rows), BLOCK_N=cut.block_n, BLOCK_D=cut.block_d, NUM_STAGES=cut.num_stages,
         num_warps=cut.num_warps,
     )  # fmt: skip

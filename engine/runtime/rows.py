@@ -44,7 +44,7 @@ class RowTable:
         self.sampling: list[Sampling] = [Sampling()] * max_rows
         self.num_prompt = [0] * max_rows
         self.special: set[int] = set()
-        """Slots whose token is not simply the argmax."""
+        """Slots that want more than the argmax."""
         self.grammars = FollowedRows(grammars)
         self._filler_page = filler_page
         self._num_pages = [0] * max_rows

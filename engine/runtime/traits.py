@@ -29,5 +29,5 @@ def is_truncated(sampling: Sampling) -> bool:
 
 
 def is_plain(sampling: Sampling) -> bool:
-    """The token is the argmax of the raw logits."""
-    return is_greedy(sampling) and not is_adjusted(sampling)
+    """Nothing is wanted but the argmax of the raw logits."""
+    return is_greedy(sampling) and not is_adjusted(sampling) and sampling.num_logprobs is None

@@ -22,7 +22,7 @@ PROMPTS = (7, 20, 40, 300)
 EXTENDS = (7, 300)
 ALWAYS = 8
 """Decode steps up to this size are made whatever the time."""
-BUDGET_S = 8.0
+BUDGET_S = 12.0
 DRAWN = Sampling(temperature=0.8, top_p=0.9, top_k=50, seed=1)
 GREEDY = Sampling(temperature=0.0)
 

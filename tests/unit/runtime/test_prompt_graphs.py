@@ -105,6 +105,15 @@ def test_a_row_that_does_not_take_the_likeliest_token_draws_from_the_graphs_logi
     assert token not in (banned, -1) and rig.table.tokens_RC[rig.table.slots([0])[0], 3] == token
 
 
+def test_log_probabilities_of_the_likeliest_token_are_reported() -> None:
+    rig, planner = Rig(), Planner()
+    planner.add(new_row(0, [5, 6, 7], Sampling(temperature=0.0, num_logprobs=2)))
+    planner.extend(0, 0, 3)
+    output = rig.runner.start(planner.take()).wait()
+    assert output.logprobs is not None and output.logprobs[0] is not None
+    assert [output.logprobs[0].token] == output.tokens and len(output.logprobs[0].top) == 2
+
+
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling(temperature=0.0, num_prompt_logprobs=0)])
 def test_which_steps_are_taken(sampling: Sampling) -> None:
     rig, planner = Rig(), Planner()
