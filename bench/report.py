@@ -93,6 +93,9 @@ def summarize(results: Sequence[RequestResult], slo: Slo) -> dict[str, object]:
         "cached_share": round(sum(result.cached_tokens for result in done) / input_tokens, 4) if input_tokens else 0.0,
         "ttft_ms": distribution_ms([result.ttft_s for result in done if result.ttft_s is not None]),
         "itl_ms": distribution_ms([gap for result in done for gap in result.gaps_s]),
+        # Between two workers the first gap holds the handoff of the pages.
+        "first_gap_ms": distribution_ms([result.gaps_s[0] for result in done if result.gaps_s]),
+        "later_gaps_ms": distribution_ms([gap for result in done for gap in result.gaps_s[1:]]),
         "tpot_ms": distribution_ms([result.tpot_s for result in done if result.tpot_s is not None]),
         "client_lag_ms": distribution_ms([result.sent_s - result.planned_s for result in results if result.sent_s]),
         "slo": {"ttft_ms": slo.ttft_s * 1000, "tpot_ms": slo.tpot_s * 1000},

@@ -80,7 +80,7 @@ def test_graphs_draw_what_launches_draw(folder: Path, temperature: float) -> Non
     sampling = Sampling(max_tokens=NUM_NEW, temperature=temperature, top_p=0.9, seed=5)
     answers = []
     for decode_graphs in (True, False):
-        launching = Launching(decode_graphs=decode_graphs, prompt_graphs=False)
+        launching = Launching(decode_graphs=decode_graphs, prompt_graphs=False, warm_up=False)
         engine = engine_of(folder, dtype="bfloat16", launching=launching)
         answers.append([generate(engine, prompts()[:count], sampling) for count in (1, 3, 9)])
         engine.close()
@@ -107,7 +107,7 @@ def test_prompts_as_graphs_draw_what_launches_draw(folder: Path, temperature: fl
     requests = [first, *others]
     answers = []
     for prompt_graphs in (True, False):
-        launching = Launching(prompt_graphs=prompt_graphs)
+        launching = Launching(prompt_graphs=prompt_graphs, warm_up=False)
         engine = engine_of(
             folder, dtype="bfloat16", launching=launching, max_step_tokens=512, attention_backend=attention
         )
@@ -126,7 +126,7 @@ def test_padding_and_cached_prefixes_change_nothing_but_rounding(
     asked = Sampling(max_tokens=1, temperature=0.0, num_logprobs=5)
     answers: list[list[float]] = []
     for prompt_graphs in (True, False):
-        launching = Launching(prompt_graphs=prompt_graphs)
+        launching = Launching(prompt_graphs=prompt_graphs, warm_up=False)
         engine = engine_of(folder, dtype=dtype, attention_backend=attention, launching=launching, max_step_tokens=1024)
         for length in (33, 300, 999):  # the last one behind pages of the one before
             engine.core.submit(Request(length, array("i", prompt[:length]), length, asked, 0.0, 1e9))

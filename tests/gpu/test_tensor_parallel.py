@@ -174,7 +174,9 @@ def test_a_rank_that_fails_ends_the_waits_of_the_others_at_once() -> None:
 
 def engine_of(folder: Path, tp_size: int, **options: object) -> Engine:
     collective = options.pop("collective", "auto")
-    settings = {"device": "cuda", "kv_memory": 2 << 30, "max_step_tokens": 256, "max_model_len": 1024} | options
+    settings: dict[str, object] = {"device": "cuda", "kv_memory": 2 << 30, "max_step_tokens": 256, "max_model_len": 1024}
+    settings["launching"] = Launching(warm_up=False)  # every graph's size would take a while, for few tokens each
+    settings |= options
     return build_engine(EngineConfig(str(folder), parallel=Parallel(tp_size, str(collective)), **settings))  # type: ignore[arg-type]
 
 
@@ -198,7 +200,8 @@ def test_graphs_draw_what_launches_draw_on_two_ranks(folder: Path, temperature: 
     sampling = Sampling(max_tokens=NUM_NEW, temperature=temperature, top_p=0.9, seed=5)
     answers = []
     for decode_graphs in (True, False):
-        engine = engine_of(folder, 2, dtype="bfloat16", launching=Launching(decode_graphs=decode_graphs))
+        launching = Launching(decode_graphs=decode_graphs, prompt_graphs=False, warm_up=False)
+        engine = engine_of(folder, 2, dtype="bfloat16", launching=launching)
         answers.append([generate(engine, prompts()[:count], sampling) for count in (1, 3, 9)])
         engine.close()
     assert answers[0] == answers[1]
