@@ -11,6 +11,7 @@ import sys
 import time
 from array import array
 from collections import deque
+from collections.abc import Callable
 
 from bench.report import percentile
 from engine.core.config import SchedulerConfig
@@ -30,6 +31,14 @@ class InstantExecutor:
     def launch(self, plan: StepPlan) -> None:
         """See Executor."""
         self._launched.append(plan)
+
+    @property
+    def ready(self) -> bool:
+        """See Executor: whoever collects has waited."""
+        return True
+
+    def when_ready(self, call: Callable[[], None]) -> None:
+        """See Executor: nobody waits."""
 
     def collect(self) -> StepOutput:
         """See Executor."""

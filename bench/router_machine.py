@@ -4,7 +4,7 @@ Constants are measurements of docs/results/h200.md (Llama-3.1-8B shapes, this en
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from engine.core.types import KVLayout, StepOutput, StepPlan
@@ -67,6 +67,14 @@ class ClockExecutor:
         self.busy.prefill_s += prefill_ms / 1e3
         self.busy.decode_s += decode_ms / 1e3
         self._launched.append((plan, self.step_s))
+
+    @property
+    def ready(self) -> bool:
+        """See Executor: whoever collects has waited."""
+        return True
+
+    def when_ready(self, call: Callable[[], None]) -> None:
+        """See Executor: nobody waits."""
 
     def collect(self) -> StepOutput:
         """The step's rows, with a token where one was to be drawn."""

@@ -9,7 +9,7 @@ request, the row's token of step n+1 is dropped, and the pages that step n+1 may
 import heapq
 from array import array
 from collections import deque
-from collections.abc import Collection, MutableSequence, Sequence
+from collections.abc import Callable, Collection, MutableSequence, Sequence
 
 from engine.core.config import SchedulerConfig
 from engine.core.errors import IllegalEvent, InvalidRequest, Overloaded
@@ -185,6 +185,15 @@ class EngineCore:
             heapq.heappop(self._deadlines)
         return self._deadlines[0][0] if self._deadlines else None
 
+    @property
+    def is_waiting(self) -> bool:
+        """A step is under way that `commit` would wait for."""
+        return bool(self._in_flight) and not self._executor.ready
+
+    def when_ready(self, call: Callable[[], None]) -> None:
+        """See Executor."""
+        self._executor.when_ready(call)
+
     def step(self, now: float) -> StepResult:
         """Launch the next plan if there is one, then commit the oldest step unless the device could do with more."""
         if self.launch(now) and len(self._in_flight) < self.config.max_in_flight:
@@ -192,7 +201,7 @@ class EngineCore:
         return self.commit()
 
     def launch(self, now: float) -> bool:
-        """Plan and launch one step, if there is room in flight and anything to compute. For own loops (simulator)."""
+        """Plan and launch one step, if there is room in flight and anything to compute. For own loops."""
         self._expire(now)
         if len(self._in_flight) >= self.config.max_in_flight:
             return False
@@ -210,7 +219,7 @@ class EngineCore:
         return True
 
     def commit(self) -> StepResult:
-        """Collect the oldest launched step, if any, and report all that happened. For own loops (simulator)."""
+        """Collect the oldest launched step, if any, and report all that happened. For own loops."""
         if self._in_flight:
             plan, states = self._in_flight.popleft()
             output = self._executor.collect()
@@ -228,7 +237,7 @@ class EngineCore:
         return self.take_result()
 
     def take_result(self) -> StepResult:
-        """All that happened and was not reported. For own loops (simulator), after `launch`."""
+        """All that happened and was not reported. For own loops, after `launch`."""
         result, self._result = self._result, StepResult()
         return result
 

@@ -1,5 +1,6 @@
 """The port between the pure core and the hardware. engine.runtime implements it; tests use a fake."""
 
+from collections.abc import Callable
 from typing import Protocol
 
 from engine.core.types import StepOutput, StepPlan
@@ -13,6 +14,13 @@ class Executor(Protocol):
 
     def collect(self) -> StepOutput:
         """Wait for the oldest launched step that was not collected, and return its output."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether `collect` would not wait: the oldest launched step has ended, well or not."""
+
+    def when_ready(self, call: Callable[[], None]) -> None:
+        """Call it whenever a step has ended, from any thread: it may only wake somebody. To be said before launches."""
 
     def close(self) -> None:
         """Free the device. No step may be in flight."""

@@ -1,4 +1,5 @@
-"""The executor port over a StepRunner and one thread, so that launching never waits: not for a CPU step either.
+"""The executor port over a StepRunner and two threads: launching never waits, not for a CPU step either, and who wants
+to do something else until a step ends is woken then.
 
 With several ranks there is a runner and a thread for each, on a device of its own. How an error ends:
 
@@ -29,18 +30,57 @@ class ThreadedExecutor:
     def __init__(self, runner: StepRunner) -> None:
         self._runner = runner
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="executor", initializer=runner.use_device)
-        self._launched: deque[Future[PendingStep]] = deque()
+        self._steps = _Steps(runner.use_device)
 
     def launch(self, plan: StepPlan) -> None:
         """See Executor."""
-        self._launched.append(self._thread.submit(self._runner.start, plan))
+        started = self._thread.submit(self._runner.start, plan)
+        self._steps.add(lambda: started.result().wait())
 
     def collect(self) -> StepOutput:
         """See Executor."""
-        return self._launched.popleft().result().wait()
+        return self._steps.collect()
+
+    @property
+    def ready(self) -> bool:
+        """See Executor."""
+        return self._steps.ready
+
+    def when_ready(self, call: Callable[[], None]) -> None:
+        """See Executor."""
+        self._steps.wake = call
 
     def close(self) -> None:
         """See Executor. Steps that were launched and not collected still run to their end."""
+        self._thread.shutdown(wait=True)
+        self._steps.close()
+
+
+class _Steps:
+    """Launched steps, whose ends a thread awaits in order."""
+
+    def __init__(self, use_device: Callable[[], None]) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="step-end", initializer=use_device)
+        self._ends: deque[Future[StepOutput]] = deque()
+        self.wake: Callable[[], None] = lambda: None
+
+    def add(self, wait: Callable[[], StepOutput]) -> None:
+        """`wait` returns the next step's output, or raises."""
+        end = self._thread.submit(wait)
+        end.add_done_callback(lambda _: self.wake())
+        self._ends.append(end)
+
+    def collect(self) -> StepOutput:
+        """Of the oldest step."""
+        return self._ends.popleft().result()
+
+    @property
+    def ready(self) -> bool:
+        """The oldest step has ended."""
+        return bool(self._ends) and self._ends[0].done()
+
+    def close(self) -> None:
+        """Wait for all of them."""
         self._thread.shutdown(wait=True)
 
 
@@ -58,29 +98,40 @@ class RankedExecutor:
             ThreadPoolExecutor(1, thread_name_prefix=f"executor-{rank}", initializer=runner.use_device)
             for rank, runner in enumerate(runners)
         ]
-        self._launched: deque[list[Future[PendingStep]]] = deque()
+        self._steps = _Steps(runners[0].use_device)
+        self._later: deque[list[Future[PendingStep]]] = deque()
+        """Launched, and maybe not ended."""
         self._aborted = False
         """Set before `abort` is called: a step that ended and finds it unset was not touched by it."""
 
     def launch(self, plan: StepPlan) -> None:
         """See Executor."""
-        self._launched.append(
-            [
-                thread.submit(self._start, runner, plan)
-                for thread, runner in zip(self._threads, self._runners, strict=True)
-            ]
-        )
+        ranks = zip(self._threads, self._runners, strict=True)
+        self._later.append([thread.submit(self._start, runner, plan) for thread, runner in ranks])
+        self._steps.add(self._end)
 
     def collect(self) -> StepOutput:
         """See Executor."""
-        steps = self._launched.popleft()
+        return self._steps.collect()
+
+    @property
+    def ready(self) -> bool:
+        """See Executor."""
+        return self._steps.ready
+
+    def when_ready(self, call: Callable[[], None]) -> None:
+        """See Executor."""
+        self._steps.wake = call
+
+    def _end(self) -> StepOutput:
+        steps = self._later.popleft()
         _raise_errors(steps)
         first, *others = [step.result() for step in steps]
         output = first.wait()
         for other in others:
             other.stopwatch.wait()
         if self._aborted:
-            for later in self._launched:
+            for later in list(self._later):
                 _raise_errors(later)
             raise RankLost("a rank of this worker failed while the step ran")
         return output
@@ -89,6 +140,7 @@ class RankedExecutor:
         """See Executor. Steps that were launched and not collected still run to their end."""
         for thread in self._threads:
             thread.shutdown(wait=True)
+        self._steps.close()
 
     def _start(self, runner: StepRunner, plan: StepPlan) -> PendingStep:
         started = False

@@ -82,7 +82,7 @@ class RowTable:
         )
         self.pages_RP[slot].fill_(self._filler_page)
         self.fields_RF[slot] = to_device(_fields(sampling), self.device)
-        # Not an assignment: torch copies a number into one place from ordinary memory, and waits for the step in flight.
+        # Not assigned: torch would copy the number from ordinary memory, and wait for the step in flight.
         self.seeds_R[slot].fill_(seed_bits(sampling.seed))
 
     def _append_pages(self, new_pages: list[tuple[int, list[int]]]) -> None:

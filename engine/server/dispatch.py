@@ -125,13 +125,18 @@ class Dispatch(Generic[C, O]):
         """The transfer thread reports."""
         self._perform(self._role.on_outcome(outcome, now), now)
 
-    def on_result(self, result: StepResult, now: float) -> None:
-        """A step was committed, or something else changed in the core."""
+    def on_result(self, result: StepResult, now: float, *, may_report: bool = True) -> None:
+        """A step was committed, or something else changed in the core.
+
+        Args:
+            may_report: whether this is a time for a load report. Routers take new reports for a sign of life, so there
+                are none while a step goes on that may never end.
+        """
         if result:
             self._sessions.add_rows(result)  # before the words: the last one ends the ownership
             self._perform(self._role.on_result(result, now), now)
         self._tell_events()
-        if now >= self.load_due_s:
+        if may_report and now >= self.load_due_s:
             self.load_due_s = now + LOAD_INTERVAL_S
             self._report_load(now)
 

@@ -1,4 +1,8 @@
-"""The engine thread: commands in, steps, frames out. It never waits for a transfer, a socket or a client."""
+"""The engine thread: commands in, steps, frames out. It never waits for a transfer, a socket or a client.
+
+Nor for a step: what comes while one runs is handled at once, so that pages are reserved, and requests ended, within
+microseconds. The thread sleeps until a command, the outcome of a transfer or the end of a step wakes it.
+"""
 
 import logging
 import threading
@@ -19,6 +23,8 @@ O = TypeVar("O")  # noqa: E741
 C_contra = TypeVar("C_contra", contravariant=True)
 O_co = TypeVar("O_co", covariant=True)
 
+LONGEST_SLEEP_S = 60.0
+"""Without anything to wait for: what wakes the thread is said, so this is only a bound."""
 STOP_STEPS_S = 2.0
 """How long `stop` lets steps that were launched come home."""
 
@@ -60,6 +66,9 @@ class EngineLoop(Generic[C, O]):
         dispatch = DispatchPorts(ports.transfers.submit, logger.warning, ports.observers, ports.feed)
         self._dispatch: Dispatch[C, O] = Dispatch(core, role, dispatch)
         self._stopping = False
+        self._moved = False
+        """The last turn launched or committed a step: the next one may do more without being woken."""
+        core.when_ready(inbox.wake)
         self._busy_since_s: float | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -92,7 +101,7 @@ class EngineLoop(Generic[C, O]):
             self._dispatch.on_event(event, now)
         for outcome in self._ports.transfers.outcomes():
             self._dispatch.on_outcome(outcome, now)
-        self._flush()  # before the step, which may wait for the device
+        self._flush()  # before the step, whose plan takes a while
         self._step()
         self._flush()
         if self._dispatch.may_exit(now):
@@ -100,24 +109,34 @@ class EngineLoop(Generic[C, O]):
 
     def _idle_s(self) -> float:
         """How long the loop may sleep when nobody wakes it."""
-        if self._core.has_work:
+        if self._core.has_work and (self._moved or not self._core.is_waiting):
             return 0.0
-        self._busy_since_s = None
-        load_due_s, deadline_s = self._dispatch.load_due_s, self._core.next_deadline_s()
-        wake_s = load_due_s if deadline_s is None else min(load_due_s, deadline_s)
-        return wake_s - self._ports.clock()
+        now = self._ports.clock()
+        due_s = [now + LONGEST_SLEEP_S]
+        if not self._core.has_work:
+            self._busy_since_s = None
+            due_s.append(self._dispatch.load_due_s)
+        deadline_s = self._core.next_deadline_s()
+        if deadline_s is not None:
+            due_s.append(deadline_s)
+        return min(due_s) - now
 
     def _step(self) -> None:
         started = self._ports.clock()
         if self._busy_since_s is None and self._core.has_work:
             self._busy_since_s = started
-        result = self._core.step(started)
+        self._moved = self._core.launch(started)
+        if self._moved or self._core.is_waiting:
+            result = self._core.take_result()
+        else:
+            result = self._core.commit()
+            self._moved = result.step_id >= 0
         now = self._ports.clock()
         if result.step_id >= 0 and self._busy_since_s is not None:
             for observer in self._ports.observers:
                 observer.stepped(len(result.ids), now - self._busy_since_s)
             self._busy_since_s = now
-        self._dispatch.on_result(result, now)
+        self._dispatch.on_result(result, now, may_report=self._moved or not self._core.is_waiting)
 
     def _flush(self) -> None:
         frames = self._dispatch.take_frames()

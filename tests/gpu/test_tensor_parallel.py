@@ -174,7 +174,12 @@ def test_a_rank_that_fails_ends_the_waits_of_the_others_at_once() -> None:
 
 def engine_of(folder: Path, tp_size: int, **options: object) -> Engine:
     collective = options.pop("collective", "auto")
-    settings: dict[str, object] = {"device": "cuda", "kv_memory": 2 << 30, "max_step_tokens": 256, "max_model_len": 1024}
+    settings: dict[str, object] = {
+        "device": "cuda",
+        "kv_memory": 2 << 30,
+        "max_step_tokens": 256,
+        "max_model_len": 1024,
+    }
     settings["launching"] = Launching(warm_up=False)  # every graph's size would take a while, for few tokens each
     settings |= options
     return build_engine(EngineConfig(str(folder), parallel=Parallel(tp_size, str(collective)), **settings))  # type: ignore[arg-type]

@@ -1,6 +1,6 @@
 """What a worker runs before it is ready, on the CPU: real plans through a real executor."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import count
 
 from engine.core.types import StepOutput, StepPlan
@@ -28,6 +28,13 @@ class Recorder:
 
     def launch(self, plan: StepPlan) -> None:
         self.plans.append(plan)
+
+    @property
+    def ready(self) -> bool:
+        return True
+
+    def when_ready(self, call: Callable[[], None]) -> None:
+        """Nobody waits."""
 
     def collect(self) -> StepOutput:
         return StepOutput(0, [])

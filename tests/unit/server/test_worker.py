@@ -4,7 +4,7 @@ import asyncio
 import random
 import threading
 import urllib.request
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import reduce
 from operator import xor
@@ -219,12 +219,32 @@ class StuckExecutor:
     def launch(self, plan: StepPlan) -> None:
         pass
 
+    @property
+    def ready(self) -> bool:
+        return self.let_go.is_set()
+
+    def when_ready(self, call: Callable[[], None]) -> None:
+        self.wake = call
+
     def collect(self) -> StepOutput:
-        self.let_go.wait(TIMEOUT_S)
         raise RuntimeError("the device is gone")
 
     def close(self) -> None:
         pass
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_what_comes_while_a_step_runs_is_handled_at_once() -> None:
+    executor = StuckExecutor()
+    with running("decode", executor=executor) as worker:
+        async with connected(worker) as (router,):
+            router.send(Generate(make_request(1, range(4), max_tokens=2, deadline_s=on_clock(60))))
+            router.send(Generate(make_request(2, range(10**4), max_tokens=2, deadline_s=on_clock(60))))
+            await router.until(lambda: bool(router.finished(2)))
+            assert "10000 tokens" in router.finished(2)[0].message
+            router.send(Cancel(1))
+            await router.until(lambda: bool(router.finished(1)))
+            assert router.finished(1)[0].reason is FinishReason.CANCELLED
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -237,6 +257,7 @@ async def test_a_stuck_engine_is_not_silent_and_a_dead_one_ends_the_worker() -> 
             await router.until(lambda: len(router.loads) > 3 and router.loads[-1].seq == router.loads[-3].seq)
             assert not worker.died
             executor.let_go.set()
+            executor.wake()
             await router.lost()
             assert await asyncio.to_thread(worker.wait, TIMEOUT_S)
             assert worker.died
