@@ -11,7 +11,7 @@ from router.call_state import CallState, Trigger
 from router.calls import CallTable
 from router.chance import RandomSource
 from router.config import RetryConfig
-from router.cost_model import CostModel, Work
+from router.cost_model import CostModel
 from router.events import Effect, Emit, Fail
 from router.flow import Flow
 from router.intake import Intake
@@ -101,7 +101,7 @@ class Supervisor:
         if decision := self._choose(flow, pages, now):
             view = self._chooser.view
             num_computing = len(view.computing(now))
-            self._intake.check_slo(flow, decision, view.workers[decision.computes_prompt], num_computing)
+            self._intake.check_slo(flow, decision, view.workers[decision.computes_prompt], num_computing, now)
 
     def _refuse(self, flow: Flow, error: BatonError) -> None:
         self._stats.outcomes[error.code] += 1
@@ -123,7 +123,7 @@ class Supervisor:
 
     def _begin(self, flow: Flow, pages: PromptPages, decision: RouteDecision, now: float) -> None:
         attempt = Attempt(self._new_id(), decision, self._chooser.view.workers)
-        self._expect(attempt, flow, pages)
+        self._expect(attempt, flow, pages, now)
         flow.sent(attempt, now)
         self._table.by_attempt[attempt.id] = flow
         request = flow.request(attempt.id, now)
@@ -159,11 +159,11 @@ class Supervisor:
         )
         return self._chooser.policy.choose(view, request, now)
 
-    def _expect(self, attempt: Attempt, flow: Flow, pages: PromptPages) -> None:
+    def _expect(self, attempt: Attempt, flow: Flow, pages: PromptPages, now: float) -> None:
         """Where the prompt is computed it counts as cached from now on: the next call with it should go there too."""
         worker = attempt.computes.worker
         cached = attempt.decision.cached_tokens
-        attempt.work = Work(worker.queued_tokens, len(flow.tokens) - cached, cached, worker.queued_pairs)
+        attempt.work = worker.work(len(flow.tokens) - cached, cached, now)
         page_size = worker.info.layout.page_size
         view, digests = self._chooser.view, pages.digests(page_size)
         attempt.expected = view.index.predict(worker.slot, digests, cached // page_size)
@@ -328,7 +328,7 @@ class Supervisor:
 
     def on_report(self, worker: WorkerState, now: float) -> None:
         """That worker said how much it has to do; it may want more."""
-        if self._intake.wants_more(worker):
+        if self._intake.wants_more(worker, now):
             self.send_waiting(now)
 
     # ------------------------------------------------------------------------------------------------- time

@@ -3,6 +3,7 @@
 import random
 import time
 
+import pytest
 import zmq
 import zmq.asyncio
 from zmq.utils.monitor import recv_monitor_message
@@ -13,7 +14,7 @@ from router.events import FeedBatch
 from router.feeds import FeedWord
 from router.kv_follower import FollowerConfig
 from router.prefix_feed import BEHIND_S
-from tests.fakes.kv_feed import PAGE_SIZE, Publisher, Reader, publishing
+from tests.fakes.kv_feed import PAGE_SIZE, TIMEOUT_S, Publisher, Reader, publishing
 
 
 def lose(reader: Reader, num_batches: int) -> set[int]:
@@ -97,19 +98,21 @@ async def test_what_cannot_be_replayed_any_more_is_a_snapshot() -> None:
             assert reader.feed._counts.losses == 1
 
 
-async def test_a_reader_that_is_too_slow_catches_up() -> None:
-    for max_batches in (100_000, 20):  # by replay, by snapshot
-        limits = FeedLimits(max_batches=max_batches, subscriber_batches=10)
-        with publishing(limits=limits) as publisher:
-            async with Reader(publisher.place, FollowerConfig(state_s=0.05, max_unread=10)) as reader:
-                publisher.store([1, 2, 3, 4])
-                await reader.follows(publisher)
-                # The reader's loop stands still meanwhile: sockets' buffers fill, and the publisher lets batches go.
-                for step in range(600):
-                    publisher.store([step] * (500 * PAGE_SIZE))
-                await reader.follows(publisher)
-                assert reader.feed._counts.gaps
-                assert bool(reader.feed._counts.losses) == (max_batches == 20)
+@pytest.mark.parametrize("max_batches", [100_000, 20])
+async def test_a_reader_that_is_too_slow_catches_up(max_batches: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a replay, however long it takes; by a snapshot where the batches are gone."""
+    monkeypatch.setattr("router.prefix_feed.REPLAY_S", TIMEOUT_S)
+    with publishing(limits=FeedLimits(max_batches=max_batches, subscriber_batches=10)) as publisher:
+        async with Reader(publisher.place, FollowerConfig(state_s=0.05, max_unread=10)) as reader:
+            publisher.store([1, 2, 3, 4])
+            await reader.follows(publisher)
+            # The reader's loop stands still meanwhile: sockets' buffers fill, and the publisher lets batches go.
+            for step in range(400):
+                publisher.store([step] * (500 * PAGE_SIZE))
+            publisher.wait()
+            await reader.follows(publisher)
+            assert reader.feed._counts.gaps
+            assert bool(reader.feed._counts.losses) == (max_batches == 20)
 
 
 async def test_a_publisher_that_starts_again_is_another_one() -> None:
