@@ -3,7 +3,9 @@
 from collections.abc import Hashable, Sequence
 
 _SOLVE_EVERY = 16
-"""Observations of others after which a key's coefficients are computed anew."""
+"""Observations after which a key's coefficients are computed anew; sooner while it has little evidence, since then each
+one counts.
+"""
 _TINY = 1e-12
 """Keeps a system solvable in which a feature was always 0."""
 _FAMILY_WEIGHT = 16.0
@@ -114,7 +116,6 @@ class FitFamily:
         for each in (self._family, fit):
             self._age(each)
             each.add(x, y, usual)
-            each.solved = -1
 
     def coefficients(self, key: Hashable) -> list[float]:
         """The fit of one key; the family's for an unknown one."""
@@ -139,7 +140,7 @@ class FitFamily:
         """Ridge towards `prior`, each coefficient of it as sure as `weight` observations of the family make it on
         average: a key that has seen short prompts only knows nothing of its own about long ones.
         """
-        if fit.solved >= 0 and self._count - fit.solved < _SOLVE_EVERY:
+        if fit.solved >= 0 and self._count - fit.solved < min(_SOLVE_EVERY, 1 + fit.count / 8):
             return fit.coefficients
         self._age(fit)
         size, family = len(prior), self._family
