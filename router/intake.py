@@ -31,6 +31,11 @@ class Intake:
         """What a call is told that had to go for another tenant's."""
         return self._admission.overloaded(self._call_s)
 
+    @property
+    def num_waiting(self) -> int:
+        """Calls that wait here for their turn."""
+        return self._admission.num_waiting
+
     def leave(self, flow: Flow) -> None:
         """The call is over."""
         self._admission.leave(flow.key)

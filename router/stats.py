@@ -16,7 +16,9 @@ class RouterStats:
     resumed: int = 0
     """Of the retries, those of calls that had tokens already."""
     routes: Counter[str] = field(default_factory=Counter)
-    """"pair" and "whole"."""
+    """"pair", "whole", "move" and "hedge"."""
+    hedges_won: int = 0
+    """Calls whose first token came from the second attempt."""
     workers_lost: int = 0
     workers_hung: int = 0
     prompt_tokens: int = 0
