@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +12,7 @@ from deploy.cluster import EMBEDDED
 from engine.core.errors import InvalidRequest
 from engine.runtime.config import COLLECTIVES, KV_DTYPES, EngineConfig, Formats, Parallel, parse_kv_memory
 from engine.server.config import TRANSPORTS
+from engine.server.kv_events.config import FeedConfig, parse_feed
 from router.dialect.dialect import REASONING_PARSERS, TOOL_PARSERS
 from router.doors.config import DoorConfig
 from router.logs import LOG_FORMATS
@@ -40,6 +41,8 @@ class ServiceConfig:
     """See `model_name`."""
     transport: str = "auto"
     policy: str = "cost"
+    kv_events: FeedConfig | None = None
+    """Where the first worker publishes prefix events; each further one two ports on, unless it takes free ones."""
     doors: DoorConfig = field(default_factory=DoorConfig)
     ray_address: str = EMBEDDED
     gateway: GatewayConfig = field(default_factory=GatewayConfig)
@@ -52,6 +55,8 @@ class ServiceConfig:
         for name, port in (("port", self.port), ("grpc-port", self.grpc_port), ("admin-port", self.admin_port)):
             if not 0 <= port <= 65535:
                 raise InvalidRequest(f"must be 0 to 65535, not {port}", param=name)
+        if self.kv_events and self.kv_events.port + 2 * self.num_workers > 65_536:
+            raise InvalidRequest(f"{self.num_workers} workers need two ports each", param="kv-events")
         if self.port == self.grpc_port != 0:
             raise InvalidRequest(f"HTTP and gRPC cannot share {self.port}", param="grpc-port")
         for name, value, choices in (
@@ -73,6 +78,13 @@ class ServiceConfig:
     def num_workers(self) -> int:
         """Worker processes."""
         return self.num_decode if self.colocated else self.num_prefill + self.num_decode
+
+    def feed_of(self, number: int) -> FeedConfig | None:
+        """Of worker `number`, counted over all of them."""
+        feed = self.kv_events
+        if feed is None or not feed.port:
+            return feed
+        return replace(feed, port=feed.port + 2 * number, replay_port=feed.replay_port + 2 * number)
 
     @property
     def prefill_ranks(self) -> int:
@@ -120,6 +132,7 @@ FLAGS = (
     Flag("page_size", int | None, None, "Tokens in a KV page; 16 on CPU and 128 on CUDA when left out."),
     Flag("kv_memory", str | None, None, "KV pages on each device of a worker: bytes (1GiB on CPU) or a share (0.9)."),
     Flag("transport", str, "auto", f"How pages move between workers: {', '.join(TRANSPORTS)}."),
+    Flag("kv_events", str, "", "Workers publish prefix events: tcp://HOST:PORT or curve://HOST:PORT; 0: free ports."),
     Flag("policy", str, "cost", f"How workers are chosen; cost: by expected ms. One of {', '.join(POLICY_NAMES)}."),
     Flag("tenants", str | None, None, "TOML file of tenants and their keys' hashes; everybody may call when left out."),
     Flag("otlp_endpoint", str | None, None, "Base URL of an OpenTelemetry collector that gets traces of requests."),
@@ -160,6 +173,7 @@ def service_config(values: dict[str, Any], *, ray_address: str) -> ServiceConfig
         name=values["model_name"],
         transport=values["transport"],
         policy=values["policy"],
+        kv_events=parse_feed(values["kv_events"]),
         doors=DoorConfig(tool_parser=values["tool_parser"], reasoning_parser=values["reasoning_parser"]),
         ray_address=ray_address,
         gateway=GatewayConfig(
