@@ -21,6 +21,23 @@ from router.server_config import GatewayConfig
 
 
 @dataclass(frozen=True, slots=True)
+class Links:
+    """What workers say to others than routers."""
+
+    transport: str = "auto"
+    """How pages move between them."""
+    kv_events: FeedConfig | None = None
+    """Where the first worker publishes prefix events; each further one two ports on, unless it takes free ones."""
+
+    def feed_of(self, number: int) -> FeedConfig | None:
+        """Of worker `number`, counted over all of them."""
+        feed = self.kv_events
+        if feed is None or not feed.port:
+            return feed
+        return replace(feed, port=feed.port + 2 * number, replay_port=feed.replay_port + 2 * number)
+
+
+@dataclass(frozen=True, slots=True)
 class ServiceConfig:
     """What runs where. Worker processes share one engine config; each has its own pages."""
 
@@ -39,10 +56,8 @@ class ServiceConfig:
     """Of the router's admin door, on loopback; 0 takes any free one."""
     name: str = ""
     """See `model_name`."""
-    transport: str = "auto"
+    links: Links = field(default_factory=Links)
     policy: str = "cost"
-    kv_events: FeedConfig | None = None
-    """Where the first worker publishes prefix events; each further one two ports on, unless it takes free ones."""
     doors: DoorConfig = field(default_factory=DoorConfig)
     ray_address: str = EMBEDDED
     gateway: GatewayConfig = field(default_factory=GatewayConfig)
@@ -55,12 +70,12 @@ class ServiceConfig:
         for name, port in (("port", self.port), ("grpc-port", self.grpc_port), ("admin-port", self.admin_port)):
             if not 0 <= port <= 65535:
                 raise InvalidRequest(f"must be 0 to 65535, not {port}", param=name)
-        if self.kv_events and self.kv_events.port + 2 * self.num_workers > 65_536:
+        if self.links.kv_events and self.links.kv_events.port + 2 * self.num_workers > 65_536:
             raise InvalidRequest(f"{self.num_workers} workers need two ports each", param="kv-events")
         if self.port == self.grpc_port != 0:
             raise InvalidRequest(f"HTTP and gRPC cannot share {self.port}", param="grpc-port")
         for name, value, choices in (
-            ("transport", self.transport, TRANSPORTS),
+            ("transport", self.links.transport, TRANSPORTS),
             ("policy", self.policy, POLICY_NAMES),
             ("log-format", self.gateway.log_format, ("", *LOG_FORMATS)),
             ("tool-parser", self.doors.tool_parser, TOOL_PARSERS),
@@ -78,13 +93,6 @@ class ServiceConfig:
     def num_workers(self) -> int:
         """Worker processes."""
         return self.num_decode if self.colocated else self.num_prefill + self.num_decode
-
-    def feed_of(self, number: int) -> FeedConfig | None:
-        """Of worker `number`, counted over all of them."""
-        feed = self.kv_events
-        if feed is None or not feed.port:
-            return feed
-        return replace(feed, port=feed.port + 2 * number, replay_port=feed.replay_port + 2 * number)
 
     @property
     def prefill_ranks(self) -> int:
@@ -171,9 +179,8 @@ def service_config(values: dict[str, Any], *, ray_address: str) -> ServiceConfig
         grpc_port=values["grpc_port"],
         admin_port=values["admin_port"],
         name=values["model_name"],
-        transport=values["transport"],
+        links=Links(values["transport"], parse_feed(values["kv_events"])),
         policy=values["policy"],
-        kv_events=parse_feed(values["kv_events"]),
         doors=DoorConfig(tool_parser=values["tool_parser"], reasoning_parser=values["reasoning_parser"]),
         ray_address=ray_address,
         gateway=GatewayConfig(

@@ -192,8 +192,8 @@ class Service:
             worker_id=worker_id,
             cluster_key=self._cluster_key.encode(),
             model_name=self._config.model_name,
-            transport=self._config.transport,
-            kv_events=self._config.feed_of(number),
+            transport=self._config.links.transport,
+            kv_events=self._config.links.feed_of(number),
         )
 
         def launch() -> RayProcess:

@@ -16,9 +16,7 @@ class RouterStats:
     resumed: int = 0
     """Of the retries, those of calls that had tokens already."""
     routes: Counter[str] = field(default_factory=Counter)
-    """"pair", "whole", "move" and "hedge"."""
-    hedges_won: int = 0
-    """Calls whose first token came from the second attempt."""
+    """"pair", "whole", "move", "hedge", and "hedge_won": hedges that the first token came from."""
     workers_lost: int = 0
     workers_hung: int = 0
     prompt_tokens: int = 0

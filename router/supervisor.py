@@ -237,7 +237,7 @@ class Supervisor:
         """Attempt `id` of two is first: the other one ends, and its pages go back."""
         attempt = flow.attempt_of(id)
         assert attempt is not None, "it is one of them"
-        self._stats.hedges_won += attempt is flow.rival
+        self._stats.routes["hedge_won"] += attempt is flow.rival
         other = flow.keep(attempt)
         self._chooser.hedging.observe(other.work.new, now - other.sent_s)
         self._settle(other)
@@ -283,9 +283,10 @@ class Supervisor:
 
     def leg_failed(self, flow: Flow, attempt: Attempt, failure: Failure, now: float) -> None:
         """One leg is over: settle the other, and try again unless nothing is missing or trying is pointless."""
-        if flow.rival is not None:
+        others = [each for each in flow.attempts if each is not attempt]
+        if others:
             self._blame(flow, attempt, failure, now)
-            flow.keep(flow.rival if attempt is flow.attempt else flow.attempt)
+            flow.keep(others[0])
             self._settle(attempt)
             return
         end = flow.own_end()

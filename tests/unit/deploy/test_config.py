@@ -68,11 +68,11 @@ def test_every_flag_is_explained() -> None:
 
 def test_each_worker_publishes_prefix_events_at_ports_of_its_own() -> None:
     config = service_config(values(kv_events="curve://0.0.0.0:6000", decode=2), ray_address="auto")
-    feeds = [config.feed_of(number) for number in range(config.num_workers)]
+    feeds = [config.links.feed_of(number) for number in range(config.num_workers)]
     assert [(feed.port, feed.replay_port) for feed in feeds if feed] == [(6000, 6001), (6002, 6003), (6004, 6005)]
     free = service_config(values(kv_events="tcp://127.0.0.1:0"), ray_address="auto")
-    assert free.feed_of(1) == parse_feed("tcp://127.0.0.1:0")
-    assert service_config(values(), ray_address="auto").feed_of(0) is None
+    assert free.links.feed_of(1) == parse_feed("tcp://127.0.0.1:0")
+    assert service_config(values(), ray_address="auto").links.feed_of(0) is None
     for wrong in ("tcp://127.0.0.1:65534", "udp://127.0.0.1:1"):
         with pytest.raises(InvalidRequest, match=r"kv-events|two ports"):
             service_config(values(kv_events=wrong), ray_address="auto")

@@ -78,7 +78,7 @@ def test_the_second_attempt_answers_and_the_first_ends() -> None:
     (client,) = world.clients.values()
     assert client.tokens == client.expected, "as the first attempt would have answered"
     stats = world.core.stats
-    assert (stats.routes["hedge"], stats.hedges_won, stats.retries.total()) == (1, 1, 0)
+    assert (stats.routes["hedge"], stats.routes["hedge_won"], stats.retries.total()) == (1, 1, 0)
     world.settle(for_s=6.0)  # the first worker goes on, hears that it need not, and has nothing left
 
 
@@ -93,7 +93,7 @@ def test_the_first_attempt_may_still_win() -> None:
         session.hung_until_s = 0.0
     world.hang(flow.rival.computes.worker.key, 5.0)
     world.run(until_s=3.0)
-    assert world.clients[1].tokens == world.clients[1].expected and not world.core.stats.hedges_won
+    assert world.clients[1].tokens == world.clients[1].expected and not world.core.stats.routes["hedge_won"]
     world.settle(for_s=6.0)
 
 
@@ -162,7 +162,7 @@ async def test_over_real_sessions_a_worker_that_stands_still_delays_nobody() -> 
                 assert tokens_of(deltas) == answer(call.tokens, call.sampling)
                 timing = deltas[-1].timing
                 assert timing is not None and timing.prefill_worker == "p1"
-            assert core.stats.hedges_won == 2
+            assert core.stats.routes["hedge_won"] == 2
             workers["p0"].frozen = False
             await until(lambda: all(worker.worker.idle for worker in workers.values()))
     finally:
