@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,11 +12,29 @@ from deploy.cluster import EMBEDDED
 from engine.core.errors import InvalidRequest
 from engine.runtime.config import COLLECTIVES, KV_DTYPES, EngineConfig, Formats, Parallel, parse_kv_memory
 from engine.server.config import TRANSPORTS
+from engine.server.kv_events.config import FeedConfig, parse_feed
 from router.dialect.dialect import REASONING_PARSERS, TOOL_PARSERS
 from router.doors.config import DoorConfig
 from router.logs import LOG_FORMATS
 from router.policies.registry import POLICY_NAMES
 from router.server_config import GatewayConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Links:
+    """What workers say to others than routers."""
+
+    transport: str = "auto"
+    """How pages move between them."""
+    kv_events: FeedConfig | None = None
+    """Where the first worker publishes prefix events; each further one two ports on, unless it takes free ones."""
+
+    def feed_of(self, number: int) -> FeedConfig | None:
+        """Of worker `number`, counted over all of them."""
+        feed = self.kv_events
+        if feed is None or not feed.port:
+            return feed
+        return replace(feed, port=feed.port + 2 * number, replay_port=feed.replay_port + 2 * number)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +56,7 @@ class ServiceConfig:
     """Of the router's admin door, on loopback; 0 takes any free one."""
     name: str = ""
     """See `model_name`."""
-    transport: str = "auto"
+    links: Links = field(default_factory=Links)
     policy: str = "cost"
     doors: DoorConfig = field(default_factory=DoorConfig)
     ray_address: str = EMBEDDED
@@ -52,10 +70,12 @@ class ServiceConfig:
         for name, port in (("port", self.port), ("grpc-port", self.grpc_port), ("admin-port", self.admin_port)):
             if not 0 <= port <= 65535:
                 raise InvalidRequest(f"must be 0 to 65535, not {port}", param=name)
+        if self.links.kv_events and self.links.kv_events.port + 2 * self.num_workers > 65_536:
+            raise InvalidRequest(f"{self.num_workers} workers need two ports each", param="kv-events")
         if self.port == self.grpc_port != 0:
             raise InvalidRequest(f"HTTP and gRPC cannot share {self.port}", param="grpc-port")
         for name, value, choices in (
-            ("transport", self.transport, TRANSPORTS),
+            ("transport", self.links.transport, TRANSPORTS),
             ("policy", self.policy, POLICY_NAMES),
             ("log-format", self.gateway.log_format, ("", *LOG_FORMATS)),
             ("tool-parser", self.doors.tool_parser, TOOL_PARSERS),
@@ -120,6 +140,7 @@ FLAGS = (
     Flag("page_size", int | None, None, "Tokens in a KV page; 16 on CPU and 128 on CUDA when left out."),
     Flag("kv_memory", str | None, None, "KV pages on each device of a worker: bytes (1GiB on CPU) or a share (0.9)."),
     Flag("transport", str, "auto", f"How pages move between workers: {', '.join(TRANSPORTS)}."),
+    Flag("kv_events", str, "", "Workers publish prefix events: tcp://HOST:PORT or curve://HOST:PORT; 0: free ports."),
     Flag("policy", str, "cost", f"How workers are chosen; cost: by expected ms. One of {', '.join(POLICY_NAMES)}."),
     Flag("tenants", str | None, None, "TOML file of tenants and their keys' hashes; everybody may call when left out."),
     Flag("otlp_endpoint", str | None, None, "Base URL of an OpenTelemetry collector that gets traces of requests."),
@@ -158,7 +179,7 @@ def service_config(values: dict[str, Any], *, ray_address: str) -> ServiceConfig
         grpc_port=values["grpc_port"],
         admin_port=values["admin_port"],
         name=values["model_name"],
-        transport=values["transport"],
+        links=Links(values["transport"], parse_feed(values["kv_events"])),
         policy=values["policy"],
         doors=DoorConfig(tool_parser=values["tool_parser"], reasoning_parser=values["reasoning_parser"]),
         ray_address=ray_address,

@@ -180,10 +180,10 @@ class Service:
         config = self._config
         prefill = [] if config.colocated else [f"prefill-{i}" for i in range(config.num_prefill)]
         decode = [f"decode-{i}" for i in range(config.num_decode)]
-        members = [self._worker(name, PrefillWorker) for name in prefill]
-        return members + [self._worker(name, DecodeWorker) for name in decode]
+        kinds = [(name, PrefillWorker) for name in prefill] + [(name, DecodeWorker) for name in decode]
+        return [self._worker(name, actor, number) for number, (name, actor) in enumerate(kinds)]
 
-    def _worker(self, worker_id: str, actor: type[PrefillWorker | DecodeWorker]) -> Member[WorkerInfo]:
+    def _worker(self, worker_id: str, actor: type[PrefillWorker | DecodeWorker], number: int) -> Member[WorkerInfo]:
         num_ranks = self._config.prefill_ranks if actor is PrefillWorker else self._config.decode_ranks
         num_gpus = 0 if self._device == "cpu" else num_ranks
         parallel = replace(self._config.engine.parallel, tp_size=num_ranks)
@@ -192,7 +192,8 @@ class Service:
             worker_id=worker_id,
             cluster_key=self._cluster_key.encode(),
             model_name=self._config.model_name,
-            transport=self._config.transport,
+            transport=self._config.links.transport,
+            kv_events=self._config.links.feed_of(number),
         )
 
         def launch() -> RayProcess:

@@ -17,7 +17,7 @@ from pathlib import Path
 from engine.core.errors import BatonError, InvalidRequest
 from engine.models.hub import resolve_model
 from engine.server.config import CLUSTER_KEY_VARIABLE
-from router.config import AdmissionConfig, RouterConfig
+from router.config import AdmissionConfig, HedgeConfig, RouterConfig
 from router.dialect.dialect import REASONING_PARSERS, TOOL_PARSERS
 from router.doors.config import DoorConfig
 from router.logs import LOG_FORMATS, set_up_logging
@@ -58,6 +58,13 @@ def parser() -> argparse.ArgumentParser:
         "--max-running", type=int, default=AdmissionConfig().max_running, help="requests on workers at once"
     )
     flags.add_argument("--max-queued", type=int, default=AdmissionConfig().max_queued, help="requests that may wait")
+    flags.add_argument(
+        "--hedge",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="send a request whose first token is late to a second pair, too; of all requests this share at most",
+    )
     flags.add_argument("--otlp-endpoint", help="base URL of an OpenTelemetry collector that gets traces")
     flags.add_argument("--drain-s", type=float, default=30.0, help="after SIGTERM, seconds for answers under way")
     flags.add_argument("--drain-notice-s", type=float, default=0.0, help="of these, seconds before nobody can connect")
@@ -94,6 +101,7 @@ def config_of(arguments: argparse.Namespace, environment: Mapping[str, str]) -> 
         policy=arguments.policy,
         limits=RouterConfig(
             admission=AdmissionConfig(arguments.max_running, arguments.max_queued),
+            hedge=HedgeConfig(arguments.hedge),
             public_feeds=arguments.kv_events == "public",
         ),
         gateway=GatewayConfig(arguments.tenants, arguments.otlp_endpoint, arguments.drain_notice_s),

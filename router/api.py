@@ -101,7 +101,7 @@ class PrefixTree:
     nodes: tuple[PrefixNode, ...] = ()
     page_size: int = 0
     left_out: int = 0
-    """Pages that are not followed."""
+    """Pages that are in no node, each worker's for itself: answers, prompts of long ago and of other routers."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,6 +53,7 @@ class CallTable:
         self.by_attempt: dict[int, Flow] = {}
         self.deadlines = Timers()
         self.retries = Timers()
+        self.hedges = Timers()
 
     def add(self, flow: Flow) -> None:
         """A call arrived."""
@@ -64,11 +65,12 @@ class CallTable:
         del self.flows[flow.key]
         self.deadlines.clear(flow.key)
         self.retries.clear(flow.key)
+        self.hedges.clear(flow.key)
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless every live call is either under way or will be looked at again."""
         for attempt, flow in self.by_attempt.items():
-            assert flow.attempt is not None and flow.attempt.id == attempt and flow.key in self.flows
-        assert sum(flow.attempt is not None for flow in self.flows.values()) == len(self.by_attempt)
+            assert flow.attempt_of(attempt) is not None and flow.key in self.flows
+        assert sum(len(flow.attempts) for flow in self.flows.values()) == len(self.by_attempt)
         assert set(self.deadlines.keys()) == self.flows.keys(), "each call has a deadline"
         assert self.flows.keys() >= set(self.retries.keys())

@@ -46,12 +46,21 @@ class AdmissionConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class HedgeConfig:
+    """Whether calls whose first token is late are sent to a second pair of workers; see router.hedging."""
+
+    max_share: float = 0.0
+    """Of all calls, at most; 0 is off."""
+
+
+@dataclass(frozen=True, slots=True)
 class RouterConfig:
     """Everything that RouterCore is built from, except its random source and policy."""
 
     health: HealthConfig = field(default_factory=HealthConfig)
     retry: RetryConfig = field(default_factory=RetryConfig)
     admission: AdmissionConfig = field(default_factory=AdmissionConfig)
+    hedge: HedgeConfig = field(default_factory=HedgeConfig)
     public_feeds: bool = False
     """Read prefix events from workers' public feeds where they have one, not from their sessions."""
     feed_patience_s: float = 3.0

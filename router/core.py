@@ -29,6 +29,7 @@ from router.events import (
 )
 from router.flow import Flow
 from router.frames import FrameReader
+from router.hedging import Hedging
 from router.intake import Intake
 from router.policies.base import Policy
 from router.prompt import cache_salt
@@ -60,7 +61,8 @@ class RouterCore:
         Another router may still reach them, and their transfers may be fine: nothing is broken off early.
         """
         self._effects: list[Effect] = []
-        chooser = Chooser(policy(self.model, rng), self.view, self.model, rng)
+        self.hedging = Hedging(config.hedge)
+        chooser = Chooser(policy(self.model, rng), self.view, self.model, rng, self.hedging)
         window = DispatchWindow(self.view, self.model, config.admission.max_worker_queue_s)
         intake = Intake(self.admission, window, self.model)
         self._supervisor = Supervisor(self.calls, chooser, intake, config.retry, self.stats, self._effects)
@@ -165,12 +167,13 @@ class RouterCore:
         """Every attempt with a leg there is over. A worker that is gone is told nothing, a hung one to end them."""
         for id in list(worker.legs):
             flow = self.calls.by_attempt.get(id)
-            if flow is None or flow.attempt is None:
+            attempt = flow.attempt_of(id) if flow else None
+            if flow is None or attempt is None:
                 continue
-            leg = flow.attempt.leg_on(worker.key)
+            leg = attempt.leg_on(worker.key)
             if leg is not None and cause is Cause.WORKER_LOST:
                 leg.ended()
-            self._supervisor.leg_failed(flow, Failure(cause, worker, message), now)
+            self._supervisor.leg_failed(flow, attempt, Failure(cause, worker, message), now)
 
     def _ask_for_prefixes(self, worker: WorkerState, now: float) -> None:
         feed = self.view.feeds[worker.key]
@@ -218,8 +221,8 @@ class RouterCore:
         owned = {
             (id, leg.worker.key)
             for id, flow in self.calls.by_attempt.items()
-            if flow.attempt
-            for leg in (flow.attempt.prefill, flow.attempt.decode)
+            if (attempt := flow.attempt_of(id))
+            for leg in (attempt.prefill, attempt.decode)
             if leg and leg.open
         }
         assert legs == owned, "a leg without its attempt, or an attempt without its leg"

@@ -33,6 +33,8 @@ class Work(NamedTuple):
     """... after these, which are not."""
     ahead_pairs: int = 0
     """The tokens ahead, each with all tokens before it in its own sequence."""
+    spent_ms: float = 0.0
+    """How long ago the worker said what waits: of that it has done as much since."""
 
     @property
     def pairs(self) -> int:
@@ -62,7 +64,8 @@ class CostModel:
     def prefill_ms(self, worker: str, work: Work) -> tuple[float, float]:
         """(queue, own) ms to the first token."""
         fixed, per_thousand, per_million_pairs = self._prefill.coefficients(worker)
-        queue_ms = per_thousand * work.ahead / 1e3 + per_million_pairs * work.ahead_pairs / 1e6
+        ahead_ms = per_thousand * work.ahead / 1e3 + per_million_pairs * work.ahead_pairs / 1e6
+        queue_ms = max(ahead_ms - work.spent_ms, 0.0)
         return queue_ms, fixed + per_thousand * work.new / 1e3 + per_million_pairs * work.pairs / 1e6
 
     def transfer_ms(self, pair: Hashable, num_bytes: int) -> float:
@@ -77,7 +80,8 @@ class CostModel:
     def on_first_token(self, worker: str, work: Work, took_ms: float) -> None:
         """That much work took so long."""
         features = (1.0, (work.ahead + work.new) / 1e3, (work.ahead_pairs + work.pairs) / 1e6)
-        self._prefill.observe(worker, features, took_ms)
+        ahead_ms, _ = self.prefill_ms(worker, work._replace(spent_ms=0.0))
+        self._prefill.observe(worker, features, took_ms + min(work.spent_ms, ahead_ms))
 
     def on_transfer(self, pair: Hashable, num_bytes: int, took_ms: float) -> None:
         """A handoff's pages arrived."""

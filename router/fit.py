@@ -3,7 +3,9 @@
 from collections.abc import Hashable, Sequence
 
 _SOLVE_EVERY = 16
-"""Observations of others after which a key's coefficients are computed anew."""
+"""Observations after which a key's coefficients are computed anew; sooner while it has little evidence, since then each
+one counts.
+"""
 _TINY = 1e-12
 """Keeps a system solvable in which a feature was always 0."""
 _FAMILY_WEIGHT = 16.0
@@ -47,13 +49,17 @@ def _solve(a: list[list[float]], b: list[float]) -> list[float]:
 class _Fit:
     """Weighted sums of one key: gram = sum w x x^T, rhs = sum w x y."""
 
-    __slots__ = ("coefficients", "count", "gram", "rhs", "seen", "solved")
+    __slots__ = ("coefficients", "count", "gram", "pace", "rhs", "seen", "solved")
 
     def __init__(self, size: int, seen: int) -> None:
         self.gram = [[0.0] * size for _ in range(size)]
         self.rhs = [0.0] * size
         self.count = 0.0
         """Observations, aged."""
+        self.pace = 0.0
+        """Sum of (usual / size)^2: less than `count` where things take longer than they usually do, and errors,
+        which are relative to what they take, weigh less.
+        """
         self.coefficients: list[float] = []
         self.seen = seen
         """Observations of the whole family when the sums were last aged."""
@@ -65,14 +71,18 @@ class _Fit:
             row[:] = [value * factor for value in row]
         self.rhs[:] = [value * factor for value in self.rhs]
         self.count *= factor
+        self.pace *= factor
 
-    def add(self, x: Sequence[float], y: float, weight: float) -> None:
+    def add(self, x: Sequence[float], y: float, usual: float) -> None:
+        size = max(y, usual) or 1.0
+        weight = 1 / (size * size)
         for i, xi in enumerate(x):
             row = self.gram[i]
             for j, xj in enumerate(x):
                 row[j] += weight * xi * xj
             self.rhs[i] += weight * xi * y
         self.count += 1.0
+        self.pace += max(usual * usual * weight, _TINY)
 
 
 class FitFamily:
@@ -95,17 +105,17 @@ class FitFamily:
 
     def observe(self, key: Hashable, x: Sequence[float], y: float) -> None:
         """It took y where the features were x (scaled to be about 1)."""
+        if self._count % _SOLVE_EVERY == 0:
+            self._solved(self._family, self._prior, 1.0)
         self._count += 1
-        usual = self._family.coefficients or self._prior
-        size = max(y, sum(c * xi for c, xi in zip(usual, x, strict=True))) or 1.0
-        weight = 1 / (size * size)
+        coefficients = self._family.coefficients or self._prior
+        usual = sum(c * xi for c, xi in zip(coefficients, x, strict=True))
         fit = self._fits.get(key)
         if fit is None:
             fit = self._fits[key] = _Fit(len(self._prior), self._count)
         for each in (self._family, fit):
             self._age(each)
-            each.add(x, y, weight)
-            each.solved = -1
+            each.add(x, y, usual)
 
     def coefficients(self, key: Hashable) -> list[float]:
         """The fit of one key; the family's for an unknown one."""
@@ -127,14 +137,17 @@ class FitFamily:
             fit.seen = self._count
 
     def _solved(self, fit: _Fit, prior: list[float], weight: float) -> list[float]:
-        """Ridge towards `prior`, each coefficient of it as sure as `weight` observations of the usual kind make it."""
-        if fit.solved >= 0 and self._count - fit.solved < _SOLVE_EVERY:
+        """Ridge towards `prior`, each coefficient of it as sure as `weight` observations of the family make it on
+        average: a key that has seen short prompts only knows nothing of its own about long ones.
+        """
+        if fit.solved >= 0 and self._count - fit.solved < min(_SOLVE_EVERY, 1 + fit.count / 8):
             return fit.coefficients
         self._age(fit)
-        size = len(prior)
+        size, family = len(prior), self._family
         if not fit.count:
             return prior
-        ridge = [max(weight * fit.gram[i][i] / fit.count, _TINY) for i in range(size)]
+        scale = weight * (fit.pace / fit.count) / family.pace
+        ridge = [max(scale * family.gram[i][i], _TINY) for i in range(size)]
         matrix = [[fit.gram[i][j] + (ridge[i] if i == j else 0.0) for j in range(size)] for i in range(size)]
         fit.coefficients = solve_nonnegative(matrix, [fit.rhs[i] + ridge[i] * prior[i] for i in range(size)])
         fit.solved = self._count

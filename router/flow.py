@@ -54,6 +54,7 @@ class Flow:
         "key",
         "milestones",
         "out",
+        "rival",
         "salt",
         "state",
         "tokens",
@@ -69,9 +70,22 @@ class Flow:
         self.tokens = call.tokens[:]
         self.state = CallState.QUEUED
         self.attempt: Attempt | None = None
+        self.rival: Attempt | None = None
+        """A second attempt beside the first, until one of them draws a token or fails."""
         self.out = Outgoing()
         self.trouble = Trouble()
         self.milestones = _Milestones()
+
+    @property
+    def attempts(self) -> tuple[Attempt, ...]:
+        """Those under way."""
+        return tuple(each for each in (self.attempt, self.rival) if each is not None)
+
+    def attempt_of(self, id: int) -> Attempt | None:
+        """The one with that id, if it is under way."""
+        if self.attempt is not None and self.attempt.id == id:
+            return self.attempt
+        return self.rival if self.rival is not None and self.rival.id == id else None
 
     # ---------------------------------------------------------------------------------------- for the next attempt
 
@@ -122,6 +136,16 @@ class Flow:
         self.state = next_state(self.state, Trigger.SENT)
         self.attempt = attempt
         attempt.sent_s = now
+
+    def keep(self, attempt: Attempt) -> Attempt:
+        """Of two attempts, `attempt` is the one that goes on. Returns the other one."""
+        assert self.attempt is not None and self.rival is not None, "there are two"
+        other = self.attempt if attempt is self.rival else self.rival
+        self.attempt, self.rival = attempt, None
+        self.out.drop_prompt()
+        if attempt.started is not None:
+            self.out.set_prompt(min(attempt.started.cached_tokens, self.num_prompt))
+        return other
 
     def on_started(self, attempt: Attempt, worker: str, started: Started) -> None:
         """The prompt's first chunk is being computed. What a decode leg says of its own start is of no interest."""
@@ -180,7 +204,7 @@ class Flow:
     def end(self, trigger: Trigger) -> None:
         """The one outcome of the call."""
         self.state = next_state(self.state, trigger)
-        self.attempt = None
+        self.attempt = self.rival = None
 
     # ------------------------------------------------------------------------------------------------- outcome
 

@@ -86,9 +86,10 @@ class FrameReader:
 
     def _find(self, id: int, worker: WorkerState) -> tuple[Flow, Attempt] | None:
         flow = self._table.by_attempt.get(id)
-        if flow is None or flow.attempt is None or flow.attempt.leg_on(worker.key) is None:
+        attempt = flow.attempt_of(id) if flow else None
+        if flow is None or attempt is None or attempt.leg_on(worker.key) is None:
             return None
-        return flow, flow.attempt
+        return flow, attempt
 
     # ------------------------------------------------------------------------------------------------- tokens
 
@@ -99,12 +100,16 @@ class FrameReader:
         by_attempt, key = self._table.by_attempt, worker.key
         for id, token, logprob in zip(frame.ids, frame.tokens, logprobs, strict=True):
             flow = by_attempt.get(id)
-            if flow is None or (attempt := flow.attempt) is None:
+            if flow is None:
+                continue
+            if flow.rival is not None:
+                self._supervisor.keep(flow, id, now)
+            if (attempt := flow.attempt) is None:
                 continue
             try:
                 first = flow.on_token(attempt, key, token, logprob, now)
             except IllegalEvent as error:
-                self._out_of_turn(flow, worker, error, now)
+                self._out_of_turn(flow, attempt, worker, error, now)
                 continue
             if first:
                 self._on_first_token(flow, attempt, now)
@@ -127,6 +132,7 @@ class FrameReader:
         if predicted.total_ms and took_ms:
             self._model.ttft_error.observe(abs(predicted.queue_ms + predicted.prefill_ms - took_ms) / took_ms)
         self._model.on_first_token(worker.key, work, took_ms)
+        self._supervisor.on_first_token(attempt, now)
         if flow.num_emitted == 1:
             self._stats.prompt_tokens += flow.num_prompt
             self._stats.cached_tokens += min(work.cached, flow.num_prompt)
@@ -148,7 +154,7 @@ class FrameReader:
                 raise IllegalEvent(f"{worker.info.id} adopted a call that it does not decode")
             flow.on_adopted(adopted, now)
         except IllegalEvent as error:
-            self._out_of_turn(flow, worker, error, now)
+            self._out_of_turn(flow, attempt, worker, error, now)
             return
         pair = (attempt.prefill.worker.key, worker.key)
         self._effects.extend(attempt.release_prefill())
@@ -168,7 +174,7 @@ class FrameReader:
             assert leg is not None, "found by its leg"
             leg.ended()
             cause = Cause.PREEMPTED if leg is attempt.prefill else Cause.HANDOFF
-            self._supervisor.leg_failed(flow, Failure(cause, worker, failed.message), now)
+            self._supervisor.leg_failed(flow, attempt, Failure(cause, worker, failed.message), now)
 
     def _on_pair_lost(self, worker: WorkerState, status: PeerStatus, now: float) -> None:
         """Nothing is pulled over that pair: what is computed for it, or waits for pages, need not find out alone.
@@ -176,9 +182,9 @@ class FrameReader:
         For the pair's breaker that is one failure, however many handoffs it ends: the pair proves itself again.
         """
         pair = (peer_key(status.worker_id, status.incarnation), worker.key)
-        lost = [flow for flow in map(self._table.by_attempt.__getitem__, worker.legs) if _hands_over(flow, pair)]
-        for flow in lost:
-            self._supervisor.leg_failed(flow, Failure(Cause.PAIR_LOST, worker, status.message), now)
+        lost = [id for id in worker.legs if _hands_over(self._table.by_attempt[id], id, pair)]
+        for flow, attempt in [found for id in lost if (found := self._find(id, worker))]:
+            self._supervisor.leg_failed(flow, attempt, Failure(Cause.PAIR_LOST, worker, status.message), now)
         if lost:
             self._view.pair_breaker(*pair).on_failure(now)
 
@@ -204,23 +210,24 @@ class FrameReader:
         else:
             leg.ended()
             if done and (leg.kind is LegKind.WHOLE or flow.state is CallState.DECODING):
+                if flow.rival is not None:
+                    self._supervisor.keep(flow, attempt.id, now)
                 self._supervisor.finish(flow, finished.reason, finished.stop_token, now)
                 return
         if finished.reason is FinishReason.DEADLINE:
             self._supervisor.fail(flow, DeadlineExceeded(f"no answer within {flow.call.timeout_s:g} s"), now)
             return
         message = finished.message or f"ended with {finished.reason}"
-        self._supervisor.leg_failed(flow, Failure(Cause.WORKER_ERROR, worker, message), now)
+        self._supervisor.leg_failed(flow, attempt, Failure(Cause.WORKER_ERROR, worker, message), now)
 
-    def _out_of_turn(self, flow: Flow, worker: WorkerState, error: IllegalEvent, now: float) -> None:
-        if flow.attempt is None or flow.attempt.leg_on(worker.key) is None:
-            return
-        self._supervisor.leg_failed(flow, Failure(Cause.PROTOCOL, worker, error.message), now)
+    def _out_of_turn(self, flow: Flow, attempt: Attempt, worker: WorkerState, error: IllegalEvent, now: float) -> None:
+        if attempt.leg_on(worker.key) is not None:
+            self._supervisor.leg_failed(flow, attempt, Failure(Cause.PROTOCOL, worker, error.message), now)
 
 
-def _hands_over(flow: Flow, pair: tuple[str, str]) -> bool:
-    """Whether pages of that call are to move from the first to the second of `pair`."""
-    attempt = flow.attempt
+def _hands_over(flow: Flow, id: int, pair: tuple[str, str]) -> bool:
+    """Whether pages of that attempt of the call are to move from the first to the second of `pair`."""
+    attempt = flow.attempt_of(id)
     if attempt is None or attempt.prefill is None or flow.state is CallState.DECODING:
         return False
     return (attempt.prefill.worker.key, attempt.decode.worker.key) == pair

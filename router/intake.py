@@ -31,6 +31,11 @@ class Intake:
         """What a call is told that had to go for another tenant's."""
         return self._admission.overloaded(self._call_s)
 
+    @property
+    def num_waiting(self) -> int:
+        """Calls that wait here for their turn."""
+        return self._admission.num_waiting
+
     def leave(self, flow: Flow) -> None:
         """The call is over."""
         self._admission.leave(flow.key)
@@ -41,11 +46,13 @@ class Intake:
             return None
         return self._admission.next()
 
-    def wants_more(self, worker: WorkerState) -> bool:
+    def wants_more(self, worker: WorkerState, now: float) -> bool:
         """That worker reported: is it worth a look at the calls that wait?"""
-        return self._window.limited and self._admission.num_waiting > 0 and self._window.has_room(worker)
+        return self._window.limited and self._admission.num_waiting > 0 and self._window.has_room(worker, now)
 
-    def check_slo(self, flow: Flow, decision: RouteDecision, computes: WorkerState, num_computing: int) -> None:
+    def check_slo(
+        self, flow: Flow, decision: RouteDecision, computes: WorkerState, num_computing: int, now: float
+    ) -> None:
         """Raise TooLate when the first token is expected after the call's objective, or its deadline.
 
         Expected: what waits here before it, shared out among the workers that compute prompts, then what waits at the
@@ -53,7 +60,7 @@ class Intake:
         """
         limit_s = min(flow.call.ttft_slo_s or flow.call.timeout_s, flow.call.timeout_s)
         cached = decision.cached_tokens
-        work = Work(computes.queued_tokens, len(flow.tokens) - cached, cached, computes.queued_pairs)
+        work = computes.work(len(flow.tokens) - cached, cached, now)
         queue_ms, own_ms = self._model.prefill_ms(computes.key, work)
         before = self._admission.prompt_before(self._share(flow)) // max(num_computing, 1)
         here_ms, _ = self._model.prefill_ms(computes.key, Work(before, 0, 0))

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from uuid import uuid4
 
 import zmq
 import zmq.asyncio
@@ -13,6 +14,7 @@ from engine.core.messages import KVEvent
 from engine.wire.kv_curve import protect_client
 from engine.wire.kv_events import (
     END_OF_REPLAY,
+    READER,
     SNAPSHOT_ASKED,
     STATE_ASKED,
     State,
@@ -73,7 +75,9 @@ class KVFollower:
         self._context = zmq.asyncio.Context()
         self._sub, self._dealer = self._context.socket(zmq.SUB), self._context.socket(zmq.DEALER)
         self._sub.rcvhwm = self._config.max_unread
-        self._sub.subscribe(b"")
+        self._topic = READER + uuid4().hex.encode()
+        for topic in (b"", self._topic):  # in this order: who has the second has the first
+            self._sub.subscribe(topic)
         self._snapshot: tuple[State, list[KVEvent]] | None = None
         """Parts of the snapshot under way."""
 
@@ -95,7 +99,7 @@ class KVFollower:
             self._send(sequence_to_bytes(ask.first))
         else:
             self._snapshot = None
-            self._send(SNAPSHOT_ASKED)
+            self._send(SNAPSHOT_ASKED, self._topic)
 
     # ------------------------------------------------------------ private
 
@@ -112,8 +116,8 @@ class KVFollower:
             return False
         return True
 
-    def _send(self, request: bytes) -> Awaitable[object]:
-        sent: Awaitable[object] = self._dealer.send_multipart((b"", request))
+    def _send(self, *request: bytes) -> Awaitable[object]:
+        sent: Awaitable[object] = self._dealer.send_multipart((b"", *request))
         return sent
 
     async def _ask_for_state(self) -> None:

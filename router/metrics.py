@@ -42,6 +42,11 @@ class CoreCollector(Collector):
             ("cached_tokens", "Of prompt_tokens, those whose KV was found in a cache", stats.cached_tokens),
             ("output_tokens", "Tokens of finished requests", stats.output_tokens),
             ("resumed", "Requests that went on elsewhere after their first token", stats.resumed),
+            (
+                "hedges_won",
+                "Requests whose first token came from a second attempt beside the first",
+                stats.routes["hedge_won"],
+            ),
             ("handoffs", "Requests whose pages were adopted by a decode worker", stats.handoffs),
             ("handoff_failures", "Handoffs that did not end with proven pages", stats.handoff_failures),
             ("pages_pulled", "Pages that decode workers pulled", stats.pages_pulled),
@@ -54,7 +59,7 @@ class CoreCollector(Collector):
         for name, label, counts, known in (
             ("requests", "outcome", stats.outcomes, ("finished", *Code)),
             ("retries", "cause", stats.retries, tuple(Cause)),
-            ("attempts", "route", stats.routes, ("pair", "whole")),
+            ("attempts", "route", stats.routes, ("pair", "whole", "hedge")),
         ):
             family = CounterMetricFamily(f"baton_router_{name}", f"{name.capitalize()} by {label}", labels=(label,))
             # From the start on: a rate does not see the first count of a series that begins with it.

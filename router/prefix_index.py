@@ -12,7 +12,7 @@ comes in parts, so that none of them takes long to grow.
 
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import islice, repeat
 
 from engine.core.digest import KEY_MASK
 
@@ -152,20 +152,24 @@ class PrefixIndex:
     def predict(self, slot: int, digests: Sequence[bytes], held: int) -> tuple[bytes, ...]:
         """The worker will soon hold `digests`, of which it holds the first `held`. Returns what to `unpredict`."""
         bit, predicted = 1 << slot, self._predicted
-        new = tuple(digest for digest in digests[held:] if not predicted.get(digest, 0) & bit)
+        missing = tuple(digests[held:])
+        if predicted.keys().isdisjoint(missing):  # as most prompts: no loop over the pages of a long one
+            predicted.update(dict.fromkeys(missing, bit))
+            return missing
+        new = tuple(digest for digest in missing if not predicted.get(digest, 0) & bit)
         for digest in new:
             predicted[digest] = predicted.get(digest, 0) | bit
         return new
 
-    def unpredict(self, slot: int, digests: Iterable[bytes]) -> None:
+    def unpredict(self, slot: int, digests: Sequence[bytes]) -> None:
         """What `predict` returned has been reported by now, or will never be."""
         bit, predicted = 1 << slot, self._predicted
-        for digest in digests:
-            rest = predicted.get(digest, 0) & ~bit
-            if rest:
-                predicted[digest] = rest
-            else:
-                predicted.pop(digest, None)
+        masks = list(map(predicted.pop, digests, repeat(0)))
+        if set(masks) <= {bit, 0}:
+            return
+        for digest, mask in zip(digests, masks, strict=True):
+            if mask & ~bit:
+                predicted[digest] = mask & ~bit
 
     def match(self, digests: Sequence[bytes]) -> dict[int, int]:
         """Slot -> number of leading pages of the chain `digests` that its worker holds, for those that hold any."""

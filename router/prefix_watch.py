@@ -1,10 +1,13 @@
 """Which prefixes the prompts of this router share: what people can be shown of an index whose pages are nameless."""
 
 from array import array
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-MAX_PREFIXES = 256
+MAX_PREFIXES = 128
+MAX_CHAINS = 4
+"""Prompts that are remembered of those that begin alike, the latest."""
 PREVIEW_TOKENS = 32
 
 
@@ -17,6 +20,8 @@ class SharedPrefix:
     page_size: int
     head: "array[int]"
     """The first tokens."""
+    chains: "deque[Sequence[bytes]]"
+    """The full pages of the latest of them."""
     uses: int = 1
 
     @property
@@ -38,10 +43,12 @@ class PrefixWatch:
             return
         prefix = self._prefixes.pop(digests[0], None)
         if prefix is None:
-            prefix = SharedPrefix(digests, page_size, tokens[: min(page_size, PREVIEW_TOKENS)])
+            head = tokens[: min(page_size, PREVIEW_TOKENS)]
+            prefix = SharedPrefix(digests, page_size, head, deque(maxlen=MAX_CHAINS))
         else:
             prefix.uses += 1
-            prefix.digests = prefix.digests[: _num_common(prefix.digests, digests)]
+            prefix.digests = prefix.digests[: num_common(prefix.digests, digests)]
+        prefix.chains.append(digests)
         self._prefixes[digests[0]] = prefix
         if len(self._prefixes) > self._max_prefixes:
             del self._prefixes[next(iter(self._prefixes))]
@@ -51,8 +58,8 @@ class PrefixWatch:
         return sorted(self._prefixes.values(), key=lambda prefix: -prefix.num_tokens * prefix.uses)[:limit]
 
 
-def _num_common(one: Sequence[bytes], other: Sequence[bytes]) -> int:
-    """Digests are chained: where two are equal, all before them are. The first ones are."""
+def num_common(one: Sequence[bytes], other: Sequence[bytes]) -> int:
+    """Pages. Digests are chained: where two are equal, all before them are. The first ones are."""
     low, high = 0, min(len(one), len(other)) - 1
     while low < high:
         middle = (low + high + 1) // 2

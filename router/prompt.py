@@ -2,10 +2,12 @@
 
 import hmac
 from array import array
+from functools import lru_cache
 
 from engine.core.digest import page_digests, root_digest
 
 
+@lru_cache(maxsize=4096)
 def cache_salt(tenant: str, key: bytes) -> bytes:
     """The salt that keeps one tenant's prefixes to itself: 16 bytes that only holders of `key` can compute.
 

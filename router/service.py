@@ -20,8 +20,6 @@ from router.events import (
     Emit,
     Event,
     Fail,
-    FeedBatch,
-    FrameArrived,
     LeaveFeed,
     Send,
     Tick,
@@ -32,16 +30,13 @@ from router.events import (
 from router.feeds import Follow, PublicFeeds
 from router.link import LinkEvent, WorkerConnection, WorkerLink
 from router.metrics import Observer
-from router.prefix_outline import PrefixOutline
-from router.status import prefix_report, service_status
+from router.status import prefix_report, prefix_tree, service_status
 from router.stream import CallStream
 
 logger = logging.getLogger(__name__)
 
 TICK_S = 0.05
 DRAIN_POLL_S = 0.05
-MAX_NODES = 100
-"""Of the outline that is shown."""
 
 
 class RouterService:
@@ -67,7 +62,6 @@ class RouterService:
         """
         self._core = core
         self._observer = observer
-        self._outline = PrefixOutline()
         self._connect = connect
         self._clock = clock
         self._keys = itertools.count(1)
@@ -218,15 +212,13 @@ class RouterService:
 
     def prefix_tree(self) -> PrefixTree:
         """See router.api.StatusSource."""
-        page_size = next((worker.info.layout.page_size for worker in self._core.view), 0)
-        return PrefixTree(tuple(self._outline.tree(MAX_NODES)), page_size, self._outline.num_left_out)
+        return prefix_tree(self._core)
 
     # ---------------------------------------------------------------------------------------------------- core
 
     def _handle(self, event: Event) -> None:
         """Let the core decide, and do what it says. Raises Incompatible for a worker that may not join."""
         now = self._clock()
-        self._follow(event)
         for effect in self._core.handle(event, now):
             match effect:
                 case Emit(key, delta):
@@ -255,16 +247,6 @@ class RouterService:
             case LeaveFeed(worker):
                 logger.warning("the public feed of %s cannot be followed: its session is asked instead", worker)
                 self._feeds.leave(worker)
-
-    def _follow(self, event: Event) -> None:
-        """Keep the outline of what is cached where."""
-        match event:
-            case FrameArrived(worker, frame) if frame.kv_events and (state := self._core.view.workers.get(worker)):
-                self._outline.apply(state.info.id, frame.kv_events)
-            case FeedBatch(worker, _, events) if state := self._core.view.workers.get(worker):
-                self._outline.apply(state.info.id, events)
-            case WorkerGone(worker) if state := self._core.view.workers.get(worker):
-                self._outline.forget(state.info.id)
 
     def _run(self, name: str, work: Coroutine[None, None, None]) -> None:
         self._tasks[name] = self._start(work)

@@ -16,7 +16,7 @@ class RouterStats:
     resumed: int = 0
     """Of the retries, those of calls that had tokens already."""
     routes: Counter[str] = field(default_factory=Counter)
-    """"pair" and "whole"."""
+    """"pair", "whole", "move", "hedge", and "hedge_won": hedges that the first token came from."""
     workers_lost: int = 0
     workers_hung: int = 0
     prompt_tokens: int = 0

@@ -3,16 +3,19 @@
 from itertools import islice
 
 from engine.core.types import WorkerLoad
-from router.api import CacheView, PrefixHolders, PrefixReport, RequestStatus, ServiceStatus, WorkerStatus
+from router.api import CacheView, PrefixHolders, PrefixReport, PrefixTree, RequestStatus, ServiceStatus, WorkerStatus
 from router.core import RouterCore
 from router.flow import Flow
 from router.link import WorkerLink
+from router.prefix_outline import Chain, num_shown, outline
 from router.recent import RecentTimes
 from router.stats import RouterStats
 from router.worker import WorkerState
 
 MAX_REQUESTS = 50
 """Shown at once."""
+MAX_NODES = 100
+"""Of the prefix tree that is shown."""
 
 
 def service_status(
@@ -80,6 +83,20 @@ def prefix_report(core: RouterCore, limit: int) -> PrefixReport:
         held.sort(key=lambda pair: -pair[1])
         prefixes.append(PrefixHolders(tuple(prefix.head), prefix.num_tokens, prefix.uses, tuple(held)))
     return PrefixReport(tuple(views), tuple(prefixes), len(view.index))
+
+
+def prefix_tree(core: RouterCore) -> PrefixTree:
+    """What of recent prompts the workers' caches hold; what saves the most comes first."""
+    view = core.view
+    names = {worker.slot: worker.info.id for worker in view}
+
+    def holders(chain: Chain) -> dict[str, int]:
+        return {names[slot]: pages for slot, pages in view.index.match(chain).items() if slot in names}
+
+    nodes = outline([list(prefix.chains) for prefix in view.watch.top(MAX_NODES)], holders, MAX_NODES)
+    page_size = next((worker.info.layout.page_size for worker in view), 0)
+    num_pages = sum(view.index.num_pages(slot) for slot in names)
+    return PrefixTree(tuple(nodes), page_size, max(num_pages - num_shown(nodes), 0))
 
 
 def _worker_status(core: RouterCore, link: WorkerLink, now: float) -> WorkerStatus:

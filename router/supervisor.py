@@ -11,9 +11,10 @@ from router.call_state import CallState, Trigger
 from router.calls import CallTable
 from router.chance import RandomSource
 from router.config import RetryConfig
-from router.cost_model import CostModel, Work
+from router.cost_model import CostModel
 from router.events import Effect, Emit, Fail
 from router.flow import Flow
+from router.hedging import Hedging
 from router.intake import Intake
 from router.policies.base import Policy, RouteDecision, RouteRequest
 from router.prompt import PromptPages
@@ -53,6 +54,7 @@ class Chooser:
     view: ClusterView
     model: CostModel
     rng: RandomSource
+    hedging: Hedging
 
 
 class Supervisor:
@@ -101,7 +103,7 @@ class Supervisor:
         if decision := self._choose(flow, pages, now):
             view = self._chooser.view
             num_computing = len(view.computing(now))
-            self._intake.check_slo(flow, decision, view.workers[decision.computes_prompt], num_computing)
+            self._intake.check_slo(flow, decision, view.workers[decision.computes_prompt], num_computing, now)
 
     def _refuse(self, flow: Flow, error: BatonError) -> None:
         self._stats.outcomes[error.code] += 1
@@ -123,8 +125,13 @@ class Supervisor:
 
     def _begin(self, flow: Flow, pages: PromptPages, decision: RouteDecision, now: float) -> None:
         attempt = Attempt(self._new_id(), decision, self._chooser.view.workers)
-        self._expect(attempt, flow, pages)
         flow.sent(attempt, now)
+        self._start(attempt, flow, pages, now)
+        if self._chooser.hedging.enabled and not flow.num_emitted:
+            self._may_hedge(flow, attempt, now)
+
+    def _start(self, attempt: Attempt, flow: Flow, pages: PromptPages, now: float) -> None:
+        self._expect(attempt, flow, pages, now)
         self._table.by_attempt[attempt.id] = flow
         request = flow.request(attempt.id, now)
         if attempt.prefill:
@@ -139,7 +146,9 @@ class Supervisor:
         worker = next(iter(self._chooser.view), None)
         return flow.prompt_pages(worker.info.layout.model_hash) if worker else None
 
-    def _choose(self, flow: Flow, pages: PromptPages, now: float, source: str | None = None) -> RouteDecision | None:
+    def _choose(
+        self, flow: Flow, pages: PromptPages, now: float, source: str | None = None, avoid: str | None = None
+    ) -> RouteDecision | None:
         view = self._chooser.view
         cached: dict[str, int] = {}
         if flow.sampling().num_prompt_logprobs is None:
@@ -153,17 +162,17 @@ class Supervisor:
             num_tokens=len(flow.tokens),
             max_new=flow.max_new,
             cached=cached,
-            avoid=frozenset(flow.trouble.avoid),
+            avoid=frozenset(flow.trouble.avoid | ({avoid} if avoid else set())),
             avoid_pairs=frozenset(flow.trouble.avoid_pairs),
             source=source,
         )
         return self._chooser.policy.choose(view, request, now)
 
-    def _expect(self, attempt: Attempt, flow: Flow, pages: PromptPages) -> None:
+    def _expect(self, attempt: Attempt, flow: Flow, pages: PromptPages, now: float) -> None:
         """Where the prompt is computed it counts as cached from now on: the next call with it should go there too."""
         worker = attempt.computes.worker
         cached = attempt.decision.cached_tokens
-        attempt.work = Work(worker.queued_tokens, len(flow.tokens) - cached, cached, worker.queued_pairs)
+        attempt.work = worker.work(len(flow.tokens) - cached, cached, now)
         page_size = worker.info.layout.page_size
         view, digests = self._chooser.view, pages.digests(page_size)
         attempt.expected = view.index.predict(worker.slot, digests, cached // page_size)
@@ -189,6 +198,54 @@ class Supervisor:
         """Exponential, between half and all of it by chance, so that calls that failed together come back apart."""
         full_s = min(self._retry.base_s * 2.0 ** min(failures_in_row - 1, 30), self._retry.max_s)
         return full_s * (0.5 + 0.5 * self._chooser.rng.random())
+
+    # ------------------------------------------------------------------------------------------------- hedging
+
+    def _may_hedge(self, flow: Flow, attempt: Attempt, now: float) -> None:
+        """Look at the call again when its first token is late. Probabilities of a prompt must come from one attempt."""
+        hedging = self._chooser.hedging
+        hedging.sent()
+        self._table.hedges.clear(flow.key)
+        delay_s = hedging.delay_s(attempt.work.new)
+        if delay_s is not None and flow.call.sampling.num_prompt_logprobs is None:
+            self._table.hedges.set(flow.key, now + delay_s)
+
+    def _hedge(self, flow: Flow, now: float) -> None:
+        """Begin a second attempt beside the first, if a worker that has nothing to do can compute the prompt; else look
+        again when it has taken twice as long.
+        """
+        late = flow.attempt
+        if late is None or flow.rival or flow.state is not CallState.PREFILLING:
+            return
+        self._table.hedges.set(flow.key, now + (now - late.sent_s))
+        if self._intake.num_waiting:
+            return
+        view, pages = self._chooser.view, self._pages(flow)
+        decision = pages and self._choose(flow, pages, now, avoid=late.computes.worker.key)
+        if not pages or not decision:
+            return
+        other = view.workers[decision.computes_prompt]
+        if other is late.computes.worker or other.queued_tokens or not self._chooser.hedging.take():
+            return
+        rival = flow.rival = Attempt(self._new_id(), decision, view.workers)
+        rival.sent_s = now
+        self._start(rival, flow, pages, now)
+        self._table.hedges.clear(flow.key)
+        self._stats.routes["hedge"] += 1
+
+    def keep(self, flow: Flow, id: int, now: float) -> None:
+        """Attempt `id` of two is first: the other one ends, and its pages go back."""
+        attempt = flow.attempt_of(id)
+        assert attempt is not None, "it is one of them"
+        self._stats.routes["hedge_won"] += attempt is flow.rival
+        other = flow.keep(attempt)
+        self._chooser.hedging.observe(other.work.new, now - other.sent_s)
+        self._settle(other)
+
+    def on_first_token(self, attempt: Attempt, now: float) -> None:
+        """How long it took is what others are measured by."""
+        if self._chooser.hedging.enabled:
+            self._chooser.hedging.observe(attempt.work.new, now - attempt.sent_s)
 
     # ------------------------------------------------------------------------------------------------- drain
 
@@ -224,10 +281,14 @@ class Supervisor:
 
     # ------------------------------------------------------------------------------------------------- failures
 
-    def leg_failed(self, flow: Flow, failure: Failure, now: float) -> None:
+    def leg_failed(self, flow: Flow, attempt: Attempt, failure: Failure, now: float) -> None:
         """One leg is over: settle the other, and try again unless nothing is missing or trying is pointless."""
-        attempt = flow.attempt
-        assert attempt is not None, "a leg belongs to an attempt"
+        others = [each for each in flow.attempts if each is not attempt]
+        if others:
+            self._blame(flow, attempt, failure, now)
+            flow.keep(others[0])
+            self._settle(attempt)
+            return
         end = flow.own_end()
         if end is not None and flow.state is not CallState.PREFILLING:
             self.finish(flow, *end, now=now)
@@ -300,18 +361,18 @@ class Supervisor:
     def fail(self, flow: Flow, error: BatonError, now: float) -> None:
         """The call ends with an error; what had arrived is given first."""
         self.emit(flow)
-        attempt = flow.attempt
+        attempts = flow.attempts
         flow.end(Trigger.FAIL)
-        if attempt:
+        for attempt in attempts:
             self._settle(attempt)
         self._effects.append(Fail(flow.key, error))
         self._over(flow, error.code, now)
 
     def cancel(self, flow: Flow, now: float) -> None:
         """The client is gone."""
-        attempt = flow.attempt
+        attempts = flow.attempts
         flow.end(Trigger.CANCEL)
-        if attempt:
+        for attempt in attempts:
             self._settle(attempt)
         self._over(flow, "cancelled", now)
 
@@ -328,7 +389,7 @@ class Supervisor:
 
     def on_report(self, worker: WorkerState, now: float) -> None:
         """That worker said how much it has to do; it may want more."""
-        if self._intake.wants_more(worker):
+        if self._intake.wants_more(worker, now):
             self.send_waiting(now)
 
     # ------------------------------------------------------------------------------------------------- time
@@ -341,6 +402,8 @@ class Supervisor:
         self.send_waiting(now)
         for key in self._table.retries.pop_due(now):
             self.send(self._table.flows[key], now)
+        for key in self._table.hedges.pop_due(now):
+            self._hedge(self._table.flows[key], now)
 
     def retry_now(self, now: float) -> None:
         """Somebody can take work again: calls that wait for that need not wait out their backoff."""

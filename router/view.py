@@ -37,7 +37,9 @@ class ClusterView:
         self.index = PrefixIndex()
         self.watch = PrefixWatch()
         self.links: dict[tuple[str, str], PeerStatus] = {}
-        """(prefill, decode) -> what the decode worker, which is here, last said of pulling from the other."""
+        """(prefill, decode) -> what the decode worker, which is here, last said of pulling from the other. Of one that
+        is not here only that it can: it may come (back), and its pages with it.
+        """
         self._breakers: dict[tuple[str, str], Breaker] = {}
         self.feeds: dict[str, PrefixFeed] = {}
         self.feed_counts = FeedCounts()
@@ -65,7 +67,9 @@ class ClusterView:
         worker = self.workers.pop(key)
         assert not worker.legs, "a worker left with open legs"
         self.feeds.pop(key).close()
-        for pair in [pair for pair in self.links if pair[1] == key]:
+        for pair in [
+            pair for pair, link in self.links.items() if pair[1] == key or (pair[0] == key and not link.ready)
+        ]:
             del self.links[pair]
         for pair in [pair for pair in self._breakers if key in pair]:
             del self._breakers[pair]
@@ -125,7 +129,10 @@ class ClusterView:
         """
         pair = (peer_key(status.worker_id, status.incarnation), target.key)
         was_ready = pair in self.links and self.links[pair].ready
-        self.links[pair] = status
+        if status.ready or pair[0] in self.workers:
+            self.links[pair] = status
+        else:  # the last word of a source that left
+            self.links.pop(pair, None)
         return pair if status.ready and not was_ready else None
 
     def forget_source(self, key: str) -> None:
@@ -162,4 +169,5 @@ class ClusterView:
             assert worker.num_decodes == sum(kind is not LegKind.PREFILL for kind in worker.legs.values())
         assert self.feeds.keys() == self.workers.keys()
         assert all(target in self.workers for _, target in self.links)
+        assert all(link.ready or source in self.workers for (source, _), link in self.links.items())
         assert all(key in self.workers for pair in self._breakers for key in pair)

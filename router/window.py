@@ -1,6 +1,6 @@
 """Whether workers want more prompts, or have enough to do: what is not sent yet can still be shared out fairly."""
 
-from router.cost_model import CostModel, Work
+from router.cost_model import CostModel
 from router.view import ClusterView
 from router.worker import WorkerState
 
@@ -23,16 +23,15 @@ class DispatchWindow:
         """False: calls are always sent at once."""
         return self._limit_ms is not None
 
-    def has_room(self, worker: WorkerState) -> bool:
+    def has_room(self, worker: WorkerState, now: float) -> bool:
         """Whether that worker would begin a prompt soon."""
         if self._limit_ms is None:
             return True
-        waiting = Work(worker.queued_tokens, 0, 0, worker.queued_pairs)
-        return self._model.prefill_ms(worker.key, waiting)[0] <= self._limit_ms
+        return self._model.prefill_ms(worker.key, worker.work(0, 0, now))[0] <= self._limit_ms
 
     def is_open(self, now: float) -> bool:
         """Whether some worker would; also without any worker, since who waits for one does so with a place."""
         if self._limit_ms is None:
             return True
         computing = self._view.computing(now)
-        return not computing or any(self.has_room(worker) for worker in computing)
+        return not computing or any(self.has_room(worker, now) for worker in computing)

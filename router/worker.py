@@ -118,6 +118,11 @@ class WorkerState:
         """The same tokens, each with all before it in its own sequence."""
         return (self.load.queued_pairs if self.load else 0) + self._sent_pairs
 
+    def work(self, new: int, cached: int, now: float) -> Work:
+        """What a request of `new` uncached tokens after `cached` ones finds here."""
+        spent_ms = (now - self.load_s) * 1000 if self.load and self.load.queued_tokens else 0.0
+        return Work(self.queued_tokens, new, cached, self.queued_pairs, spent_ms)
+
     @property
     def num_rows(self) -> int:
         """Requests that decode there: as reported (other routers' too), or this router's own, also on the way."""

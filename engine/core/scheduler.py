@@ -76,11 +76,15 @@ class Scheduler:
 
     @property
     def queued_work(self) -> tuple[int, int]:
-        """(tokens, pairs): known tokens that no step computes yet, and each of them with all tokens before it."""
+        """(tokens, pairs): prompts' tokens that are not computed, and each of them with all tokens before it.
+
+        Those of launched steps count: the next request waits for them, too, and for two chunks of a long prompt that is
+        more than a second. A single token is a row that decodes: no work that waits.
+        """
         num_tokens = num_pairs = 0
         for state in (*self._queue, *self._ready, *self._running):
-            done, known = state.num_scheduled, len(state.tokens)
-            if known > done:
+            done, known = state.num_computed, len(state.tokens)
+            if known - done > 1:
                 num_tokens += known - done
                 num_pairs += (known - done) * (known + done) // 2
         return num_tokens, num_pairs
@@ -187,9 +191,8 @@ class Scheduler:
         extends = self._plan_decodes()
         budget = self._config.max_step_tokens - len(self._rows)
         for state in extends:
-            priority = state.request.priority
-            if self._queue and self._queue[0].request.priority < priority:
-                budget = self._admit(budget, priority)
+            if self._queue and self._queue[0].order < state.order:
+                budget = self._admit(budget, state.order)
             if budget > 0 and state.stage is Stage.RUNNING:
                 budget -= self._plan_extend(state, budget)
         if self._queue:
@@ -282,15 +285,16 @@ class Scheduler:
 
     # ------------------------------------------------------------ admission and preemption
 
-    def _admit(self, budget: int, priority: int | None) -> int:
-        """Pages for queued requests in order, those more urgent than `priority`; returns the budget that is left.
+    def _admit(self, budget: int, before: tuple[int, int] | None) -> int:
+        """Pages for queued requests in order, those that come before `before`; returns the budget that is left.
 
         One that gets no pages holds up all behind it, so nobody starves. One that waits for another's page does not:
-        what it waits for is running or being filled.
+        what it waits for is running or being filled. Its turn comes as soon as that is done: a long prompt that came
+        later and began meanwhile goes on after it.
         """
         for state in self._queue[:]:
             remote = state.leg is Leg.LAST
-            if priority is not None and state.request.priority >= priority:
+            if before is not None and state.order >= before:
                 break
             if not remote and (budget <= 0 or len(self._running) >= self._max_rows):
                 if budget > 0:

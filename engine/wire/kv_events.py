@@ -1,6 +1,6 @@
 """The public feed of a worker's prefix cache: what goes over its two ZMQ sockets. Encoding only, no sockets.
 
-PUB     [topic, sequence, payload], in the schema that consumers of vLLM's and SGLang's events read: sequence is 8
+XPUB    [topic, sequence, payload], in the schema that consumers of vLLM's and SGLang's events read: sequence is 8
         bytes, big-endian; payload is msgpack, positional: [ts, events, data_parallel_rank], each event an array that
         begins with its name. Fields are appended only. topic is kv@WORKER@MODEL. A block is a page, its hash the
         page's key (engine/core/digest.py), which stands for the tenant's salt, the model and all tokens before it.
@@ -8,6 +8,11 @@ ROUTER  as there, [sequence] asks for the batches from that number on; each come
         [-1, empty]. Besides: STATE_ASKED is answered by [STATE_ASKED, State], and SNAPSHOT_ASKED (or
         SNAPSHOT_WITH_TOKENS_ASKED) by parts [SNAPSHOT_ASKED, State, last (1 or 0), payload]: together the events of
         one batch that begins with AllBlocksCleared. Each message has an empty first part, so REQ sockets will do.
+
+Two sockets are two connections: a snapshot may be here before the subscription has arrived there, and what is
+published between the two reaches nobody. A reader therefore subscribes to a topic of its own as well (READER and
+something unique, which nothing is published under) and asks [SNAPSHOT_ASKED, that topic]: the answer waits until that
+subscription is there.
 
 The sequence of one start of a worker begins at its milliseconds since 1970, shifted by 20 bits, with AllBlocksCleared:
 numbers of two starts never meet, and to a reader that knows nothing of starts a new one is a gap.
@@ -26,6 +31,8 @@ from engine.core.messages import DEVICE, KVEvent, PagesCleared, PagesRemoved, Pa
 STATE_ASKED = b"baton/state"
 SNAPSHOT_ASKED = b"baton/snapshot"
 SNAPSHOT_WITH_TOKENS_ASKED = b"baton/snapshot+tokens"
+READER = b"baton/reader/"
+"""How the topics begin by which a publisher knows whose subscription has arrived."""
 END_OF_REPLAY = (-1).to_bytes(8, "big", signed=True)
 SEQUENCE_BITS = 20
 _MEDIUM = {DEVICE: "GPU", "host": "CPU"}

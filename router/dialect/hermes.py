@@ -1,7 +1,7 @@
 """<tool_call>{"name": ..., "arguments": {...}}</tool_call>, any number of them among words: Hermes, Qwen 2.5, Qwen3."""
 
-from router.dialect.base import CallArguments, CallStart, Content, Piece
-from router.dialect.json_scan import CallScan
+from router.dialect.base import Content, Piece
+from router.dialect.calls import CallReader
 from router.dialect.marks import MarkScanner
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
@@ -13,8 +13,7 @@ class HermesParser:
 
     def __init__(self) -> None:
         self._scanner = MarkScanner(MARKS)
-        self._call: CallScan | None = None
-        self._num_calls = 0
+        self._calls = CallReader()
         self._closes = False
         """A call is over, and its closing mark has not come."""
 
@@ -22,16 +21,13 @@ class HermesParser:
         """See Parser."""
         pieces: list[Piece] = []
         for char in text:
-            if self._call is not None:
-                pieces += self._in_call(self._call, char)
-            else:
-                pieces += self._in_text(char)
+            pieces += self._in_call(char) if self._calls.reading else self._in_text(char)
         return pieces
 
     def finish(self) -> list[Piece]:
         """See Parser. A call that broke off before its arguments is shown as it was written."""
-        if self._call is not None:
-            return [] if self._call.begun else [Content(OPEN + self._call.raw)]
+        if self._calls.reading:
+            return self._shown()
         held = self._scanner.flush()
         return [Content(held)] if held else []
 
@@ -39,7 +35,7 @@ class HermesParser:
         added, mark = self._scanner.push(char)
         pieces: list[Piece] = [Content(added)] if added else []
         if mark == OPEN:
-            self._call = CallScan()
+            self._calls.begin()
         elif mark == CLOSE and self._closes:
             self._closes = False
             self._scanner.skip_space()
@@ -47,19 +43,15 @@ class HermesParser:
             pieces.append(Content(CLOSE))
         return pieces
 
-    def _in_call(self, call: CallScan, char: str) -> list[Piece]:
-        begun = call.begun
-        added = call.push(char)
-        pieces: list[Piece] = []
-        if call.broken:
-            self._call = None
-            return [Content(OPEN + call.raw)] if not begun else []
-        if call.begun and not begun:
-            pieces.append(CallStart(self._num_calls, call.name))
-            self._num_calls += 1
-        if added:
-            pieces.append(CallArguments(self._num_calls - 1, added))
-        if call.done:
-            self._call, self._closes = None, True
+    def _in_call(self, char: str) -> list[Piece]:
+        pieces = self._calls.push(char)
+        if self._calls.broken:
+            return self._shown()
+        if not self._calls.reading:
+            self._closes = True
             self._scanner.skip_space()
         return pieces
+
+    def _shown(self) -> list[Piece]:
+        """A call that is none, as far as nothing of it was given out."""
+        return [] if self._calls.unread is None else [Content(OPEN + self._calls.unread)]

@@ -1,7 +1,7 @@
 """An answer that is nothing but {"name": ..., "parameters": {...}}, several of them joined by semicolons: Llama 3.x."""
 
-from router.dialect.base import CallArguments, CallStart, Content, Piece
-from router.dialect.json_scan import CallScan
+from router.dialect.base import Content, Piece
+from router.dialect.calls import CallReader
 from router.dialect.marks import MarkScanner
 
 TAG = "<|python_tag|>"
@@ -13,8 +13,7 @@ class Llama3Parser:
 
     def __init__(self) -> None:
         self._scanner = MarkScanner(MARKS)
-        self._call: CallScan | None = None
-        self._num_calls = 0
+        self._calls = CallReader()
         self._words = False
         """The rest is text."""
 
@@ -24,24 +23,21 @@ class Llama3Parser:
         for place, char in enumerate(text):
             if self._words:
                 return [*pieces, Content(text[place:])]
-            if self._call is not None:
-                pieces += self._in_call(self._call, char)
-            else:
-                pieces += self._between(char)
+            pieces += self._in_call(char) if self._calls.reading else self._between(char)
         return pieces
 
     def finish(self) -> list[Piece]:
         """See Parser."""
         if self._words:
             return []
-        if self._call is not None:
-            return [] if self._call.begun else [Content(self._call.raw)]
+        if self._calls.reading:
+            return self._shown()
         held = self._scanner.flush()
-        return [Content(held)] if held and not self._num_calls else []
+        return [Content(held)] if held and not self._calls.count else []
 
     def _between(self, char: str) -> list[Piece]:
         """Before the first call, or behind one."""
-        if self._num_calls and char in ";,":
+        if self._calls.count and char in ";,":
             return []
         added, mark = self._scanner.push(char)
         if mark or not added:
@@ -50,21 +46,16 @@ class Llama3Parser:
         if text.strip() != "{":
             self._words = True
             return [Content(text)]
-        self._call = CallScan()
-        return self._in_call(self._call, "{")
+        self._calls.begin()
+        return self._in_call("{")
 
-    def _in_call(self, call: CallScan, char: str) -> list[Piece]:
-        begun = call.begun
-        added = call.push(char)
-        pieces: list[Piece] = []
-        if call.broken:
-            self._call, self._words = None, True
-            return [] if begun else [Content(call.raw)]
-        if call.begun and not begun:
-            pieces.append(CallStart(self._num_calls, call.name))
-            self._num_calls += 1
-        if added:
-            pieces.append(CallArguments(self._num_calls - 1, added))
-        if call.done:
-            self._call = None
+    def _in_call(self, char: str) -> list[Piece]:
+        pieces = self._calls.push(char)
+        if self._calls.broken:
+            self._words = True
+            return self._shown()
         return pieces
+
+    def _shown(self) -> list[Piece]:
+        """A call that is none, as far as nothing of it was given out."""
+        return [] if self._calls.unread is None else [Content(self._calls.unread)]

@@ -1,10 +1,14 @@
 """The OpenAI-compatible HTTP door as an ASGI application."""
 
+from collections.abc import Mapping
+
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.middleware.errors import ServerErrorMiddleware
+from starlette.types import ASGIApp
 
 from engine.core.errors import BatonError
 from router.api import Generator, StatusSource
@@ -15,12 +19,13 @@ from router.http.auth import Authenticate
 from router.http.body import read_body
 from router.http.chat import chat
 from router.http.completions import complete
-from router.http.errors import error_response, plain_error_response
+from router.http.direct import DirectPaths, Endpoint, baton_response, http_response
+from router.http.errors import plain_error_response
 from router.http.limits import BodyLimit
 from router.http.metrics import RequestMetrics
 from router.http.openapi import document
 from router.http.page import page_response
-from router.http.respond import Door, Json, request_id_of
+from router.http.respond import Door, Json
 from router.http.schema import ChatRequest, CompletionRequest, TokenizeRequest
 from router.http.status import prefixes_body, status_body
 from router.text.model import ServedModel
@@ -33,7 +38,7 @@ def create_app(
     config: DoorConfig,
     registry: CollectorRegistry,
     gateway: Gateway | None = None,
-) -> FastAPI:
+) -> ASGIApp:
     """The application; it owns nothing that needs closing.
 
     Args:
@@ -44,21 +49,26 @@ def create_app(
         registry: what /metrics exposes; the door adds its own metrics to it.
         gateway: who may call, and how much; left out, everybody.
     """
-    app = FastAPI(title="Baton", openapi_url=None)  # bodies are read by read_body, of which FastAPI knows nothing
+    framework = FastAPI(title="Baton", openapi_url=None)  # bodies are read by read_body, of which it knows nothing
     gateway = gateway or Gateway()
-    _add_openai(app, Door(generator, model, config, gateway))
-    _add_operations(app, status, registry)
-    _add_document(app, model.name)
-    app.add_exception_handler(BatonError, _baton_error)
-    app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(Exception, _unexpected_error)
-    app.add_middleware(BodyLimit, max_bytes=config.max_body_bytes, timeout_s=config.body_timeout_s)
-    app.add_middleware(Authenticate, gateway=gateway)
-    app.add_middleware(RequestMetrics, registry=registry)
-    return app
+    door = Door(generator, model, config, gateway)
+    endpoints: dict[str, Endpoint] = {
+        "/v1/completions": lambda request: complete(request, door),
+        "/v1/chat/completions": lambda request: chat(request, door),
+    }
+    _add_openai(framework, door, endpoints)
+    _add_operations(framework, status, registry)
+    _add_document(framework, model.name)
+    framework.add_exception_handler(BatonError, _baton_error)
+    framework.add_exception_handler(HTTPException, _http_error)
+    app: ASGIApp = DirectPaths(framework, endpoints)
+    app = BodyLimit(app, max_bytes=config.max_body_bytes, timeout_s=config.body_timeout_s)
+    app = Authenticate(app, gateway=gateway)
+    app = RequestMetrics(app, registry=registry)
+    return ServerErrorMiddleware(app, handler=_unexpected_error)
 
 
-def _add_openai(app: FastAPI, door: Door) -> None:
+def _add_openai(app: FastAPI, door: Door, endpoints: Mapping[str, Endpoint]) -> None:
     card = {"id": door.model.name, "object": "model", "created": door.model.created_s, "owned_by": "baton"}
     card |= {"max_model_len": door.model.max_model_len}
 
@@ -76,12 +86,12 @@ def _add_openai(app: FastAPI, door: Door) -> None:
     @app.post("/v1/completions", response_model=None)
     async def completions(request: Request) -> Response:
         """Continue a text or token ids, one or a batch."""
-        return await complete(request, door)
+        return await endpoints["/v1/completions"](request)
 
     @app.post("/v1/chat/completions", response_model=None)
     async def chat_completions(request: Request) -> Response:
         """Answer a conversation."""
-        return await chat(request, door)
+        return await endpoints["/v1/chat/completions"](request)
 
     @app.post("/tokenize")
     async def tokenize(request: Request) -> Json:
@@ -146,13 +156,12 @@ def _add_operations(app: FastAPI, status: StatusSource, registry: CollectorRegis
 
 async def _baton_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, BatonError)
-    return error_response(error, {"x-request-id": request_id_of(request, "error")})
+    return baton_response(request, error)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    headers = {"x-request-id": request_id_of(request, "error"), **(error.headers or {})}
-    return plain_error_response(error.status_code, error.detail, headers)
+    return http_response(request, error)
 
 
 async def _unexpected_error(_request: Request, _error: Exception) -> Response:

@@ -1,18 +1,18 @@
 """From checked choices to an HTTP response, whole or streamed; a client that leaves ends its work."""
 
 import asyncio
-import json
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 from uuid import uuid4
 
+import msgspec
 from fastapi import Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
-from starlette.types import Send
+from fastapi.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
 
-from engine.core.errors import BatonError, Cancelled
+from engine.core.errors import BatonError
 from router.api import Generator, Timing
 from router.doors.arrival import SLO_HEADER, slo_of, timing_entries
 from router.doors.config import DoorConfig
@@ -21,13 +21,14 @@ from router.doors.session import Answer, Choice, collect, fit_for_logs
 from router.http.body import ARRIVED
 from router.http.caller import caller_of
 from router.http.errors import baton_error_object
+from router.http.leaving import Leaving
 from router.http.rate_headers import rate_headers
 from router.text.model import ServedModel
 from router.text.output import TextDelta
 
-_T = TypeVar("_T")
 Json = dict[str, Any]
-_encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
+_encode = msgspec.json.Encoder().encode
+_DONE = b"data: [DONE]\n\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,19 +54,32 @@ class Shape(Protocol):
         """The event after the last delta, for clients that asked for usage."""
 
 
-class EventStream(StreamingResponse):
+class EventStream(Response):
     """Server-sent events. However it ends, the events' generator is closed before the response is over."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[bytes, None], headers: Mapping[str, str]) -> None:
-        super().__init__(events, headers={"cache-control": "no-cache", "x-accel-buffering": "no", **headers})
+    def __init__(
+        self, events: AsyncGenerator[tuple[bytes, bool], None], headers: Mapping[str, str], leaving: Leaving
+    ) -> None:
+        """`events`: each with whether more will come."""
+        super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no", **headers})
+        del self.headers["content-length"]
         self._events = events
+        self._leaving = leaving
 
-    async def stream_response(self, send: Send) -> None:
-        """Send the events; a disconnect cancels this."""
-        async with aclosing(self._events):
-            await super().stream_response(send)
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the events until the last one, or until the client leaves."""
+        try:
+            async with aclosing(self._events):
+                await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+                async for event, more in self._events:
+                    await send({"type": "http.response.body", "body": event, "more_body": more})
+        except asyncio.CancelledError:
+            if not self._leaving.is_why():
+                raise
+        finally:
+            self._leaving.close()
 
 
 async def respond(
@@ -76,17 +90,20 @@ async def respond(
     headers = {"x-request-id": request_id}
     visit = door.gateway.visit(_arrival(request), request_id, choices)
     events = visit.run(door.generator)
-    if not stream:
-        answers = await _while_connected(request, collect(events, visit.choices))
-        headers |= rate_headers(visit.quotas) | timing_headers(answers[0].cached_tokens, answers[0].timing, whole=True)
-        return JSONResponse(shape.whole(answers), headers=headers)
+    leaving = Leaving(request)
     try:
-        first = await _while_connected(request, _next(events))
-    except BaseException:  # a cancelled handler too: nobody else would close it
+        if not stream:
+            answers = await leaving.result(collect(events, visit.choices))
+            leaving.close()
+            timing = timing_headers(answers[0].cached_tokens, answers[0].timing, whole=True)
+            return JSONResponse(shape.whole(answers), headers=headers | rate_headers(visit.quotas) | timing)
+        first = await leaving.result(_next(events))
+    except BaseException:  # a cancelled handler too: nobody else would close them
+        leaving.close()
         await events.aclose()
         raise
     headers |= rate_headers(visit.quotas) | timing_headers(first[1].cached_tokens or 0, first[1].timing, whole=False)
-    return EventStream(_server_sent(first, events, shape, include_usage), headers)
+    return EventStream(_server_sent(first, events, shape, include_usage), headers, leaving)
 
 
 def _arrival(request: Request) -> Arrival:
@@ -98,52 +115,26 @@ def _arrival(request: Request) -> Arrival:
 
 async def _server_sent(
     first: tuple[int, TextDelta], rest: AsyncGenerator[tuple[int, TextDelta], None], shape: Shape, include_usage: bool
-) -> AsyncGenerator[bytes, None]:
+) -> AsyncGenerator[tuple[bytes, bool], None]:
     async with aclosing(rest):
         try:
-            async for index, delta in _chain(first, rest):
+            if (body := shape.chunk(*first)) is not None:
+                yield _event(body), True
+            async for index, delta in rest:
                 if (body := shape.chunk(index, delta)) is not None:
-                    yield _event(body)
+                    yield _event(body), True
         except BatonError as error:  # too late for a status: an error event, and no [DONE]
-            yield _event(baton_error_object(error))
+            yield _event(baton_error_object(error)), False
             return
-        if include_usage:
-            yield _event(shape.usage_chunk())
-        yield b"data: [DONE]\n\n"
+        yield (_event(shape.usage_chunk()) if include_usage else b"") + _DONE, False
 
 
-async def _chain(first: _T, rest: AsyncIterator[_T]) -> AsyncIterator[_T]:
-    yield first
-    async for item in rest:
-        yield item
-
-
-async def _next(events: AsyncGenerator[_T, None]) -> _T:
+async def _next(events: AsyncGenerator[tuple[int, TextDelta], None]) -> tuple[int, TextDelta]:
     return await anext(events)
 
 
 def _event(value: Json) -> bytes:
-    return b"data: " + _encode(value).encode() + b"\n\n"
-
-
-async def _while_connected(request: Request, work: Coroutine[Any, Any, _T]) -> _T:
-    """The result of `work`, which is cancelled when the client leaves. Raises Cancelled then."""
-    task = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_disconnected(request))
-    try:
-        await asyncio.wait((task, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise Cancelled("the client closed the connection")
-        return task.result()
-    finally:
-        for each in (task, leaving):
-            each.cancel()
-        await asyncio.gather(task, leaving, return_exceptions=True)
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+    return b"data: " + _encode(value) + b"\n\n"
 
 
 def timing_headers(cached_tokens: int, timing: Timing | None, *, whole: bool) -> dict[str, str]:

@@ -6,6 +6,7 @@ parser, which says what is wrong with it.
 """
 
 import re
+import warnings
 from array import array
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy as np
 MIN_BYTES = 4096
 """Shorter bodies gain nothing."""
 _KEY = re.compile(rb'"prompt"[ \t\r\n]*:[ \t\r\n]*\[')
-_ALLOWED = b"0123456789, "
+_ZERO = np.uint8(ord("0"))
 _INT32_MAX = (1 << 31) - 1
 
 
@@ -33,25 +34,35 @@ def cut_token_ids(data: bytes) -> "tuple[bytes, array[int] | None]":
 
 
 def _parse(text: bytes) -> "array[int] | None":
-    """Numbers as JSON writes them, between two of them a comma and perhaps one space after it; else None."""
-    if text.translate(None, _ALLOWED) or not _is_plain(np.frombuffer(text, np.uint8)):
+    """Numbers as JSON writes them, with commas between them and spaces around them; else None.
+
+    They are counted after the fact: as many numbers as there are commas and one, and no character that is not one of
+    their digits, a comma or a space. What numpy reads otherwise than JSON (zeros before a number, a comma too many, two
+    numbers at one place) does not add up.
+    """
+    chars = np.frombuffer(text, np.uint8)
+    num_digits = int(np.count_nonzero(chars - _ZERO < 10))  # what is less than 0 is more than 245 here
+    num_commas, num_spaces = (int(np.count_nonzero(chars == each)) for each in b", ")
+    if not num_digits or num_digits + num_commas + num_spaces != len(text):
         return None
-    values = np.fromstring(text, np.int64, sep=",")  # what is too large for it becomes its largest number
-    if values.max() > _INT32_MAX:
+    with warnings.catch_warnings(action="error", category=DeprecationWarning):
+        try:
+            values = np.fromstring(text, np.int64, sep=",")  # what is too large for it becomes its largest number
+        except (DeprecationWarning, ValueError):  # it did not get to the end
+            return None
+    if len(values) != num_commas + 1 or values.min() < 0 or values.max() > _INT32_MAX:
+        return None
+    if num_digits != _num_digits(values):
         return None
     ids = array("i")
     ids.frombytes(values.astype(np.int32).tobytes())
     return ids
 
 
-def _is_plain(text: "np.ndarray[tuple[int], np.dtype[np.uint8]]") -> bool:
-    """Of digits, commas and spaces: numbers at both ends, alone between two numbers, without zeros before them."""
-    if not len(text):
-        return False
-    digit, comma, zero = text >= 48, text == 44, text == 48
-    wrong_after_comma = comma[:-1] & comma[1:]
-    wrong_at_space = (text[1:] == 32) & ~comma[:-1] | (text[:-1] == 32) & ~digit[1:]
-    zero_first = zero[:-1] & digit[1:]
-    zero_first[1:] &= ~digit[:-2]
-    ends = bool(digit[0] and digit[-1])
-    return ends and not (wrong_after_comma | wrong_at_space | zero_first).any()
+def _num_digits(values: "np.ndarray[tuple[int], np.dtype[np.int64]]") -> int:
+    """Of all of them together."""
+    total, power, largest = len(values), 10, int(values.max())
+    while power <= largest:
+        total += int(np.count_nonzero(values >= power))
+        power *= 10
+    return total

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from operator import itemgetter
 
 from router.chance import RandomSource
-from router.cost_model import CostModel, Work
+from router.cost_model import CostModel
 from router.policies.base import Predicted, RouteDecision, RouteRequest
 from router.view import ClusterView
 from router.worker import WorkerState
@@ -53,7 +53,7 @@ class CostPolicy:
         candidates = view.candidates(request.avoid, now, request.source)
         pairs: list[tuple[float, _Side | None, _Side]] = []
         if request.may_hand_over:
-            sources = _best([self._prefill_side(worker, request) for worker in candidates.prefill])
+            sources = _best([self._prefill_side(worker, request, now) for worker in candidates.prefill])
             targets = _best([self._decode_side(worker, request) for worker in candidates.decode])
             pairs = [
                 (source.cost_ms + target.cost_ms + self._transfer_ms(source, target, request), source, target)
@@ -70,17 +70,16 @@ class CostPolicy:
             # Better to decode where prompts are computed than to wait while those workers are idle.
             alone = [*alone, *(worker for worker in candidates.prefill if worker not in alone)]
         for worker in alone:
-            side = self._whole_side(worker, request)
+            side = self._whole_side(worker, request, now)
             pairs.append((side.cost_ms, None, side))
         return self._cheapest(pairs, request)
 
     # ------------------------------------------------------------------------------------------------- parts
 
-    def _prefill_side(self, worker: WorkerState, request: RouteRequest) -> _Side:
+    def _prefill_side(self, worker: WorkerState, request: RouteRequest, now: float) -> _Side:
         cached = request.cached.get(worker.key, 0)
         new = request.num_tokens - cached
-        work = Work(worker.queued_tokens, new, cached, worker.queued_pairs)
-        queue_ms, prefill_ms = self._model.prefill_ms(worker.key, work)
+        queue_ms, prefill_ms = self._model.prefill_ms(worker.key, worker.work(new, cached, now))
         return _Side(worker, cached, queue_ms, prefill_ms, prefill_ms, queue_ms + 2 * prefill_ms)
 
     def _decode_side(self, worker: WorkerState, request: RouteRequest) -> _Side:
@@ -92,11 +91,11 @@ class CostPolicy:
         queue_ms = self._model.call_ms.value if _missing_pages(worker, cached, request) > worker.free_pages else 0.0
         return _Side(worker, cached, queue_ms, 0.0, slowdown_ms, queue_ms + slowdown_ms)
 
-    def _whole_side(self, worker: WorkerState, request: RouteRequest) -> _Side:
+    def _whole_side(self, worker: WorkerState, request: RouteRequest, now: float) -> _Side:
         """Both parts in one place: computing the prompt holds up every row that decodes there. On a worker that is
         there to decode one is always counted, since pages may come at any moment.
         """
-        side, decode = self._prefill_side(worker, request), self._decode_side(worker, request)
+        side, decode = self._prefill_side(worker, request, now), self._decode_side(worker, request)
         rows = worker.num_rows if worker.has_role("prefill") else max(worker.num_rows, 1)
         side.queue_ms += decode.queue_ms
         side.slowdown_ms = decode.slowdown_ms + (1 + rows) * side.prefill_ms

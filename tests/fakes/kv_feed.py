@@ -7,12 +7,15 @@ from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+import zmq
+
 from engine.core.digest import page_keys
 from engine.core.radix_tree import RadixTree
 from engine.core.types import KVLayout, WorkerInfo
 from engine.server.kv_events.config import FeedConfig
 from engine.server.kv_events.publisher import EventPublisher, FeedLimits
 from engine.server.worker import new_incarnation
+from engine.wire.kv_events import STATE_ASKED
 from router.events import FeedBatch, FeedReplayed, FeedState
 from router.feeds import FeedWord
 from router.kv_follower import FeedPlace, FollowerConfig, KVFollower
@@ -54,6 +57,13 @@ class Publisher:
         with self._lock:
             self.tree.evict(num_pages)
             self._publish()
+
+    def wait(self) -> None:
+        """Blocks until all that changed so far has been sent: an answer comes after what waited before the question."""
+        with zmq.Context() as context, context.socket(zmq.REQ) as request:
+            request.connect(self.place.replay)
+            request.send(STATE_ASKED)
+            request.recv_multipart()
 
     @property
     def keys(self) -> set[int]:

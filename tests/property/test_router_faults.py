@@ -11,7 +11,8 @@ from engine.core.digest import page_keys
 from engine.core.errors import DeadlineExceeded, Overloaded, Unavailable
 from engine.core.messages import Drain
 from engine.core.types import Request, Sampling
-from router.config import AdmissionConfig, RouterConfig
+from router.config import AdmissionConfig, HedgeConfig, RouterConfig
+from router.hedging import MIN_TIMES
 from router.policies.registry import POLICY_NAMES
 from tests.fakes.router_world import Rights, RouterWorld
 from tests.fakes.workers import FakeFaults, worker_info
@@ -32,7 +33,11 @@ def build(seed: int, policy: str) -> RouterWorld:
         max_queued=rng.choice((2, 1000)),
         max_worker_queue_s=rng.choice((None, 0.0, 0.002)),
     )
-    world = RouterWorld(seed, policy, RouterConfig(admission=admission), faults)
+    hedge = HedgeConfig(max_share=rng.choice((0.0, 1.0)))
+    world = RouterWorld(seed, policy, RouterConfig(admission=admission, hedge=hedge), faults)
+    for num_new in range(1, 200):  # whatever takes longer than two steps is late
+        for _ in range(MIN_TIMES):
+            world.core.hedging.observe(num_new, 0.02)
     if rng.random() < 0.3:
         for i in range(rng.randint(1, 3)):
             world.add_worker(worker_info(f"both{i}", page_size=rng.choice((4, 8))))

@@ -15,6 +15,7 @@ from engine.core.messages import KVEvent, PagesCleared
 from engine.core.types import WorkerInfo
 from engine.server.kv_events.config import FeedConfig
 from engine.server.kv_events.log import EventLog
+from engine.server.kv_events.readers import Readers
 from engine.wire.kv_curve import protect_server
 from engine.wire.kv_events import (
     END_OF_REPLAY,
@@ -34,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 EVENTS_PER_PART = 512
 """Of a snapshot."""
+SNAPSHOTS = (SNAPSHOT_ASKED, SNAPSHOT_WITH_TOKENS_ASKED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +86,9 @@ class EventPublisher:
         self._wake_write.setblocking(False)
         self._waiting: dict[bool, list[bytes]] = {False: [], True: []}
         """Who asked for a snapshot without and with token ids."""
+        self._readers = Readers()
         self._context = zmq.Context()
-        self._pub, self._replay = self._context.socket(zmq.PUB), self._context.socket(zmq.ROUTER)
+        self._pub, self._replay = self._context.socket(zmq.XPUB), self._context.socket(zmq.ROUTER)
         self._pub.sndhwm = limits.subscriber_batches
         self._replay.sndhwm = limits.max_batches + 1000
         try:
@@ -128,12 +131,16 @@ class EventPublisher:
     def _run(self) -> None:
         poller = zmq.Poller()
         poller.register(self._wake_read, zmq.POLLIN)
+        poller.register(self._pub, zmq.POLLIN)
         poller.register(self._replay, zmq.POLLIN)
         try:
             while True:
                 ready = dict(poller.poll())
                 if self._wake_read.fileno() in ready and not self._drain():
                     return
+                if self._pub in ready:
+                    for client, asked in self._readers.heard(self._pub.recv()):
+                        self._want_snapshot(client, asked)
                 if self._replay in ready:
                     self._answer(self._replay.recv_multipart())
         finally:
@@ -164,19 +171,25 @@ class EventPublisher:
         match message:
             case [client, b"", asked] if asked == STATE_ASKED:
                 self._replay.send_multipart((client, b"", STATE_ASKED, encode_state(self._state())))
-            case [client, b"", asked] if asked in (SNAPSHOT_ASKED, SNAPSHOT_WITH_TOKENS_ASKED):
-                with_tokens = asked == SNAPSHOT_WITH_TOKENS_ASKED
-                waiting = self._waiting[with_tokens]
-                if client not in waiting:
-                    waiting.append(client)
-                if len(waiting) == 1:
-                    self._ask_snapshot(with_tokens)  # one walk through the cache for all who ask meanwhile
+            case [client, b"", asked] if asked in SNAPSHOTS:
+                self._want_snapshot(client, asked)
+            case [client, b"", asked, reader] if asked in SNAPSHOTS:
+                if self._readers.may_have(reader, client, asked):
+                    self._want_snapshot(client, asked)
             case [client, b"", number] if len(number) == len(END_OF_REPLAY):
                 for at, payload in self._log.since(sequence_from_bytes(number)):
                     self._replay.send_multipart((client, b"", sequence_to_bytes(at), payload))
                 self._replay.send_multipart((client, b"", END_OF_REPLAY, b""))
             case _:
                 logger.warning("a request to the replay socket of kv events was not understood: ignored")
+
+    def _want_snapshot(self, client: bytes, asked: bytes) -> None:
+        with_tokens = asked == SNAPSHOT_WITH_TOKENS_ASKED
+        waiting = self._waiting[with_tokens]
+        if client not in waiting:
+            waiting.append(client)
+        if len(waiting) == 1:
+            self._ask_snapshot(with_tokens)  # one walk through the cache for all who ask meanwhile
 
     def _send_snapshot(self, snapshot: _Snapshot) -> None:
         clients, self._waiting[snapshot.with_tokens] = self._waiting[snapshot.with_tokens], []

@@ -137,6 +137,32 @@ def test_equal_prompts_at_once_are_computed_once(max_in_flight: int) -> None:
     assert all(bench.tokens[request.id] == bench.expected(request) for request in requests)
 
 
+def test_who_waited_for_a_shared_page_is_not_overtaken_by_a_long_prompt_that_came_later() -> None:
+    bench = CoreBench(page_size=4, num_pages=200, max_step_tokens=8)
+    shared = list(range(1, 25))
+    bench.core.submit(make_request(1, shared, max_tokens=1))
+    bench.step()
+    bench.core.submit(make_request(2, [*shared, 40, 41], max_tokens=1))  # waits for the pages of the first
+    bench.core.submit(make_request(3, range(100, 180), max_tokens=1))  # begins while it waits
+    while 1 not in bench.finished:
+        bench.step()
+    while 2 not in bench.finished:
+        bench.step()
+    assert 3 not in bench.finished and len(chunks(bench.executor.plans, 3)) <= 3
+    bench.run()
+
+
+def test_work_that_waits_includes_launched_steps_until_they_are_done() -> None:
+    bench = CoreBench(page_size=4, num_pages=200, max_step_tokens=8, max_in_flight=2)
+    bench.core.submit(make_request(1, range(1, 25), max_tokens=4))
+    assert bench.core.launch(0.0) and bench.core.launch(0.0)
+    assert bench.core.load(0.0).queued_tokens == 24, "none of them is computed yet"
+    bench.core.commit()
+    assert bench.core.load(0.0).queued_tokens == 16
+    bench.run()
+    assert bench.core.load(0.0).queued_tokens == 0
+
+
 def test_who_waits_for_an_aborted_request_goes_on_alone() -> None:
     bench = CoreBench(page_size=4, max_step_tokens=8)
     requests = [make_request(id, range(1, 34), max_tokens=2) for id in (1, 2, 3)]

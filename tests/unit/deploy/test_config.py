@@ -5,6 +5,7 @@ import pytest
 from deploy.config import FLAGS, service_config
 from deploy.service import check_model, place
 from engine.core.errors import CheckpointError, InvalidRequest
+from engine.server.kv_events.config import parse_feed
 from tests.fakes.checkpoints import tiny_checkpoint
 
 
@@ -63,3 +64,15 @@ def test_a_model_that_does_not_divide_is_refused_before_anything_starts() -> Non
 
 def test_every_flag_is_explained() -> None:
     assert all(flag.help.endswith(".") for flag in FLAGS)
+
+
+def test_each_worker_publishes_prefix_events_at_ports_of_its_own() -> None:
+    config = service_config(values(kv_events="curve://0.0.0.0:6000", decode=2), ray_address="auto")
+    feeds = [config.links.feed_of(number) for number in range(config.num_workers)]
+    assert [(feed.port, feed.replay_port) for feed in feeds if feed] == [(6000, 6001), (6002, 6003), (6004, 6005)]
+    free = service_config(values(kv_events="tcp://127.0.0.1:0"), ray_address="auto")
+    assert free.links.feed_of(1) == parse_feed("tcp://127.0.0.1:0")
+    assert service_config(values(), ray_address="auto").links.feed_of(0) is None
+    for wrong in ("tcp://127.0.0.1:65534", "udp://127.0.0.1:1"):
+        with pytest.raises(InvalidRequest, match=r"kv-events|two ports"):
+            service_config(values(kv_events=wrong), ray_address="auto")

@@ -20,6 +20,7 @@ HERMES, LLAMA3, MISTRAL = Dialect("hermes"), Dialect("llama3"), Dialect("mistral
     ("dialect", "text", "pieces"),
     [
         (HERMES, '<tool_call>{"name":"f"}</tool_call> ok', [CallStart(0, "f"), CallArguments(0, "{}"), Content("ok")]),
+        (HERMES, "so <tool_call>", [Content("so<tool_call>")]),
         (HERMES, "a < b <tool", [Content("a < b <tool")]),
         (HERMES, '<tool_call>{"nam": 3}</tool_call> x', [Content('<tool_call>{"nam": 3}</tool_call> x')]),
         (HERMES, '<tool_call>{"name": "no name!"}', [Content('<tool_call>{"name": "no name!"}')]),

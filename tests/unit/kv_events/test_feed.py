@@ -3,19 +3,22 @@
 import random
 import time
 
+import pytest
 import zmq
 import zmq.asyncio
 from zmq.utils.monitor import recv_monitor_message
 
 from engine.server.kv_events.publisher import FeedLimits
+from engine.wire.kv_events import READER, SNAPSHOT_ASKED, STATE_ASKED, decode_state, sequence_from_bytes
 from router.events import FeedBatch
 from router.feeds import FeedWord
 from router.kv_follower import FollowerConfig
-from tests.fakes.kv_feed import PAGE_SIZE, Publisher, Reader, publishing
+from router.prefix_feed import BEHIND_S
+from tests.fakes.kv_feed import PAGE_SIZE, TIMEOUT_S, Publisher, Reader, publishing
 
 
-def lose(reader: Reader, num_batches: int) -> None:
-    """The next batches do not arrive, the first time that they are sent."""
+def lose(reader: Reader, num_batches: int) -> set[int]:
+    """The next batches do not arrive, the first time that they are sent. Returns those that have not been sent yet."""
     left = set(range(reader.feed.seq + 1, reader.feed.seq + 1 + num_batches))
 
     def drop(word: FeedWord) -> bool:
@@ -25,6 +28,7 @@ def lose(reader: Reader, num_batches: int) -> None:
         return True
 
     reader.drop = drop
+    return left
 
 
 def fill(publisher: Publisher, num: int, seed: int = 0) -> None:
@@ -55,15 +59,16 @@ async def test_a_snapshot_of_many_parts() -> None:
         assert len(reader.keys) == 1500
 
 
-async def test_lost_batches_are_made_up_for() -> None:
+async def test_lost_batches_are_replayed() -> None:
     with publishing() as publisher:
         async with Reader(publisher.place) as reader:
             fill(publisher, 3)
             await reader.follows(publisher)
+            reader.now = time.monotonic()  # from here on no time passes: only a replay can help
             lose(reader, 4)
             fill(publisher, 9, seed=1)
             await reader.follows(publisher)
-            assert reader.feed._counts.gaps, "closed by a replay, or by a snapshot where its answer came too late"
+            assert reader.feed._counts.gaps and not reader.feed._counts.losses
 
 
 async def test_batches_that_were_lost_last_are_noticed_too() -> None:
@@ -72,13 +77,13 @@ async def test_batches_that_were_lost_last_are_noticed_too() -> None:
             fill(publisher, 3)
             await reader.follows(publisher)
             reader.now = time.monotonic()
-            lose(reader, 2)
+            on_their_way = lose(reader, 2)
             fill(publisher, 2, seed=1)
-            await reader.until(lambda: reader.feed._behind is not None)
+            await reader.until(lambda: reader.feed._behind is not None and not on_their_way)
             assert reader.feed.synced and not reader.feed._counts.gaps, "they may be on their way"
-            reader.now = None  # and go on for as long as it takes: the second may be missed later than the first
+            reader.now += 2 * BEHIND_S  # and no more: only a replay can help, and both can be had by now
             await reader.follows(publisher)
-            assert reader.feed._counts.gaps
+            assert reader.feed._counts.gaps and not reader.feed._counts.losses
 
 
 async def test_what_cannot_be_replayed_any_more_is_a_snapshot() -> None:
@@ -93,19 +98,22 @@ async def test_what_cannot_be_replayed_any_more_is_a_snapshot() -> None:
             assert reader.feed._counts.losses == 1
 
 
-async def test_a_reader_that_is_too_slow_catches_up() -> None:
-    for max_batches in (100_000, 20):  # by replay, by snapshot
-        limits = FeedLimits(max_batches=max_batches, subscriber_batches=10)
-        with publishing(limits=limits) as publisher:
-            async with Reader(publisher.place, FollowerConfig(state_s=0.05, max_unread=10)) as reader:
-                publisher.store([1, 2, 3, 4])
-                await reader.follows(publisher)
-                # The reader's loop stands still meanwhile: sockets' buffers fill, and the publisher lets batches go.
-                for step in range(600):
-                    publisher.store([step] * (500 * PAGE_SIZE))
-                await reader.follows(publisher)
-                assert reader.feed._counts.gaps
-                assert reader.feed._counts.losses or max_batches > 20
+@pytest.mark.parametrize("max_batches", [100_000, 20])
+async def test_a_reader_that_is_too_slow_catches_up(max_batches: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a replay, however long it takes; by a snapshot where the batches are gone."""
+    if max_batches > 20:
+        monkeypatch.setattr("router.prefix_feed.REPLAY_S", TIMEOUT_S)
+    with publishing(limits=FeedLimits(max_batches=max_batches, subscriber_batches=10)) as publisher:
+        async with Reader(publisher.place, FollowerConfig(state_s=0.05, max_unread=10)) as reader:
+            publisher.store([1, 2, 3, 4])
+            await reader.follows(publisher)
+            # The reader's loop stands still meanwhile: sockets' buffers fill, and the publisher lets batches go.
+            for step in range(400):
+                publisher.store([step] * (500 * PAGE_SIZE))
+            publisher.wait()
+            await reader.follows(publisher)
+            assert reader.feed._counts.gaps
+            assert bool(reader.feed._counts.losses) == (max_batches == 20)
 
 
 async def test_a_publisher_that_starts_again_is_another_one() -> None:
@@ -158,3 +166,21 @@ async def test_an_encrypted_feed_is_read_by_who_knows_the_cluster_key_only() -> 
             event = await recv_monitor_message(events)
             assert event["event"] != zmq.EVENT_HANDSHAKE_SUCCEEDED
             assert stranger.words == []
+
+
+async def test_a_snapshot_waits_until_its_reader_is_sure_to_get_what_comes_after_it() -> None:
+    with publishing() as publisher, zmq.asyncio.Context() as context:
+        fill(publisher, 5)
+        dealer, sub, topic = context.socket(zmq.DEALER), context.socket(zmq.SUB), READER + b"late"
+        dealer.connect(f"tcp://{publisher.place.replay.removeprefix('tcp://')}")
+        for question in ((SNAPSHOT_ASKED, topic), (STATE_ASKED,)):
+            await dealer.send_multipart((b"", *question))
+        assert (await dealer.recv_multipart())[1] == STATE_ASKED, "the later question is answered first"
+        for prefix in (b"", topic):
+            sub.subscribe(prefix)
+        sub.connect(f"tcp://{publisher.place.events.removeprefix('tcp://')}")
+        _, kind, state, _, _ = await dealer.recv_multipart()
+        assert kind == SNAPSHOT_ASKED
+        fill(publisher, 1, seed=2)
+        assert sequence_from_bytes((await sub.recv_multipart())[1]) == decode_state(state).last + 1
+        context.destroy(linger=0)

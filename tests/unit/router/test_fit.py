@@ -100,3 +100,13 @@ def test_a_proof_of_a_fast_pair_makes_it_cheap() -> None:
     model.on_proof(("p", "d"), 1e10)
     model.on_proof(("p", "e"), 1e7)
     assert model.transfer_ms(("p", "d"), 10_000_000) < model.transfer_ms(("p", "e"), 10_000_000)
+
+
+def test_who_has_seen_short_prompts_only_knows_nothing_of_its_own_about_long_ones() -> None:
+    rng, fits = Random(5), FitFamily((2.0, 50.0, 1.0))
+    for i in range(300):
+        new = rng.choice((500, 1_000, 3_000)) if i % 4 == 0 else rng.choice((12_000, 60_000))
+        x = (1.0, new / 1e3, new * new / 2e6)
+        late = rng.choice((1.0, 0.7)) if i % 4 == 0 else 1.0  # short ones are often done before they are expected to
+        fits.observe("short" if i % 4 == 0 else "long", x, (4.0 + 22.6 * x[1] + 0.8 * x[2]) * late)
+    assert fits.coefficients("short")[2] > 0.75 * fits.coefficients("long")[2]

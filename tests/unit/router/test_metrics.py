@@ -77,7 +77,7 @@ def test_every_outcome_is_there_before_it_happens() -> None:
     assert found["baton_router_requests_total"][("finished",)] == 2
     assert found["baton_router_requests_total"][("unavailable",)] == 0
     assert found["baton_router_retries_total"][("worker_lost",)] == 0
-    assert found["baton_router_attempts_total"] == {("pair",): 0, ("whole",): 0}
+    assert found["baton_router_attempts_total"] == {("pair",): 0, ("whole",): 0, ("hedge",): 0}
 
 
 def test_two_incarnations_of_one_worker_are_one_sample() -> None:

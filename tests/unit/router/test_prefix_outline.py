@@ -1,16 +1,16 @@
-"""The outline of what is cached where, against what the workers said."""
+"""The outline of what is cached where, against what the workers hold."""
 
+from collections.abc import Mapping, Sequence
 from random import Random
 
 import pytest
 
-from engine.core.messages import PagesCleared, PagesRemoved, PagesStored
-from router import prefix_outline
-from router.prefix_outline import PrefixNode, PrefixOutline
+from router.prefix_outline import PrefixNode, num_shown, outline
 
 
-def names(text: str) -> tuple[bytes, ...]:
-    return tuple(letter.encode() for letter in text)
+def chain(text: str) -> list[bytes]:
+    """One page a letter; like digests, a page's name stands for all before it."""
+    return [text[: end + 1].encode() for end in range(len(text))]
 
 
 def shown(nodes: list[PrefixNode]) -> list:
@@ -18,62 +18,43 @@ def shown(nodes: list[PrefixNode]) -> list:
     return [(node.digest.decode(), node.pages, "".join(node.workers), shown(node.children)) for node in nodes]
 
 
+class Caches:
+    """What each worker holds: prefixes."""
+
+    def __init__(self, held: Mapping[str, Sequence[str]]) -> None:
+        self.pages = {worker: {page for text in texts for page in chain(text)} for worker, texts in held.items()}
+
+    def holders(self, pages: Sequence[bytes]) -> dict[str, int]:
+        runs = {worker: sum(page in held for page in pages) for worker, held in self.pages.items()}
+        return {worker: run for worker, run in runs.items() if run}
+
+
 def test_runs_with_the_same_holders_are_one_node() -> None:
-    outline = PrefixOutline()
-    outline.apply("p", [PagesStored(b"", names("abc"))])
-    outline.apply("d", [PagesStored(b"", names("ab")), PagesStored(b"b", names("xyz")), PagesStored(b"", names("q"))])
-    assert shown(outline.tree(10)) == [("a", 2, "dp", [("x", 3, "d", []), ("c", 1, "p", [])]), ("q", 1, "d", [])]
-    assert shown(outline.tree(1)) == [("a", 2, "dp", [])]
-    outline.apply("p", [PagesRemoved(names("c"))])
-    outline.apply("d", [PagesRemoved(names("b"))])
-    below = ("b", 1, "p", [("x", 3, "d", [])])
-    assert shown(outline.tree(10)) == [("a", 1, "dp", [below]), ("q", 1, "d", [])]
-    outline.apply("d", [PagesCleared()])
-    outline.forget("p")
-    assert outline.tree(10) == [] and outline.num_left_out == 0
+    caches = Caches({"p": ["abc"], "d": ["abxyz", "q"]})
+    families = [[chain("abc"), chain("abxyz")], [chain("q")], [chain("unknown")]]
+    below = [("abc", 1, "p", []), ("abx", 3, "d", [])]
+    nodes = outline(families, caches.holders, 10)
+    assert shown(nodes) == [("a", 2, "dp", below), ("q", 1, "d", [])]
+    assert num_shown(nodes) == 2 * 2 + 1 + 3 + 1
+    assert shown(outline(families, caches.holders, 1)) == [("a", 2, "dp", [])]
 
 
-def test_a_deep_prefix_that_changes_hands_at_each_page_is_no_trouble() -> None:
-    outline = PrefixOutline()
-    chain = [number.to_bytes(4, "big") for number in range(5000)]
-    outline.apply("p", [PagesStored(b"", tuple(chain))])
-    outline.apply("d", [PagesStored(chain[n - 1] if n else b"", (chain[n],)) for n in range(0, 5000, 2)])
-    (node,) = outline.tree(100)
-    depth = 1
-    while node.children:
-        (node,), depth = node.children, depth + 1
-    assert depth == 100
-
-
-def test_memory_is_bounded_and_what_is_left_out_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prefix_outline, "MAX_PAGES", 3)
-    outline = PrefixOutline()
-    outline.apply("p", [PagesStored(b"", names("abcde"))])
-    assert (shown(outline.tree(9)), outline.num_left_out) == ([("a", 3, "p", [])], 2)
-    outline.apply("p", [PagesRemoved(names("de"))])
-    assert outline.num_left_out == 0
+def test_prompts_part_where_they_differ_though_the_same_workers_hold_both() -> None:
+    caches = Caches({"p": ["abcd", "abxy"]})
+    (node,) = outline([[chain("abcd"), chain("abxy"), chain("ab")]], caches.holders, 10)
+    assert shown([node]) == [("a", 2, "p", [("abc", 2, "p", []), ("abx", 2, "p", [])])]
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_it_holds_what_the_workers_hold(seed: int) -> None:
-    rng, outline = Random(seed), PrefixOutline()
-    truth: dict[str, dict[bytes, bytes]] = {"p": {}, "d": {}}
-    for _ in range(200):
-        worker = rng.choice("pd")
-        pages = truth[worker]
-        if rng.random() < 0.6:
-            parent = rng.choice([b"", *pages])
-            chain = tuple(parent + bytes([rng.randrange(4)]) * n for n in range(1, rng.randint(2, 4)))
-            outline.apply(worker, [PagesStored(parent, chain)])
-            pages |= dict(zip(chain, (parent, *chain), strict=False))
-        elif pages:
-            leaves = [page for page in pages if page not in pages.values()]
-            gone = rng.choice(leaves)
-            outline.apply(worker, [PagesRemoved((gone,))])
-            del pages[gone]
-
-    def total(nodes: list[PrefixNode], worker: str) -> int:
-        return sum(node.pages * (worker in node.workers) + total(node.children, worker) for node in nodes)
-
-    tree = outline.tree(10_000)
-    assert {worker: total(tree, worker) for worker in "pd"} == {worker: len(pages) for worker, pages in truth.items()}
+def test_each_page_that_a_prompt_names_is_there_once_with_all_its_holders(seed: int) -> None:
+    rng = Random(seed)
+    texts = ["a" + "".join(rng.choice("xy") for _ in range(rng.randrange(6))) for _ in range(6)]
+    caches = Caches({worker: rng.sample(texts, 3) for worker in "pdq"})
+    nodes = outline([[chain(text) for text in texts]], caches.holders, 1000)
+    named = {page for text in texts for page in chain(text)}
+    assert num_shown(nodes) == sum(len(held & named) for held in caches.pages.values())
+    stack = list(nodes)
+    while stack:
+        node = stack.pop()
+        assert set(node.workers) == {worker for worker, held in caches.pages.items() if node.digest in held}
+        stack += node.children

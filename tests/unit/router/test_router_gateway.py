@@ -219,7 +219,10 @@ async def test_a_request_is_one_trace(config: RouterServerConfig, tenants: Path,
             while True:
                 answered = await running.http.post("/v1/completions", json=BODY, headers=headers)
                 assert answered.status_code == 200
-                if answered.headers["x-baton-prefill-worker"] == "p":  # the pair has proven itself
+                if (answered.headers["x-baton-prefill-worker"], answered.headers["x-baton-decode-worker"]) == (
+                    "p",
+                    "d",
+                ):
                     break
     request = [span for span in collector.spans if span.name == "request"][-1]
     assert (request.trace_id.hex(), request.parent_span_id.hex()) == ("ab" * 16, "cd" * 8)

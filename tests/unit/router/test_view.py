@@ -122,3 +122,21 @@ def test_rows_are_the_larger_of_what_is_reported_and_what_was_sent() -> None:
     d.on_load(load(2, running_rows=0), now=0.2)
     d.close_leg(1)
     assert d.num_rows == 1
+
+
+def test_what_was_said_of_a_source_that_left_goes_with_it_unless_it_may_come_back() -> None:
+    view, (p, d) = make("p1", "d1")
+    ready = PeerStatus("p1", 1, True, "grpc", 1e9)
+    view.on_peer_status(d, ready)
+    view.leave(p.key)
+    assert view.links == {(p.key, d.key): ready}, "another session may find it again"
+    view.forget_source(p.key)
+    view.on_peer_status(d, replace(ready, ready=False, message="its peer left"))
+    assert view.links == {}, "its last word is no news"
+    p = view.join(worker_info("p1", roles=("prefill",)), 1.0)
+    broken = replace(ready, ready=False, message="too slow")
+    view.on_peer_status(d, broken)
+    assert view.links == {(p.key, d.key): broken}
+    view.leave(p.key)
+    assert view.links == {}
+    view.check_integrity()
