@@ -19,6 +19,8 @@ class End:
     """In plain words."""
     wanted: bool = False
     """It was asked to leave, and its place stays empty."""
+    signalled: bool = False
+    """By a signal, so that what is wanted gone may be its node."""
 
 
 class Process(Protocol[T_co]):

@@ -1,0 +1,165 @@
+"""A Ray cluster of one's own on this machine: a raylet a node, each with an address of its own, ended by process id."""
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from deploy.spawned import environment
+from engine.core.errors import Unavailable
+
+RAY = str(Path(sys.executable).parent / "ray")
+OBJECT_STORE_BYTES = 80 << 20
+START_S = 120.0
+DETECTION = {
+    # A node that is lost is noticed in about two seconds instead of half a minute.
+    "RAY_health_check_initial_delay_ms": "2000",
+    "RAY_health_check_period_ms": "500",
+    "RAY_health_check_timeout_ms": "3000",
+    "RAY_health_check_failure_threshold": "3",
+}
+
+
+@dataclass(frozen=True)
+class NodeSpec:
+    """What one node offers."""
+
+    cpus: int = 4
+    resources: Mapping[str, float] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Raylet:
+    """One node. `process` is its `ray start --block`."""
+
+    address: str
+    """127.0.0.x: what its workers listen on."""
+    process: "subprocess.Popen[bytes]"
+
+    def lose(self) -> None:
+        """All its processes at once, as a host that loses power."""
+        main = psutil.Process(self.process.pid)
+        processes = [*main.children(recursive=True), main]
+        for process in processes:
+            _signal(process, signal.SIGSTOP)  # nobody may say goodbye
+        for process in processes:
+            _signal(process, signal.SIGKILL)
+        psutil.wait_procs(processes, timeout=10)
+        self.process.wait(10)
+
+
+@dataclass
+class Raylets:
+    """The nodes, the head first, and what a client needs in its environment."""
+
+    address: str
+    environment: dict[str, str]
+    folder: str
+    nodes: list[Raylet] = field(default_factory=list)
+
+    def add(self, spec: NodeSpec) -> Raylet:
+        """One more node; it joins in its own time."""
+        place = f"127.0.0.{len(self.nodes) + 1}"
+        words = ["start", f"--address={self.address}", f"--node-ip-address={place}"]
+        return self._start(place, words, spec)
+
+    def lose(self, address: str) -> None:
+        """The node at that address is gone, unannounced."""
+        node = next(node for node in self.nodes if node.address == address)
+        node.lose()
+
+    def _start(self, place: str, words: Sequence[str], spec: NodeSpec) -> Raylet:
+        options = [f"--num-cpus={spec.cpus}", f"--object-store-memory={OBJECT_STORE_BYTES}", "--block"]
+        if spec.resources:
+            options.append(f"--resources={_json(spec.resources)}")
+        if spec.labels:
+            options.append(f"--labels={','.join(f'{key}={value}' for key, value in spec.labels.items())}")
+        process = subprocess.Popen(
+            [RAY, *words, "--disable-usage-stats", *options],
+            env=self.environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        node = Raylet(place, process)
+        self.nodes.append(node)
+        return node
+
+    def close(self) -> None:
+        """End everything that this object started."""
+        processes: list[psutil.Process] = []
+        for node in self.nodes:
+            if node.process.poll() is None:
+                main = psutil.Process(node.process.pid)
+                processes += [*main.children(recursive=True), main]
+        for process in processes:
+            _signal(process, signal.SIGKILL)
+        psutil.wait_procs(processes, timeout=10)
+        for node in self.nodes:
+            node.process.wait(10)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _json(resources: Mapping[str, float]) -> str:
+    return "{" + ", ".join(f'"{name}": {value}' for name, value in resources.items()) + "}"
+
+
+def _signal(process: psutil.Process, number: signal.Signals) -> None:
+    try:
+        process.send_signal(number)
+    except psutil.NoSuchProcess:
+        pass
+
+
+@contextmanager
+def raylets(*specs: NodeSpec) -> Iterator[Raylets]:
+    """A cluster with one node for each of `specs`, the head first. Needs Linux: it uses 127.0.0.2 and so on.
+
+    Raises Unavailable when the head does not come up.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    shared = environment() | DETECTION
+    shared |= {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    folder = tempfile.mkdtemp(prefix="baton-raylets-")
+    cluster = Raylets(f"127.0.0.1:{port}", shared, folder)
+    try:
+        head = ["start", "--head", "--node-ip-address=127.0.0.1", f"--port={port}", "--include-dashboard=false"]
+        cluster._start("127.0.0.1", [*head, f"--temp-dir={folder}"], specs[0])
+        _wait_for(port, cluster.nodes[0].process)
+        for spec in specs[1:]:
+            cluster.add(spec)
+        yield cluster
+    finally:
+        cluster.close()
+
+
+def _wait_for(port: int, head: "subprocess.Popen[bytes]") -> None:
+    import time
+
+    end_s = time.monotonic() + START_S
+    while time.monotonic() < end_s:
+        if head.poll() is not None:
+            break
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.05)
+    raise Unavailable("the head of the Ray cluster did not come up")
