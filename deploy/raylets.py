@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ from engine.core.errors import Unavailable
 RAY = str(Path(sys.executable).parent / "ray")
 OBJECT_STORE_BYTES = 80 << 20
 START_S = 120.0
+POLL_S = 0.05
+STARTED = "Ray runtime started."
 DETECTION = {
     # A node that is lost is noticed in about two seconds instead of half a minute.
     "RAY_health_check_initial_delay_ms": "2000",
@@ -46,6 +49,16 @@ class Raylet:
     address: str
     """127.0.0.x: what its workers listen on."""
     process: "subprocess.Popen[bytes]"
+    said: Path
+    """What that printed."""
+
+    def wait_up(self) -> None:
+        """Until it has joined. Raises Unavailable with what it said when it does not."""
+        end_s = time.monotonic() + START_S
+        while STARTED not in (text := self.said.read_text()):
+            if self.process.poll() is not None or time.monotonic() > end_s:
+                raise Unavailable(f"the node at {self.address} did not come up:\n{text}")
+            time.sleep(POLL_S)
 
     def lose(self) -> None:
         """All its processes at once, as a host that loses power."""
@@ -69,7 +82,7 @@ class Raylets:
     nodes: list[Raylet] = field(default_factory=list)
 
     def add(self, spec: NodeSpec) -> Raylet:
-        """One more node; it joins in its own time."""
+        """One more node; `Raylet.wait_up` waits until it has joined."""
         place = f"127.0.0.{len(self.nodes) + 1}"
         words = ["start", f"--address={self.address}", f"--node-ip-address={place}"]
         return self._start(place, words, spec)
@@ -79,20 +92,33 @@ class Raylets:
         node = next(node for node in self.nodes if node.address == address)
         node.lose()
 
+    def actors(self) -> list[str]:
+        """Titles of the processes that actors run in."""
+        titles = []
+        for node in self.nodes:
+            if node.process.poll() is None:
+                for process in psutil.Process(node.process.pid).children(recursive=True):
+                    title = _title(process)
+                    if title.startswith("ray::") and not title.startswith("ray::IDLE"):
+                        titles.append(title)
+        return titles
+
     def _start(self, place: str, words: Sequence[str], spec: NodeSpec) -> Raylet:
         options = [f"--num-cpus={spec.cpus}", f"--object-store-memory={OBJECT_STORE_BYTES}", "--block"]
         if spec.resources:
             options.append(f"--resources={_json(spec.resources)}")
         if spec.labels:
             options.append(f"--labels={','.join(f'{key}={value}' for key, value in spec.labels.items())}")
-        process = subprocess.Popen(
-            [RAY, *words, "--disable-usage-stats", *options],
-            env=self.environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        node = Raylet(place, process)
+        said = Path(self.folder) / f"node-{len(self.nodes)}"
+        with said.open("w") as output:
+            process = subprocess.Popen(
+                [RAY, *words, "--disable-usage-stats", *options],
+                env=self.environment,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        node = Raylet(place, process, said)
         self.nodes.append(node)
         return node
 
@@ -111,6 +137,13 @@ class Raylets:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
+
+
 def _json(resources: Mapping[str, float]) -> str:
     return "{" + ", ".join(f'"{name}": {value}' for name, value in resources.items()) + "}"
 
@@ -126,7 +159,7 @@ def _signal(process: psutil.Process, number: signal.Signals) -> None:
 def raylets(*specs: NodeSpec) -> Iterator[Raylets]:
     """A cluster with one node for each of `specs`, the head first. Needs Linux: it uses 127.0.0.2 and so on.
 
-    Raises Unavailable when the head does not come up.
+    Raises Unavailable when one does not come up.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -143,23 +176,9 @@ def raylets(*specs: NodeSpec) -> Iterator[Raylets]:
     try:
         head = ["start", "--head", "--node-ip-address=127.0.0.1", f"--port={port}", "--include-dashboard=false"]
         cluster._start("127.0.0.1", [*head, f"--temp-dir={folder}"], specs[0])
-        _wait_for(port, cluster.nodes[0].process)
-        for spec in specs[1:]:
-            cluster.add(spec)
+        cluster.nodes[0].wait_up()
+        for node in [cluster.add(spec) for spec in specs[1:]]:
+            node.wait_up()
         yield cluster
     finally:
         cluster.close()
-
-
-def _wait_for(port: int, head: "subprocess.Popen[bytes]") -> None:
-    import time
-
-    end_s = time.monotonic() + START_S
-    while time.monotonic() < end_s:
-        if head.poll() is not None:
-            break
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.05)
-    raise Unavailable("the head of the Ray cluster did not come up")

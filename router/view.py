@@ -58,8 +58,8 @@ class ClusterView:
             both = {info.layout.model_hash, other.info.layout.model_hash}
             if other.info.id != info.id and len(both) > 1 and not both <= self.models:
                 raise Incompatible(
-                    f"worker {info.id} serves {info.model} {info.layout.model_hash[:8]}, the others serve "
-                    f"{other.info.model} {other.info.layout.model_hash[:8]}"
+                    f"worker {info.id} serves {info.model} ({info.layout.model_hash[:8]}), the others serve "
+                    f"{other.info.model} ({other.info.layout.model_hash[:8]})"
                 )
 
     def join(self, info: WorkerInfo, now: float, *, public_feed: bool = False) -> WorkerState:

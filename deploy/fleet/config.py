@@ -253,14 +253,16 @@ def _check(config: FleetConfig) -> None:
 
 
 def _check_engine(config: FleetConfig, pool: str) -> None:
+    memory = config.pools[pool].memory
+    try:
+        if memory is not None and not isinstance(parse_kv_memory(memory), int):
+            raise InvalidRequest(f"{memory!r} is a share; say how many bytes, such as 16GiB")
+    except InvalidRequest as error:
+        raise InvalidRequest(f"pools.{pool}.memory: {error.message}") from error
     try:
         config.engine_of(pool)
-        if (memory := config.pools[pool].memory) is not None and not isinstance(parse_kv_memory(memory), int):
-            raise InvalidRequest(f"{memory!r} is no number of bytes such as 16GiB", param="memory")
     except InvalidRequest as error:
-        key = error.param or "engine"
-        where = f"pools.{pool}" if key in ("memory", "tp") else f"pools.{pool}.engine"
-        raise InvalidRequest(f"{where}.{'tp_size' if key == 'tp' else key}: {error.message}") from error
+        raise InvalidRequest(f"pools.{pool}.engine.{error.param or 'dtype'}: {error.message}") from error
 
 
 def _check_bounds(config: FleetConfig, pool: str, bounds: BoundsConfig) -> None:

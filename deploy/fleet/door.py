@@ -30,47 +30,56 @@ def create_door(controller: Controller, cluster_key: bytes, down: Callable[[floa
     POST /fleet/down   {"drain_s"}           202; null: as the config says
     """
 
-    def guarded(act: Callable[[dict[str, Any]], None]) -> Callable[[Request], Any]:
-        async def handle(request: Request) -> Response:
-            if not _knows(request, cluster_key):
-                return PlainTextResponse("this needs the cluster key", 401)
-            try:
-                act(await _body(request))
-            except BatonError as error:
-                return PlainTextResponse(error.message, _STATUS.get(error.code, 500))
-            return JSONResponse({}, 202)
-
-        return handle
+    commands = _Commands(controller, down)
+    acts = {"scale": commands.scale, "role": commands.role, "update": commands.update, "down": commands.end}
 
     async def show(request: Request) -> Response:
-        if not _knows(request, cluster_key):
-            return PlainTextResponse("this needs the cluster key", 401)
-        return JSONResponse(fleet_body(controller, time.monotonic()))
+        return _refused(request, cluster_key) or JSONResponse(fleet_body(controller, time.monotonic()))
 
-    def scale(body: dict[str, Any]) -> None:
+    async def act(request: Request) -> Response:
+        if refused := _refused(request, cluster_key):
+            return refused
+        try:
+            acts[request.path_params["what"]](await _body(request))
+        except KeyError:
+            return PlainTextResponse("no such command", 404)
+        except BatonError as error:
+            return PlainTextResponse(error.message, _STATUS.get(error.code, 500))
+        return JSONResponse({}, 202)
+
+    return Starlette(routes=[Route("/fleet", show, methods=["GET"]), Route("/fleet/{what}", act, methods=["POST"])])
+
+
+class _Commands:
+    """What bodies mean. Each raises BatonError for one that means nothing, or that cannot be."""
+
+    def __init__(self, controller: Controller, down: Callable[[float | None], None]) -> None:
+        self._controller, self._down = controller, down
+
+    def scale(self, body: dict[str, Any]) -> None:
+        """{"counts": {pool: number}}"""
         counts = body.get("counts")
         if not isinstance(counts, dict) or not all(type(count) is int for count in counts.values()) or not counts:
             raise InvalidRequest('the body must be {"counts": {pool: number}}')
-        controller.scale(counts)
+        self._controller.scale(counts)
 
-    def role(body: dict[str, Any]) -> None:
+    def role(self, body: dict[str, Any]) -> None:
+        """{"worker": id, "role": prefill or decode}"""
         worker, wanted = body.get("worker"), body.get("role")
         if not isinstance(worker, str) or wanted not in ("prefill", "decode"):
             raise InvalidRequest('the body must be {"worker": id, "role": "prefill" or "decode"}')
-        controller.change_role(worker, wanted)
+        self._controller.change_role(worker, wanted)
 
-    def update(body: dict[str, Any]) -> None:
-        controller.update(config_from(body.get("config")))
+    def update(self, body: dict[str, Any]) -> None:
+        """{"config": the content of CONFIG.yaml}"""
+        self._controller.update(config_from(body.get("config")))
 
-    def end(body: dict[str, Any]) -> None:
+    def end(self, body: dict[str, Any]) -> None:
+        """{"drain_s": seconds or null}"""
         drain_s = body.get("drain_s")
         if not (drain_s is None or (isinstance(drain_s, int | float) and drain_s >= 0)):
             raise InvalidRequest('the body must be {"drain_s": seconds or null}')
-        down(drain_s)
-
-    acts = {"scale": scale, "role": role, "update": update, "down": end}
-    routes = [Route(f"/fleet/{name}", guarded(act), methods=["POST"]) for name, act in acts.items()]
-    return Starlette(routes=[Route("/fleet", show, methods=["GET"]), *routes])
+        self._down(drain_s)
 
 
 def fleet_body(controller: Controller, now: float) -> dict[str, Any]:
@@ -119,9 +128,10 @@ def _place(controller: Controller, id: str, now: float) -> dict[str, Any]:
     return body
 
 
-def _knows(request: Request, cluster_key: bytes) -> bool:
+def _refused(request: Request, cluster_key: bytes) -> Response | None:
     given = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
-    return hmac.compare_digest(given, cluster_key)
+    known = hmac.compare_digest(given, cluster_key)
+    return None if known else PlainTextResponse("this needs the cluster key", 401)
 
 
 async def _body(request: Request) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""One place's life: room on a node, a process in it, a role, another role, an end. The controller hears of each turn."""
+"""One place's life: room on a node, a process in it, a role, another one, an end. The controller hears of each."""
 
 import asyncio
 import time

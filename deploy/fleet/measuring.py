@@ -22,7 +22,7 @@ class Look:
 
 
 class Meter:
-    """Remembers the last look at each router. A router that is new, or started again, counts from its second look on."""
+    """Remembers the last look at each router. One that is new, or started again, counts from its second look on."""
 
     def __init__(self, objectives: Objectives) -> None:
         self._objectives = objectives

@@ -15,7 +15,7 @@ PATIENT = Restart(max_deaths=10**6, first_s=0.1, max_s=1.0)
 
 
 class FakeFleet:
-    """`reconcile` performs decisions; a READY place that is drained although it is the last one is an AssertionError."""
+    """`reconcile` performs decisions; that the last READY place of a wanted pool is drained is an AssertionError."""
 
     def __init__(self, pools: Sequence[Pool], restart: Restart = PATIENT) -> None:
         self.pools = list(pools)

@@ -1,6 +1,7 @@
 """Whatever dies, is scaled or updated in whatever order: the reconciler's rules hold, and the fleet ends as wanted."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -120,7 +121,7 @@ def test_a_constant_load_ends_with_one_number_of_workers(load: float, start: int
                 assert now - changes[-1][0] >= 3.0, "cool-down"
             changes.append((float(now), decision.count - count))
             count = decision.count
-    turns = sum((a[1] > 0) != (b[1] > 0) for a, b in zip(changes, changes[1:], strict=False))
+    turns = sum((a[1] > 0) != (b[1] > 0) for a, b in pairwise(changes))
     assert turns <= 1, f"it went back and forth: {changes}"
     assert not changes or changes[-1][0] < 200
     assert count == 8 or load / count <= 1.0 + 1e-9
