@@ -60,16 +60,18 @@ class Raylet:
                 raise Unavailable(f"the node at {self.address} did not come up:\n{text}")
             time.sleep(POLL_S)
 
-    def lose(self) -> None:
-        """All its processes at once, as a host that loses power."""
+    def lose(self) -> float:
+        """All its processes at once, as a host that loses power. Returns when, on time.monotonic."""
         main = psutil.Process(self.process.pid)
         processes = [*main.children(recursive=True), main]
         for process in processes:
             _signal(process, signal.SIGSTOP)  # nobody may say goodbye
         for process in processes:
             _signal(process, signal.SIGKILL)
+        lost_s = time.monotonic()
         psutil.wait_procs(processes, timeout=10)
         self.process.wait(10)
+        return lost_s
 
 
 @dataclass
@@ -87,10 +89,9 @@ class Raylets:
         words = ["start", f"--address={self.address}", f"--node-ip-address={place}"]
         return self._start(place, words, spec)
 
-    def lose(self, address: str) -> None:
-        """The node at that address is gone, unannounced."""
-        node = next(node for node in self.nodes if node.address == address)
-        node.lose()
+    def lose(self, address: str) -> float:
+        """The node at that address is gone, unannounced. Returns when, on time.monotonic."""
+        return next(node for node in self.nodes if node.address == address).lose()
 
     def actors(self) -> list[str]:
         """Titles of the processes that actors run in."""
@@ -105,6 +106,7 @@ class Raylets:
 
     def _start(self, place: str, words: Sequence[str], spec: NodeSpec) -> Raylet:
         options = [f"--num-cpus={spec.cpus}", f"--object-store-memory={OBJECT_STORE_BYTES}", "--block"]
+        options.append(f"--dashboard-agent-listen-port={_free_port()}")
         if spec.resources:
             options.append(f"--resources={_json(spec.resources)}")
         if spec.labels:
@@ -137,6 +139,12 @@ class Raylets:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def _title(process: psutil.Process) -> str:
     try:
         return " ".join(process.cmdline())
@@ -161,15 +169,14 @@ def raylets(*specs: NodeSpec) -> Iterator[Raylets]:
 
     Raises Unavailable when one does not come up.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    port = _free_port()
     shared = environment() | DETECTION
     shared |= {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_raylet_start_wait_time_s": str(int(START_S)),
     }
     folder = tempfile.mkdtemp(prefix="baton-raylets-")
     cluster = Raylets(f"127.0.0.1:{port}", shared, folder)

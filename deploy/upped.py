@@ -100,10 +100,9 @@ class Stream:
 
     started_s: float
     tokens: list[int] = field(default_factory=list)
-    first_s: float = 0.0
+    parts_s: list[float] = field(default_factory=list)
+    """When parts with tokens came."""
     ended_s: float = 0.0
-    longest_gap_s: float = 0.0
-    """Between two parts."""
     prefill_worker: str = ""
     decode_worker: str = ""
     error: str = ""
@@ -112,7 +111,16 @@ class Stream:
     @property
     def ttft_s(self) -> float:
         """Of one that got a token."""
-        return self.first_s - self.started_s
+        return self.parts_s[0] - self.started_s
+
+    @property
+    def second_s(self) -> float:
+        """When its second part came: the first one that the decode worker drew."""
+        return self.parts_s[min(1, len(self.parts_s) - 1)]
+
+    def gap_over(self, moment_s: float) -> float:
+        """From that moment to the next part after it, or to the end where none came."""
+        return min((part_s for part_s in self.parts_s if part_s > moment_s), default=self.ended_s) - moment_s
 
 
 @dataclass(slots=True)
@@ -165,15 +173,10 @@ async def ask(stub: Any, prompt: Sequence[int], max_tokens: int, stream: Stream,
     """One greedy answer of `max_tokens`, or `stream.error`."""
     sampling = pb.SamplingParams(max_tokens=max_tokens, ignore_eos=True, temperature=0.0)
     request = pb.GenerateRequest(tokens=pb.TokenIds(ids=prompt), sampling=sampling)
-    last_s = stream.started_s
     try:
         async for message in stub.Generate(request, timeout=timeout_s):
-            now = time.monotonic()
-            if message.tokens and not stream.tokens:
-                stream.first_s = now
-            elif message.tokens:
-                stream.longest_gap_s = max(stream.longest_gap_s, now - last_s)
-            last_s = now
+            if message.tokens:
+                stream.parts_s.append(time.monotonic())
             stream.tokens.extend(message.tokens)
             if message.finish:
                 stream.prefill_worker, stream.decode_worker = (
