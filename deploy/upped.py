@@ -5,6 +5,7 @@ import json
 import subprocess
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ import grpc
 import psutil
 import yaml
 
+from deploy.door import find
 from deploy.raylets import Raylets
 from deploy.spawned import BATON, READY, Site
 from engine.core.errors import Unavailable
@@ -51,7 +53,10 @@ class Fleet(Site):
 
     def body(self) -> dict[str, Any]:
         """As `baton fleet --json`."""
-        body: dict[str, Any] = json.loads(self.baton("fleet", "--json").stdout)
+        door = find(int(self.url.rpartition(":")[2]))
+        request = urllib.request.Request(f"{door.control}/fleet", headers={"authorization": f"Bearer {door.key}"})
+        with urllib.request.urlopen(request, timeout=10) as response:
+            body: dict[str, Any] = json.load(response)
         return body
 
     def pid_of(self, port: int) -> int:

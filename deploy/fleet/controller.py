@@ -42,6 +42,7 @@ class Controller:
         self._asides: set[asyncio.Task[None]] = set()
         """Drains and changes of roles under way."""
         self._changed = asyncio.Event()
+        self._stopping = False
         self._hooks = Hooks(self._on_placed, self._on_up, self._on_down)
 
     # ------------------------------------------------------------ the loop
@@ -65,6 +66,7 @@ class Controller:
 
     async def stop(self, drain_s: float) -> None:
         """Routers first, whose answers under way have `drain_s`; then workers. Nothing is left. Idempotent."""
+        self._stopping = True
         for task in self._asides:
             task.cancel()
         ids = list(self.lives)
@@ -82,6 +84,8 @@ class Controller:
                 await asyncio.gather(*tasks, return_exceptions=True)
 
     def _reconcile(self) -> None:
+        if self._stopping:
+            return
         pools = [wanted(self.config, self._recipes[name], count) for name, count in self.counts.items()]
         for action in decide(pools, self.places.values(), time.monotonic()):
             match action:

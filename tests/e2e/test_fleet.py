@@ -110,11 +110,14 @@ async def test_scale_up_and_down_under_load(fleet: Fleet) -> None:
         await clients.until(12)
         ready = by_phase(fleet.body())
         assert {"prefill-1", "decode-2"} <= set(ready)
-        used = {name for stream in clients.streams for name in (stream.prefill_worker, stream.decode_worker)}
+        fresh = [[7 + i, *(j % 199 for j in range(900))] for i in range(8)]  # what nobody has cached, and more than one can do at once
+        async with Clients(fleet.grpc, fresh, 2, len(fresh)) as burst:
+            await burst.until(len(fresh))
         await fleet.command("scale", "decode=2")
         await clients.until(6)
     check(clients, right)
-    assert {"prefill-1", "decode-2"} <= used, "new workers get traffic"
+    assert not burst.failed and "decode-2" in {stream.decode_worker for stream in clients.streams}
+    assert {stream.prefill_worker for stream in burst.streams} >= {"prefill-0", "prefill-1"}
     body = fleet.body()
     assert set(by_phase(body)) == {"prefill-0", "prefill-1", "decode-0", "decode-1", "router-0"}
     free = sum(node["free"].get("CPU", 0) for node in body["nodes"])
