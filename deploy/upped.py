@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import psutil
 import yaml
 
 from deploy.door import find
@@ -58,14 +57,6 @@ class Fleet(Site):
         with urllib.request.urlopen(request, timeout=10) as response:
             body: dict[str, Any] = json.load(response)
         return body
-
-    def pid_of(self, port: int) -> int:
-        """The process that listens there."""
-        for connection in psutil.net_connections("tcp"):
-            if connection.laddr and connection.laddr.port == port and connection.status == psutil.CONN_LISTEN:
-                assert connection.pid is not None
-                return connection.pid
-        raise Unavailable(f"nobody listens on {port}")
 
 
 @contextmanager

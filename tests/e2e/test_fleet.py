@@ -16,7 +16,7 @@ import grpc
 import pytest
 import yaml
 
-from deploy.raylets import NodeSpec, Raylets, raylets
+from deploy.raylets import NodeSpec, Raylets, pid_at, raylets
 from deploy.upped import Clients, Fleet, Stream, ask, up
 from engine.wire.inference_pb2_grpc import InferenceStub
 from tests.fakes.checkpoints import tiny_checkpoint
@@ -110,7 +110,8 @@ async def test_scale_up_and_down_under_load(fleet: Fleet) -> None:
         await clients.until(12)
         ready = by_phase(fleet.body())
         assert {"prefill-1", "decode-2"} <= set(ready)
-        fresh = [[7 + i, *(j % 199 for j in range(900))] for i in range(8)]  # what nobody has cached, and more than one can do at once
+        # What nobody has cached, and more than one worker can do at once.
+        fresh = [[7 + i, *(j % 199 for j in range(900))] for i in range(8)]
         async with Clients(fleet.grpc, fresh, 2, len(fresh)) as burst:
             await burst.until(len(fresh))
         await fleet.command("scale", "decode=2")
@@ -138,14 +139,14 @@ def test_what_fits_nowhere_is_said_at_once(fleet: Fleet) -> None:
 async def test_a_worker_changes_its_role_and_keeps_its_process(fleet: Fleet) -> None:
     right = await answers(fleet)
     before = by_phase(fleet.body())["prefill-1"]
-    pid = fleet.pid_of(int(before["address"].rpartition(":")[2]))
+    pid = pid_at(int(before["address"].rpartition(":")[2]))
     async with Clients(fleet.grpc, PROMPTS, NUM_NEW, 3) as clients:
         await fleet.command("role", "prefill-1", "decode")
         await clients.until(9)
     check(clients, right)
     after = by_phase(fleet.body())["prefill-1"]
     assert (after["pool"], after["deaths"]) == ("decode", 0) and after["incarnation"] != before["incarnation"]
-    assert fleet.pid_of(int(after["address"].rpartition(":")[2])) == pid
+    assert pid_at(int(after["address"].rpartition(":")[2])) == pid
     (worker,) = (each for each in fleet.workers() if each["id"] == "prefill-1")
     assert worker["roles"] == ["decode"]
     assert "prefill-1" in {stream.decode_worker for stream in clients.streams}
@@ -156,7 +157,7 @@ async def test_a_worker_changes_its_role_and_keeps_its_process(fleet: Fleet) -> 
 
 async def test_a_router_that_gets_sigterm_finishes_its_answers(fleet: Fleet) -> None:
     port = int(fleet.url.rpartition(":")[2])
-    pid = fleet.pid_of(port)
+    pid = pid_at(port)
     async with grpc.aio.insecure_channel(fleet.grpc) as channel:
         stream = Stream(time.monotonic())
         call = asyncio.create_task(ask(InferenceStub(channel), PROMPTS[0], 600, stream))
@@ -172,7 +173,7 @@ async def test_a_router_that_gets_sigterm_finishes_its_answers(fleet: Fleet) -> 
         except OSError:
             pass
         await asyncio.sleep(0.1)
-    assert fleet.pid_of(port) != pid
+    assert pid_at(port) != pid
 
 
 async def test_a_rolling_update_fails_no_request_and_mixes_no_models(fleet: Fleet, tmp_path: Path) -> None:

@@ -17,10 +17,11 @@ from deploy.fleet.nodes import Room
 from deploy.fleet.placing import Node
 from deploy.fleet.plan import Phase
 from deploy.fleet.recipes import ModelFacts, Recipe, Site
+from deploy.fleet.scaling import autoscale
 from deploy.supervisor import End
 from engine.core.errors import InvalidRequest, NotFound, Unavailable
 from engine.core.messages import PeerStatus
-from engine.core.types import WorkerInfo
+from engine.core.types import WorkerInfo, WorkerLoad
 from router.api import ServiceStatus, WorkerStatus
 from tests.fakes.workers import worker_info
 
@@ -67,6 +68,8 @@ class World:
     processes: dict[str, list["FakeProcess"]] = field(default_factory=dict)
     refuse: dict[str, str] = field(default_factory=dict)
     """Id -> why it does not start."""
+    load: WorkerLoad | None = None
+    """What every worker says of itself."""
 
     def last(self, id: str) -> "FakeProcess":
         return self.processes[id][-1]
@@ -116,12 +119,16 @@ class FakeProcess:
             return self.info
         elif method == "status":
             return self._status()
+        elif method == "metrics":
+            return ""
         return None
 
     def _status(self) -> ServiceStatus:
         infos = self.world.workers
         peers = tuple(PeerStatus(info.id, info.incarnation, True) for info in infos)
-        return ServiceStatus(True, workers=tuple(WorkerStatus(info, "ready", peers=peers) for info in infos))
+        load = self.world.load
+        workers = tuple(WorkerStatus(info, "ready", load=load, peers=peers) for info in infos)
+        return ServiceStatus(True, workers=workers)
 
 
 @asynccontextmanager
@@ -292,3 +299,22 @@ async def test_routers_end_first_and_may_finish(monkeypatch: pytest.MonkeyPatch)
         await controller.stop(7.0)
         assert ended[0] == "router-0" and set(ended) == ALL
         assert ("stop", 7.0) in world.last("router-0").told
+
+
+async def test_the_autoscaler_reads_the_routers_and_scales_as_an_operator_would(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ten thousand prompt tokens wait, and a worker computes a hundred in a second."""
+    options = {"pools": {"prefill": {"min": 1, "max": 3}}, "every_s": 0.001, "up_after_s": 0.0, "cooldown_s": 3600.0}
+    said: list[str] = []
+    async with fleet(monkeypatch, autoscale=options) as (controller, world):
+        await until(lambda: ready(controller) == ALL)
+        world.load = WorkerLoad(1, 0.0, 9, 10_000, 0, 64, 64, 0.0, 100.0)
+        assert controller.config.autoscale is not None
+        scaling = asyncio.create_task(autoscale(controller, controller.config.autoscale, said.append))
+        await until(lambda: {"prefill-0", "prefill-1", "prefill-2"} <= ready(controller))
+        scaling.cancel()
+        assert said == ["autoscale: prefill 1 -> 3 (pressure 200.00: prompts wait)"]
+        assert controller.counts["decode"] == 2
+        with pytest.raises(InvalidRequest, match="autoscale keeps prefill between 1 and 3, not 4"):
+            controller.scale({"prefill": 4})
