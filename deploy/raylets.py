@@ -25,8 +25,7 @@ START_S = 120.0
 POLL_S = 0.05
 STARTED = "Ray runtime started."
 DETECTION = {
-    # A node that is lost, so that its address refuses, is noticed in about three seconds instead of fifteen; one that is
-    # only slow has a minute.
+    # A lost node, whose address refuses, is noticed in about three seconds instead of fifteen; a slow one has a minute.
     "RAY_health_check_period_ms": "500",
     "RAY_health_check_timeout_ms": "10000",
     "RAY_health_check_failure_threshold": "6",
@@ -109,7 +108,7 @@ class Raylets:
             if node.process.poll() is None:
                 for process in psutil.Process(node.process.pid).children(recursive=True):
                     title = _title(process)
-                    if title.startswith("ray::") and not title.startswith("ray::IDLE"):
+                    if title.startswith("ray::") and not title.startswith(_RAYS_OWN):
                         titles.append(title)
         return titles
 
@@ -146,6 +145,9 @@ class Raylets:
         for node in self.nodes:
             node.process.wait(10)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+_RAYS_OWN = ("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent")
 
 
 def _free_port() -> int:

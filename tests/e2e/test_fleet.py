@@ -25,13 +25,14 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 PROMPTS = [list(range(3 + i, 80 + i)) for i in range(0, 60, 10)]
 NUM_NEW = 60
+RIGHT: dict[str, list[list[int]]] = {}
 CONFIG: dict[str, Any] = {
     "name": "chat",
     "model_name": "tiny",
     "engine": {"max_model_len": 1024, "kv_memory": "24MiB", "attention_backend": "torch"},
     "pools": {
         "prefill": {"replicas": 1},
-        "decode": {"replicas": 2},
+        "decode": {"replicas": 1},
         "large": {"role": "decode", "replicas": 0, "cpus": 100},
     },
     "routers": {"port": 0, "grpc_port": 0, "drain_s": 20},
@@ -61,15 +62,17 @@ def by_phase(body: dict[str, Any], phase: str = "ready") -> dict[str, dict[str, 
     return {place["id"]: place for place in body["places"] if place["phase"] == phase}
 
 
-async def answers(fleet: Fleet) -> list[list[int]]:
-    """The right tokens for each of PROMPTS, by the model that runs."""
-    async with grpc.aio.insecure_channel(fleet.grpc) as channel:
+async def answers(fleet: Fleet, model: str) -> list[list[int]]:
+    """The right tokens for each of PROMPTS, asked for once, of the model that runs."""
+    if model not in RIGHT:
         streams = [Stream(time.monotonic()) for _ in PROMPTS]
-        stub = InferenceStub(channel)
-        for prompt, stream in zip(PROMPTS, streams, strict=True):
-            await ask(stub, prompt, NUM_NEW, stream)
-    assert not [stream.error for stream in streams if stream.error]
-    return [stream.tokens for stream in streams]
+        async with grpc.aio.insecure_channel(fleet.grpc) as channel:
+            stub = InferenceStub(channel)
+            for prompt, stream in zip(PROMPTS, streams, strict=True):
+                await ask(stub, prompt, NUM_NEW, stream)
+        assert not [stream.error for stream in streams if stream.error]
+        RIGHT[model] = [stream.tokens for stream in streams]
+    return RIGHT[model]
 
 
 def check(clients: Clients, *right: list[list[int]]) -> None:
@@ -80,19 +83,17 @@ def check(clients: Clients, *right: list[list[int]]) -> None:
         assert stream.tokens in [each[place % len(PROMPTS)] for each in right], (place, stream)
 
 
-def test_workers_are_spread_over_nodes_and_the_router_is_pinned(fleet: Fleet) -> None:
+def test_workers_are_spread_over_nodes_and_the_router_is_pinned(fleet: Fleet, cluster: Raylets) -> None:
     body = fleet.body()
     places, nodes = by_phase(body), {node["address"]: node for node in body["nodes"]}
-    assert set(places) == {"prefill-0", "decode-0", "decode-1", "router-0"}
+    assert set(places) == {"prefill-0", "decode-0", "router-0"}
     assert "baton_router" in nodes[places["router-0"]["node"]]["total"]
-    workers = {id: places[id]["node"] for id in ("prefill-0", "decode-0", "decode-1")}
-    assert workers["decode-0"] != workers["decode-1"]
-    for node in workers.values():
-        taken = sum(each == node for each in workers.values())
-        assert nodes[node]["free"]["CPU"] == nodes[node]["total"]["CPU"] - taken, "set aside for its workers"
-    assert {place["address"].rpartition(":")[0] for id, place in places.items() if id in workers} == set(
-        workers.values()
-    )
+    workers = {id: places[id]["node"] for id in ("prefill-0", "decode-0")}
+    assert workers["prefill-0"] != workers["decode-0"]
+    for id, node in workers.items():
+        assert nodes[node]["free"]["CPU"] == nodes[node]["total"]["CPU"] - 1, "set aside for its worker"
+        assert places[id]["address"].rpartition(":")[0] == node, "it is where it was placed"
+    assert len(cluster.actors()) == 3
 
 
 def test_its_actors_have_names_so_that_a_second_one_is_refused(fleet: Fleet, cluster: Raylets, tmp_path: Path) -> None:
@@ -100,49 +101,45 @@ def test_its_actors_have_names_so_that_a_second_one_is_refused(fleet: Fleet, clu
     path.write_text(yaml.safe_dump(config(0)))
     again = fleet.baton("up", str(path), "--address", cluster.address)
     assert again.returncode == 2
-    assert "'chat' runs on this cluster already (decode-0, decode-1, prefill-0, router-0)" in again.stderr
+    assert "'chat' runs on this cluster already (decode-0, prefill-0, router-0)" in again.stderr
 
 
 async def test_scale_up_and_down_under_load(fleet: Fleet) -> None:
-    right = await answers(fleet)
+    right = await answers(fleet, "old")
     async with Clients(fleet.grpc, PROMPTS, NUM_NEW, 3) as clients:
-        await fleet.command("scale", "prefill=2", "decode=3")
-        await clients.until(12)
-        ready = by_phase(fleet.body())
-        assert {"prefill-1", "decode-2"} <= set(ready)
+        await fleet.command("scale", "prefill=2", "decode=2")
+        await clients.until(6)
+        assert {"prefill-1", "decode-1"} <= set(by_phase(fleet.body()))
         # What nobody has cached, and more than one worker can do at once.
         fresh = [[7 + i, *(j % 199 for j in range(900))] for i in range(8)]
         async with Clients(fleet.grpc, fresh, 2, len(fresh)) as burst:
             await burst.until(len(fresh))
-        await fleet.command("scale", "decode=2")
-        await clients.until(6)
+        await fleet.command("scale", "decode=1")
+        await clients.until(3)
     check(clients, right)
-    assert not burst.failed and "decode-2" in {stream.decode_worker for stream in clients.streams}
+    assert not burst.failed and "decode-1" in {stream.decode_worker for stream in clients.streams}
     assert {stream.prefill_worker for stream in burst.streams} >= {"prefill-0", "prefill-1"}
     body = fleet.body()
-    assert set(by_phase(body)) == {"prefill-0", "prefill-1", "decode-0", "decode-1", "router-0"}
+    assert set(by_phase(body)) == {"prefill-0", "prefill-1", "decode-0", "router-0"}
     free = sum(node["free"].get("CPU", 0) for node in body["nodes"])
-    assert free == 2, "what the third decode worker had is free again"
+    assert free == 3, "what the second decode worker had is free again"
 
 
 def test_what_fits_nowhere_is_said_at_once(fleet: Fleet) -> None:
     start_s = time.monotonic()
     refused = fleet.baton("scale", "large=1")
     assert refused.returncode == 1 and time.monotonic() - start_s < 10
-    assert "large-0 fits on no node: lacks CPU 100 (the best node has 1 left of 3)" in refused.stderr
+    assert "large-0 fits on no node: lacks CPU 100 (the best node has 2 left of 3)" in refused.stderr
     assert fleet.baton("scale", "large=0").returncode == 0
-    for words, said in (("nobody=1", "no pool 'nobody'"), ("prefill=0 decode=0", "no worker would be left")):
-        refused = fleet.baton("scale", *words.split())
-        assert refused.returncode == 2 and said in refused.stderr
 
 
 async def test_a_worker_changes_its_role_and_keeps_its_process(fleet: Fleet) -> None:
-    right = await answers(fleet)
+    right = await answers(fleet, "old")
     before = by_phase(fleet.body())["prefill-1"]
     pid = pid_at(int(before["address"].rpartition(":")[2]))
     async with Clients(fleet.grpc, PROMPTS, NUM_NEW, 3) as clients:
         await fleet.command("role", "prefill-1", "decode")
-        await clients.until(9)
+        await clients.until(6)
     check(clients, right)
     after = by_phase(fleet.body())["prefill-1"]
     assert (after["pool"], after["deaths"]) == ("decode", 0) and after["incarnation"] != before["incarnation"]
@@ -150,9 +147,6 @@ async def test_a_worker_changes_its_role_and_keeps_its_process(fleet: Fleet) -> 
     (worker,) = (each for each in fleet.workers() if each["id"] == "prefill-1")
     assert worker["roles"] == ["decode"]
     assert "prefill-1" in {stream.decode_worker for stream in clients.streams}
-    refused = fleet.baton("role", "prefill-0", "decode")
-    assert refused.returncode == 2 and "one must stay" in refused.stderr
-    await fleet.command("scale", "decode=2")
 
 
 async def test_a_router_that_gets_sigterm_finishes_its_answers(fleet: Fleet) -> None:
@@ -177,7 +171,8 @@ async def test_a_router_that_gets_sigterm_finishes_its_answers(fleet: Fleet) -> 
 
 
 async def test_a_rolling_update_fails_no_request_and_mixes_no_models(fleet: Fleet, tmp_path: Path) -> None:
-    old = await answers(fleet)
+    """The new config wants one decode worker less, too."""
+    old = await answers(fleet, "old")
     path = tmp_path / "new.yaml"
     path.write_text(yaml.safe_dump({**config(1), "name": "other"}))
     refused = fleet.baton("update", str(path))
@@ -195,27 +190,28 @@ async def test_a_rolling_update_fails_no_request_and_mixes_no_models(fleet: Flee
         watching = asyncio.create_task(watch())
         await fleet.command("update", str(path))
         watching.cancel()
-        await clients.until(6)
-    new = await answers(fleet)
+        await clients.until(3)
+    new = await answers(fleet, "new")
     assert all(a != b for a, b in zip(old, new, strict=True))
     check(clients, old, new)
     assert any(reason.startswith("different models: ") for reason in reasons), reasons
     body = fleet.body()
+    assert len(by_phase(body)) == 3
     assert {place["version"] for place in body["places"]} == {"", body["pools"]["decode"]["version"]}
 
 
 async def test_a_node_is_lost_under_load(fleet: Fleet, cluster: Raylets) -> None:
-    right = await answers(fleet)
+    right = await answers(fleet, "new")
     before = by_phase(fleet.body())
-    lost = before["decode-0" if "decode-0" in before else "decode-2"]["node"]
+    lost = next(place["node"] for place in before.values() if place["pool"] == "decode")
     there = {id for id, place in before.items() if place["node"] == lost}
     async with Clients(fleet.grpc, PROMPTS, NUM_NEW, 3, timeout_s=30.0) as clients:
         await clients.until(3)
         await asyncio.to_thread(cluster.lose, lost)
-        await clients.until(9)
+        await clients.until(6)
         while not (there <= set(now := by_phase(await asyncio.to_thread(fleet.body)))):
             await asyncio.sleep(0.1)
-        await clients.until(6)
+        await clients.until(3)
     for place, stream in enumerate(clients.streams):
         assert stream.ended_s - stream.started_s < 31.0, "inside its deadline"
         assert stream.error or stream.tokens == right[place % len(PROMPTS)]

@@ -34,7 +34,11 @@ class FakeFleet:
         for action in actions:
             match action:
                 case Start(place):
+                    is_new = place.id not in self.places
                     self.places[place.id] = place
+                    pool = next(pool for pool in self.pools if pool.name == place.pool)
+                    mine = sum(each.pool == pool.name for each in self.places.values())
+                    assert not is_new or mine <= pool.count + pool.max_surge, "too many at once"
                 case Remove(id):
                     del self.places[id]
                 case Drain(id):
@@ -58,6 +62,21 @@ class FakeFleet:
             del self.places[place.id]
         else:
             self.places[place.id] = replace(place, phase=_NEXT[place.phase], ready_s=self.now)
+
+    def change_role(self, number: int) -> None:
+        """A READY place goes to the next pool, as the controller lets it: one must stay, and versions be the same."""
+        able = [place for place in self.places.values() if place.phase is Phase.READY]
+        able = [place for place in able if self.num_ready(place.pool) > 1]
+        if not able or len({pool.version for pool in self.pools}) > 1:
+            return
+        place = able[number % len(able)]
+        names = [pool.name for pool in self.pools]
+        target = names[(names.index(place.pool) + 1) % len(names)]
+        if place.version != self.pools[0].version or target == place.pool:
+            return
+        moved = {place.pool: -1, target: 1}
+        self.pools = [replace(pool, count=max(pool.count + moved.get(pool.name, 0), 0)) for pool in self.pools]
+        self.places[place.id] = replace(place, pool=target, phase=Phase.CHANGING)
 
     def kill(self, number: int) -> None:
         living = [place for place in self.places.values() if place.phase not in (Phase.WAITING, Phase.GIVEN_UP)]

@@ -31,6 +31,8 @@ def test_who_serves_nobody_goes_first_and_of_equal_ones_the_last() -> None:
 def test_the_last_ready_one_stays_while_others_are_on_their_way() -> None:
     one = replace(POOL, count=1)
     assert decide([one], [place(0), place(1, Phase.STARTING)], 0.0) == [Remove("decode-1")]
+    assert decide([one], [place(0), place(1, Phase.CHANGING)], 0.0) == []
+    assert decide([one], [place(0), place(1, Phase.UP)], 0.0) == [Drain("decode-1")]
     assert decide([replace(POOL, count=0)], [place(0)], 0.0) == [Drain("decode-0")]
 
 
