@@ -13,7 +13,6 @@ import argparse
 import asyncio
 import json
 import re
-import sys
 import time
 import urllib.request
 from typing import Any
@@ -146,4 +145,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
