@@ -173,8 +173,8 @@ def show(body: dict[str, Any], console: Console) -> None:
     """A row a place."""
     console.print(f"{body['name']}: {_line(body).partition(';')[0]}")
     table = Table(box=None, padding=(0, 1, 0, 0))
-    for name in ("place", "pool", "phase", "version", "node", "address", "deaths", "detail"):
-        table.add_column(name, overflow="fold", no_wrap=name != "detail")
+    for name in ("place", "pool", "phase", "version", "node", "address", "deaths"):
+        table.add_column(name, overflow="fold", no_wrap=True)
     for place in body["places"]:
         table.add_row(
             place["id"],
@@ -184,6 +184,8 @@ def show(body: dict[str, Any], console: Console) -> None:
             place["node"],
             place["address"],
             str(place["deaths"]),
-            place["detail"],
         )
     console.print(table)
+    for place in body["places"]:
+        if place["detail"]:
+            console.print(f"{place['id']}: {place['detail']}", markup=False)

@@ -11,6 +11,10 @@ STOP_TIMEOUT_S = 1.5
 """For a process to end by itself; it is killed after that."""
 
 
+class _Unreachable(Unavailable):
+    """It may live or not."""
+
+
 class RayProcess:
     """One actor in a process of its own. What `start_args` gives goes to its `start`, which returns what it says of
     itself.
@@ -63,7 +67,7 @@ class RayProcess:
         try:
             end: End = await self.call("ended")
         except BatonError as error:
-            return End(error.message)
+            return End(error.message, unreachable=isinstance(error, _Unreachable))
         return end
 
     async def stop(self, drain_s: float = 0.0) -> None:
@@ -93,6 +97,8 @@ class RayProcess:
             if isinstance(error.cause, BatonError):
                 raise error.cause from None
             raise
+        except ray.exceptions.ActorUnavailableError as error:
+            raise _Unreachable(f"its node does not answer: {_first_line(error)}") from None
         except ray.exceptions.RayError as error:
             raise Unavailable(f"its process died: {_first_line(error)}") from None
 

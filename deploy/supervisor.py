@@ -21,6 +21,8 @@ class End:
     """It was asked to leave, and its place stays empty."""
     signalled: bool = False
     """By a signal, so that what is wanted gone may be its node."""
+    unreachable: bool = False
+    """Nobody knows whether it ended: its node does not answer."""
 
 
 class Process(Protocol[T_co]):

@@ -221,7 +221,8 @@ def config_from(values: object) -> FleetConfig:
 
 def _one_line(error: ValidationError) -> str:
     """The first thing that is wrong: the key, then what it should be."""
-    first = error.errors(include_url=False, include_context=False)[0]
+    errors = error.errors(include_url=False, include_context=False)
+    first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])  # a typo explains the rest
     place = [str(part) for part in first["loc"] if part != "[key]"]
     what = "no such key" if first["type"] == "extra_forbidden" else first["msg"][:1].lower() + first["msg"][1:]
     given = first["input"]

@@ -43,6 +43,10 @@ class Controller:
         """Drains and changes of roles under way."""
         self._changed = asyncio.Event()
         self._stopping = False
+        self._num_starts: dict[str, int] = {}
+        """By place."""
+        self._avoid: dict[str, str] = {}
+        """The node where a place was, if that cannot be reached: Ray may not know yet that it is lost."""
         self._hooks = Hooks(self._on_placed, self._on_up, self._on_down)
 
     # ------------------------------------------------------------ the loop
@@ -102,7 +106,11 @@ class Controller:
         self.places[place.id] = place
         recipe = self._recipe_of(place)
         launch = self._router_launch(place.id) if recipe.role == ROUTER_POOL else self._worker_launch(place.id, recipe)
-        life = self.lives[place.id] = Life(place.id, recipe, launch, self._hooks)
+        self._num_starts[place.id] = number = self._num_starts.get(place.id, 0) + 1
+        # A name of its own for each start: Ray keeps that of an actor on a lost node until it knows of the loss.
+        name = place.id if number == 1 else f"{place.id}.{number}"
+        life = Life(place.id, name, recipe, launch, self._hooks, avoid=self._avoid.pop(place.id, ""))
+        self.lives[place.id] = life
         self._tasks[place.id] = asyncio.create_task(self._live(life))
 
     def _recipe_of(self, place: Place) -> Recipe:
@@ -128,6 +136,8 @@ class Controller:
             self._forget(life.id)
         else:
             place = after_death(place, restart_of(self.config), time.monotonic())
+            if end.unreachable:
+                self._avoid[life.id] = life.last_node
             self.places[life.id], self.details[life.id] = place, end.reason
             what = "given up" if place.phase is Phase.GIVEN_UP else f"again in {place.retry_s - time.monotonic():.1f} s"
             self._say(f"{life.id} ended ({end.reason}); {what}")
@@ -230,12 +240,13 @@ class Controller:
         """So many from now on. What was given up is tried again. Raises NotFound, InvalidRequest."""
         for pool, count in counts.items():
             self._check_count(pool, count)
-        if not any(count for pool, count in (self.counts | counts).items() if pool != ROUTER_POOL):
+        if not any(count for pool, count in (self.counts | dict(counts)).items() if pool != ROUTER_POOL):
             raise InvalidRequest("no worker would be left; `baton down` ends the service")
         self.counts |= counts
         for place in [place for place in self.places.values() if place.phase is Phase.GIVEN_UP]:
             if place.pool in counts:
                 self._forget(place.id)
+        self._reconcile()  # at once: whoever asks next shall see it
         self._changed.set()
 
     def _check_count(self, pool: str, count: int) -> None:
@@ -265,6 +276,7 @@ class Controller:
         life = self.lives[worker]
         life.recipe = self._recipes[target]
         self._aside(life.change_role(role))
+        self._reconcile()  # at once: whoever asks next shall see it
         self._changed.set()
 
     def _twin(self, place: Place, role: str) -> str:
@@ -302,4 +314,5 @@ class Controller:
         self.counts = {name: config.count_of(name) for name in (*config.pools, ROUTER_POOL)}
         for place in [place for place in self.places.values() if place.phase is Phase.GIVEN_UP]:
             self._forget(place.id)
+        self._reconcile()  # at once: whoever asks next shall see it
         self._changed.set()

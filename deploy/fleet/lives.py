@@ -37,9 +37,14 @@ class Life:
     """Owned by the controller, which runs it as a task and cancels that to end it at once."""
 
     id: str
+    name: str
+    """Of the actor."""
     recipe: Recipe
     launch: Launch
     hooks: Hooks
+    avoid: str = ""
+    """A node's id; it goes there only when it fits nowhere else."""
+    last_node: str = ""
     room: Room | None = None
     process: RayProcess | None = None
     info: Any = None
@@ -61,7 +66,7 @@ class Life:
         try:
             self.room = await self._find_room(nodes, all_taken)
             await self.hooks.placed(self.id)
-            options = self.room.options() | {"name": self.id}
+            options = self.room.options() | {"name": self.name}
             self.process = self.launch(options)
             info = await self.process.start()
             while True:
@@ -83,7 +88,8 @@ class Life:
         need, pool, strategy = self.recipe.need, self.recipe.pool, self.recipe.strategy
         while True:
             view, taken = nodes.view(), all_taken()
-            chosen = choose(need, pool, view, taken, strategy)
+            others = [node for node in view if node.id != self.avoid]
+            chosen = choose(need, pool, others, taken, strategy) or choose(need, pool, view, taken, strategy)
             if chosen is None:
                 self.lack = lacks(need, view, taken)
             else:
@@ -92,9 +98,9 @@ class Life:
                 try:
                     room = await nodes.reserve(node, need.resources)
                 except Unavailable as error:
-                    self.lack = error.message
+                    self.lack, self.avoid = error.message, chosen
                 else:
-                    self.lack = ""
+                    self.lack, self.last_node = "", chosen
                     return room
                 finally:
                     self.room = None

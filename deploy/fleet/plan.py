@@ -10,7 +10,8 @@ A place is where one worker (or router) is, was or will be: it keeps its name th
 Rules of `decide`, for each pool:
 - never more places than `count + max_surge`, those that drain included;
 - a READY place is drained only while another one of its pool is READY, or nothing is wanted;
-- while places of an older version are there, one change at a time: a new one is started, gets READY, an old one drains.
+- while places of an older version are there, one change at a time: a new one is started, gets READY, an old one drains;
+  one pool after the other.
 """
 
 from collections.abc import Iterable, Sequence
@@ -115,8 +116,13 @@ def decide(pools: Sequence[Pool], places: Iterable[Place], now: float) -> list[A
     places = sorted(places, key=_by_number)
     names = {place.id for place in places}
     actions: list[Action] = []
+    updating = next((pool.name for pool in pools if any(_is_old(place, pool) for place in places)), "")
     for pool in pools:
-        actions += _decide(pool, [place for place in places if place.pool == pool.name], names, now)
+        mine = [place for place in places if place.pool == pool.name]
+        if pool.name == updating or not any(_is_old(place, pool) for place in mine):
+            actions += _decide(pool, mine, names, now)
+        else:
+            actions += _due(mine, now)
     known = {pool.name for pool in pools}
     actions += [_end(place) for place in places if place.pool not in known and place.phase is not Phase.DRAINING]
     return actions
@@ -137,8 +143,16 @@ def after_death(place: Place, config: Restart, now: float) -> Place:
     return replace(place, phase=Phase.WAITING, deaths=deaths, retry_s=now + wait_s)
 
 
+def _is_old(place: Place, pool: Pool) -> bool:
+    return place.pool == pool.name and place.version != pool.version
+
+
+def _due(places: Iterable[Place], now: float) -> list[Action]:
+    return [_again(place) for place in places if place.phase is Phase.WAITING and place.retry_s <= now]
+
+
 def _decide(pool: Pool, places: list[Place], names: set[str], now: float) -> list[Action]:
-    actions: list[Action] = [_again(place) for place in places if place.phase is Phase.WAITING and place.retry_s <= now]
+    actions = _due(places, now)
     mine = [place for place in places if place.phase is not Phase.DRAINING]
     old = [place for place in mine if place.version != pool.version]
     new = [place for place in mine if place.version == pool.version]

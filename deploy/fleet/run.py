@@ -6,6 +6,7 @@ import secrets
 import signal
 import socket
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import uvicorn
 
@@ -75,6 +76,14 @@ class _Stopping:
         self.event.set()
 
 
+class _Server(uvicorn.Server):
+    """Signals are none of its business."""
+
+    def capture_signals(self) -> AbstractContextManager[None]:  # type: ignore[override]
+        """Leave them."""
+        return nullcontext()
+
+
 class _Fleet:
     """Controller, control door and autoscaler, side by side."""
 
@@ -95,8 +104,7 @@ class _Fleet:
         self._stopping.listen()
         sock = _bind(self._config.control_port)
         door = create_door(self._controller, self._key.encode(), self._stopping.ask)
-        server = uvicorn.Server(uvicorn.Config(door, log_config=None, access_log=False, lifespan="off", loop="none"))
-        server.install_signal_handlers = lambda: None  # type: ignore[method-assign]
+        server = _Server(uvicorn.Config(door, log_config=None, access_log=False, lifespan="off", loop="none"))
         control = f"http://{CONTROL_HOST}:{sock.getsockname()[1]}"
         assert self._stopping.event is not None
         works = [self._controller.run(), self._announce(control), server.serve(sockets=[sock])]

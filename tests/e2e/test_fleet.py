@@ -219,13 +219,13 @@ async def test_a_node_is_lost_under_load(fleet: Fleet, cluster: Raylets) -> None
     assert all(now[id]["node"] != lost and now[id]["incarnation"] != before[id]["incarnation"] for id in there)
 
 
-async def test_down_lets_answers_finish_and_leaves_nothing(fleet: Fleet, cluster: Raylets) -> None:
+async def test_sigterm_lets_answers_finish_and_leaves_nothing(fleet: Fleet, cluster: Raylets) -> None:
     async with grpc.aio.insecure_channel(fleet.grpc) as channel:
         stream = Stream(time.monotonic())
         call = asyncio.create_task(ask(InferenceStub(channel), PROMPTS[0], 600, stream))
         while not stream.tokens:
             await asyncio.sleep(0.01)
-        await fleet.command("down")
+        fleet.process.terminate()
         await call
     assert (stream.error, len(stream.tokens)) == ("", 600)
     assert await asyncio.to_thread(fleet.process.wait, 20) == 0

@@ -58,7 +58,7 @@ def test_an_update_never_leaves_fewer_ready_than_it_may(count: int, limits: tupl
     """Nobody dies here: what is missing, the update took away."""
     surge, unavailable = limits
     count += surge == 0  # the last one cannot be replaced without room for a second
-    fleet = FakeFleet([Pool("decode", count, "v0", surge, unavailable)])
+    fleet = FakeFleet([Pool("prefill", 2, "v0"), Pool("decode", count, "v0", surge, unavailable)])
     fleet.run_until_quiet()
     fleet.pools = [replace(pool, version="v1") for pool in fleet.pools]
     fleet.reconcile()
@@ -66,7 +66,7 @@ def test_an_update_never_leaves_fewer_ready_than_it_may(count: int, limits: tupl
         fleet.advance(number)
         fleet.reconcile()
         assert fleet.num_ready("decode") >= max(count - unavailable, 1)
-        assert len(fleet.places) <= count + surge
+        assert len(fleet.places) <= 2 + count + max(surge, 1)
         assert sum(place.phase is not Phase.READY for place in fleet.places.values()) <= 1, "one at a time"
     fleet.run_until_quiet()
     assert {(place.version, place.phase) for place in fleet.places.values()} == {("v1", Phase.READY)}
