@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,12 +51,26 @@ class Raylet:
     said: Path
     """What that printed."""
 
+    number: int
+    """Of the nodes that share its session's folder."""
+
     def wait_up(self) -> None:
         """Until it has joined. Raises Unavailable with what it said when it does not."""
+        self._wait(lambda: STARTED in self.said.read_text())
+
+    def wait_named(self) -> None:
+        """Until its sockets are there. Raylets that start side by side would choose the same names, and one would die
+        of it. Raises Unavailable as `wait_up`.
+        """
+        sockets = self.said.parent / "session_latest" / "sockets"
+        self._wait(lambda: len(list(sockets.glob("raylet*"))) > self.number)
+
+    def _wait(self, is_there: Callable[[], bool]) -> None:
         end_s = time.monotonic() + START_S
-        while STARTED not in (text := self.said.read_text()):
+        while not is_there():
             if self.process.poll() is not None or time.monotonic() > end_s:
-                raise Unavailable(f"the node at {self.address} did not come up:\n{text}\n{self._raylet_said()}")
+                said = f"{self.said.read_text()}\n{self._raylet_said()}"
+                raise Unavailable(f"the node at {self.address} did not come up:\n{said}")
             time.sleep(POLL_S)
 
     def _raylet_said(self) -> str:
@@ -128,7 +142,7 @@ class Raylets:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        node = Raylet(place, process, said)
+        node = Raylet(place, process, said, len(self.nodes))
         self.nodes.append(node)
         return node
 
@@ -204,7 +218,9 @@ def raylets(*specs: NodeSpec) -> Iterator[Raylets]:
         head = ["start", "--head", "--node-ip-address=127.0.0.1", f"--port={port}", "--include-dashboard=false"]
         cluster._start("127.0.0.1", [*head, f"--temp-dir={folder}"], specs[0])
         cluster.nodes[0].wait_up()
-        for node in [cluster.add(spec) for spec in specs[1:]]:
+        for spec in specs[1:]:
+            cluster.add(spec).wait_named()
+        for node in cluster.nodes:
             node.wait_up()
         yield cluster
     finally:
