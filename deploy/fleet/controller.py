@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from deploy.actors import Endpoints
@@ -22,6 +22,17 @@ from engine.core.types import WorkerInfo
 READY_POLL_S = 0.1
 
 
+@dataclass(slots=True)
+class _Past:
+    """What is remembered of earlier lives at one place."""
+
+    num_starts: int = 0
+    detail: str = ""
+    """Why the last one died."""
+    lost_node: str = ""
+    """Where it was, if that could not be reached: Ray may not know yet that it is lost."""
+
+
 class Controller:
     """Everything happens in one asyncio loop."""
 
@@ -31,8 +42,8 @@ class Controller:
         self.counts = {name: config.count_of(name) for name in (*config.pools, ROUTER_POOL)}
         self.places: dict[str, Place] = {}
         self.lives: dict[str, Life] = {}
-        self.details: dict[str, str] = {}
-        """Why a place last ended, by id."""
+        self._pasts: dict[str, _Past] = {}
+        """By id; kept when a place is gone, for its name may come again."""
         self.nodes = nodes
         self.routers = Routers(say)
         self._site, self._say = site, say
@@ -43,10 +54,6 @@ class Controller:
         """Drains and changes of roles under way."""
         self._changed = asyncio.Event()
         self._stopping = False
-        self._num_starts: dict[str, int] = {}
-        """By place."""
-        self._avoid: dict[str, str] = {}
-        """The node where a place was, if that cannot be reached: Ray may not know yet that it is lost."""
         self._hooks = Hooks(self._on_placed, self._on_up, self._on_down)
 
     # ------------------------------------------------------------ the loop
@@ -106,10 +113,11 @@ class Controller:
         self.places[place.id] = place
         recipe = self._recipe_of(place)
         launch = self._router_launch(place.id) if recipe.role == ROUTER_POOL else self._worker_launch(place.id, recipe)
-        self._num_starts[place.id] = number = self._num_starts.get(place.id, 0) + 1
+        past = self._pasts.setdefault(place.id, _Past())
+        past.num_starts += 1
         # A name of its own for each start: Ray keeps that of an actor on a lost node until it knows of the loss.
-        name = place.id if number == 1 else f"{place.id}.{number}"
-        life = Life(place.id, name, recipe, launch, self._hooks, avoid=self._avoid.pop(place.id, ""))
+        name = place.id if past.num_starts == 1 else f"{place.id}.{past.num_starts}"
+        life = Life(place.id, name, recipe, launch, self._hooks, avoid=past.lost_node)
         self.lives[place.id] = life
         self._tasks[place.id] = asyncio.create_task(self._live(life))
 
@@ -136,9 +144,9 @@ class Controller:
             self._forget(life.id)
         else:
             place = after_death(place, restart_of(self.config), time.monotonic())
-            if end.unreachable:
-                self._avoid[life.id] = life.last_node
-            self.places[life.id], self.details[life.id] = place, end.reason
+            past = self._pasts[life.id]
+            past.detail, past.lost_node = end.reason, life.last_node if end.unreachable else ""
+            self.places[life.id] = place
             what = "given up" if place.phase is Phase.GIVEN_UP else f"again in {place.retry_s - time.monotonic():.1f} s"
             self._say(f"{life.id} ended ({end.reason}); {what}")
         self._changed.set()
@@ -156,7 +164,7 @@ class Controller:
     def _forget(self, id: str) -> None:
         self.places.pop(id, None)
         self.lives.pop(id, None)
-        self.details.pop(id, None)
+        self._pasts[id].detail = ""
 
     def _aside(self, work: Any) -> None:
         task = asyncio.create_task(work)
@@ -196,6 +204,10 @@ class Controller:
     def max_model_len(self) -> int | None:
         """What all workers that are up can hold."""
         return min((info.max_model_len for info in self.infos), default=self.config.engine.max_model_len)
+
+    def detail_of(self, id: str) -> str:
+        """What its node lacks, while it is looked for; else why it last died."""
+        return self.lives[id].lack or self._pasts[id].detail
 
     def version_of(self, pool: str) -> str:
         """Of what its processes should be started from."""

@@ -118,7 +118,7 @@ def _place(controller: Controller, id: str, now: float) -> dict[str, Any]:
         "node": node,
         "address": "",
         "incarnation": "",
-        "detail": life.lack or controller.details.get(id, ""),
+        "detail": controller.detail_of(id),
         "lacks_s": round(now - life.since_s, 1) if life.lack else 0.0,
     }
     if life.info is not None and place.pool != ROUTER_POOL:

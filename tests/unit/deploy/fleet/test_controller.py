@@ -37,11 +37,14 @@ class FakeNodes:
     """As RayNodes; rooms that were given and not taken back are in `rooms`."""
 
     cpus: float = 8.0
+    names: tuple[str, ...] = ("n",)
     rooms: list[Room] = field(default_factory=list)
 
     def view(self) -> list[Node]:
-        used = sum(room.resources.get("CPU", 0.0) for room in self.rooms)
-        return [Node("n", {"CPU": self.cpus}, {"CPU": self.cpus - used}, {}, "10.0.0.1")]
+        return [Node(name, {"CPU": self.cpus}, {"CPU": self.cpus - self._used(name)}, {}, name) for name in self.names]
+
+    def _used(self, name: str) -> float:
+        return sum(room.resources.get("CPU", 0.0) for room in self.rooms if room.node.id == name)
 
     def own(self) -> str:
         return "n"
@@ -190,6 +193,19 @@ async def test_who_dies_comes_back_as_another_and_the_router_is_told_of_both(mon
         assert added == {info.address for info in world.workers}
 
 
+async def test_a_node_that_does_not_answer_is_avoided_though_ray_still_lists_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    nodes = FakeNodes(names=("a", "b"))
+    async with fleet(monkeypatch, nodes) as (controller, world):
+        await until(lambda: ready(controller) == ALL)
+        there = controller.lives["decode-1"].last_node
+        world.last("decode-1").die("its node does not answer", unreachable=True)
+        await until(lambda: len(world.processes["decode-1"]) == 2 and ready(controller) == ALL)
+        life = controller.lives["decode-1"]
+        assert life.name == "decode-1.2" and {there, life.last_node} == {"a", "b"}
+
+
 async def test_who_never_starts_is_given_up_visibly_and_tried_again_when_scaled(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -197,7 +213,7 @@ async def test_who_never_starts_is_given_up_visibly_and_tried_again_when_scaled(
         world.refuse["decode-1"] = "out of memory"
         await until(lambda: any(place.phase is Phase.GIVEN_UP for place in controller.places.values()))
         assert len(world.processes["decode-1"]) == 3
-        assert controller.details["decode-1"] == "out of memory"
+        assert controller.detail_of("decode-1") == "out of memory"
         world.refuse.clear()
         controller.scale({"decode": 2})
         await until(lambda: ready(controller) == ALL)
