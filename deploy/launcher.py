@@ -77,13 +77,14 @@ class RayProcess:
         if self._actor is None:
             return
         actor, self._actor = self._actor, None
-        if self._has_begun:
-            try:
+        try:
+            if self._has_begun:
                 async with asyncio.timeout(drain_s + STOP_TIMEOUT_S):
                     await actor.stop.remote(drain_s)
-            except (TimeoutError, ray.exceptions.RayError):
-                pass  # It hangs or is dead already; both end below.
-        ray.kill(actor)
+        except (TimeoutError, ray.exceptions.RayError):
+            pass  # It hangs or is dead already; both end below.
+        finally:  # also when nobody waits for the drain any more
+            ray.kill(actor)
 
     async def call(self, method: str, *args: object) -> Any:
         """One method of the actor. Raises BatonError."""

@@ -58,13 +58,16 @@ class Controller:
 
     # ------------------------------------------------------------ the loop
 
-    async def run(self) -> None:
-        """Until cancelled; or the first error of a task, which is a fault of the code."""
+    async def run(self, looked: Callable[[], None] = lambda: None) -> None:
+        """Until cancelled; or the first error of a task, which is a fault of the code. `looked` is called after each
+        look at what is there.
+        """
         watch = asyncio.create_task(self._watch_ready())
         try:
             while True:
                 self._changed.clear()
                 self._reconcile()
+                looked()
                 wake_s = next_wake_s(self.places.values())
                 timeout = None if wake_s is None else max(wake_s - time.monotonic(), 0.0)
                 changed = asyncio.ensure_future(self._changed.wait())
@@ -305,7 +308,9 @@ class Controller:
         )
 
     def update(self, config: FleetConfig) -> None:
-        """Replace workers by such of `config`, one at a time, and scale to its counts. Raises InvalidRequest."""
+        """Replace workers by such of `config`, one at a time, and scale to its counts, but for pools that are scaled
+        automatically. Raises InvalidRequest.
+        """
         old = self.config
         if config.name != old.name:
             raise InvalidRequest(f"name: the service is {old.name!r}")
@@ -316,6 +321,8 @@ class Controller:
         same = {"replicas": 1}
         if config.routers.model_copy(update=same) != old.routers.model_copy(update=same):
             raise InvalidRequest("routers: only replicas can be updated; start another service")
+        if config.autoscale != old.autoscale:
+            raise InvalidRequest("autoscale: it cannot be updated; start the service again")
         facts = model_facts(config)
         models = {life.recipe.model.weights for life in self.lives.values() if life.recipe.config is not None}
         if len({*models, facts.weights}) > 2:
@@ -323,7 +330,8 @@ class Controller:
         if facts.text != self._recipes[ROUTER_POOL].model.text:
             raise InvalidRequest("model: it has another tokenizer or chat template; start another service")
         self.config, self._recipes = config, recipes(config, facts, self._site)
-        self.counts = {name: config.count_of(name) for name in (*config.pools, ROUTER_POOL)}
+        kept = {name: self.counts[name] for name in (config.autoscale.pools if config.autoscale else ())}
+        self.counts = {name: config.count_of(name) for name in (*config.pools, ROUTER_POOL)} | kept
         for place in [place for place in self.places.values() if place.phase is Phase.GIVEN_UP]:
             self._forget(place.id)
         self._reconcile()  # at once: whoever asks next shall see it

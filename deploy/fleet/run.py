@@ -97,7 +97,9 @@ class _Fleet:
             self._key.encode(), cluster.num_gpus() > 0, cluster.offers(ROUTER_RESOURCE), only_node=cluster.embedded
         )
         self._controller = Controller(config, site, RayNodes(), say)
-        self._published: set[int] = set()
+        self._published: dict[int, AdminDoor] = {}
+        """By HTTP port."""
+        self._announced = False
 
     async def serve(self) -> None:
         """Returns when it was asked to stop and nothing is left."""
@@ -107,7 +109,7 @@ class _Fleet:
         server = _Server(uvicorn.Config(door, log_config=None, access_log=False, lifespan="off", loop="none"))
         control = f"http://{CONTROL_HOST}:{sock.getsockname()[1]}"
         assert self._stopping.event is not None
-        works = [self._controller.run(), self._announce(control), server.serve(sockets=[sock])]
+        works = [self._controller.run(lambda: self._announce(control)), server.serve(sockets=[sock])]
         if self._config.autoscale is not None:
             works.append(autoscale(self._controller, self._config.autoscale, self._say))
         tasks = [asyncio.create_task(work) for work in works]
@@ -140,29 +142,25 @@ class _Fleet:
         if not stop.cancelled():
             stop.result()
 
-    async def _announce(self, control: str) -> None:
+    def _announce(self, control: str) -> None:
         """Say when everything wanted is ready, once; and tell commands on this machine where the doors are."""
-        controller, announced = self._controller, False
-        while True:
-            for id in controller.routers.ids:
-                self._publish(id, control)
-            ready = [place for place in controller.places.values() if place.phase is Phase.READY]
-            whole = {
-                pool: sum(place.pool == pool for place in ready) >= count for pool, count in controller.counts.items()
-            }
-            if not announced and all(whole.values()) and controller.routers.ids:
-                print(self._ready_line(), flush=True)
-                announced = True
-            await asyncio.sleep(0.1)
+        controller = self._controller
+        for id in controller.routers.ids:
+            self._publish(id, control)
+        ready = [place.pool for place in controller.places.values() if place.phase is Phase.READY]
+        is_whole = all(ready.count(pool) >= count for pool, count in controller.counts.items())
+        if not self._announced and is_whole and controller.routers.ids:
+            print(self._ready_line(), flush=True)
+            self._announced = True
 
     def _publish(self, router: str, control: str) -> None:
         routers, node = self._controller.routers, self._controller.routers.node_of(router)
         ends = routers.endpoints[router]
-        if ends.http_port in self._published:
-            return
-        self._published.add(ends.http_port)
         is_here = node is not None and node.id == self._controller.nodes.own()
-        publish(ends.http_port, AdminDoor(f"http://127.0.0.1:{ends.admin_port}" if is_here else "", self._key, control))
+        door = AdminDoor(f"http://127.0.0.1:{ends.admin_port}" if is_here else "", self._key, control)
+        if self._published.get(ends.http_port) != door:  # a router that was started again has another admin port
+            publish(ends.http_port, door)
+            self._published[ends.http_port] = door
 
     def _ready_line(self) -> str:
         routers = self._controller.routers
