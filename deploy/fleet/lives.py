@@ -59,7 +59,11 @@ class Life:
     def taken(self) -> Taken | None:
         """What it has of a node."""
         room = self.room
-        return None if room is None else Taken(room.node.id, self.recipe.pool, room.resources)
+        return None if room is None else Taken(room.node.id, self._kind, room.resources)
+
+    @property
+    def _kind(self) -> str:
+        return f"{self.recipe.pool} {self.recipe.version}"
 
     async def run(self, nodes: RayNodes, all_taken: Callable[[], list[Taken]]) -> End:
         """From the search for room to the end, and why. Nothing of it is left afterwards, however it ends."""
@@ -85,11 +89,11 @@ class Life:
             await self._clean_up(nodes)
 
     async def _find_room(self, nodes: RayNodes, all_taken: Callable[[], list[Taken]]) -> Room:
-        need, pool, strategy = self.recipe.need, self.recipe.pool, self.recipe.strategy
+        need, kind, strategy = self.recipe.need, self._kind, self.recipe.strategy
         while True:
             view, taken = nodes.view(), all_taken()
             others = [node for node in view if node.id != self.avoid]
-            chosen = choose(need, pool, others, taken, strategy) or choose(need, pool, view, taken, strategy)
+            chosen = choose(need, kind, others, taken, strategy) or choose(need, kind, view, taken, strategy)
             if chosen is None:
                 self.lack = lacks(need, view, taken)
             else:

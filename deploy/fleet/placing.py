@@ -39,7 +39,8 @@ class Taken:
     """What a member of the same fleet has been given."""
 
     node: str
-    pool: str
+    kind: str
+    """Those of one kind are spread: a pool's of one version, since the others are about to leave."""
     resources: Resources
 
 
@@ -48,13 +49,13 @@ class Strategy:
     """How a pool lies in the cluster."""
 
     kind: str = SPREAD
-    """spread: away from others of its pool, then from all others. pack: together with as much of the fleet as fits."""
+    """spread: away from others of its kind, then from all others. pack: together with as much of the fleet as fits."""
     topology: str = ""
     """A node label, such as a rack's: nodes that share its value are one. Empty: each node for itself."""
 
 
 def choose(
-    need: Need, pool: str, nodes: Sequence[Node], taken: Sequence[Taken], strategy: Strategy = Strategy()
+    need: Need, kind: str, nodes: Sequence[Node], taken: Sequence[Taken], strategy: Strategy = Strategy()
 ) -> str | None:
     """The id of the node, or None when it fits nowhere; `lacks` says why."""
     fitting = [node for node in nodes if not _missing(need, node, taken)]
@@ -64,10 +65,10 @@ def choose(
 
     def cost(node: Node) -> tuple[float, ...]:
         near = [each for each in taken if domains.get(each.node) == domains[node.id]]
-        peers, here = sum(each.pool == pool for each in near), sum(each.node == node.id for each in taken)
+        peers, here = sum(each.kind == kind for each in near), sum(each.node == node.id for each in taken)
         if strategy.kind == PACK:
             return (-len(near), -here)
-        return (peers, sum(each.node == node.id and each.pool == pool for each in taken), len(near), here)
+        return (peers, sum(each.node == node.id and each.kind == kind for each in taken), len(near), here)
 
     return min(fitting, key=lambda node: (cost(node), node.id)).id
 

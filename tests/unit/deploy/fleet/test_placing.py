@@ -9,8 +9,8 @@ def node(id: str, free: float = 8, total: float = 8, **labels: str) -> Node:
     return Node(id, {"GPU": total}, {"GPU": free}, labels)
 
 
-def given(node: str, pool: str = "decode", gpus: float = 2) -> Taken:
-    return Taken(node, pool, {"GPU": gpus})
+def given(node: str, kind: str = "decode", gpus: float = 2) -> Taken:
+    return Taken(node, kind, {"GPU": gpus})
 
 
 def test_spread_goes_away_from_its_own_pool_first_and_then_from_everybody() -> None:
@@ -59,3 +59,9 @@ def test_labels_must_be_there_and_bytes_are_said_as_such() -> None:
 
 def test_a_process_that_needs_nothing_fits_everywhere() -> None:
     assert choose(Need({}, {}), "router", [node("a", 0)], []) == "a"
+
+
+def test_new_workers_of_an_update_spread_among_themselves() -> None:
+    """Old ones on `b` are about to leave: they keep no new one away from there."""
+    taken = [given("a", "decode new"), given("b", "decode old"), given("b", "prefill old")]
+    assert choose(NEED, "decode new", [node("a"), node("b")], taken) == "b"
