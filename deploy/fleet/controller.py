@@ -232,6 +232,8 @@ class Controller:
             self._set(id, Phase.UP)
 
     async def _on_down(self, id: str, info: Any) -> None:
+        if id in self.places and self.places[id].phase is not Phase.CHANGING:
+            self._set(id, Phase.ENDING)
         if isinstance(info, Endpoints):
             self.routers.left(id)
         else:

@@ -4,8 +4,8 @@ A place is where one worker (or router) is, was or will be: it keeps its name th
 
     PLACING -> STARTING -> UP -> READY -> DRAINING -> (gone)
        ^           |        |      |
-       |           v        v      v
-       +------- WAITING  <--+------+      a death: again after a pause, or GIVEN_UP after too many in a row
+       |               v    v      v
+       +-- WAITING <-- ENDING <----+      a death: again after a pause, or GIVEN_UP after too many in a row
 
 Rules of `decide`, for each pool:
 - never more places than `count + max_surge`, those that drain included;
@@ -32,17 +32,19 @@ class Phase(StrEnum):
     CHANGING = "changing"
     """It gets another role: it drains, and will be UP in the pool that it is counted in already."""
     DRAINING = "draining"
+    ENDING = "ending"
+    """It died, and what it had is being given back: up to two seconds when nobody answers."""
     WAITING = "waiting"
     """It died; its successor starts at `retry_s`."""
     GIVEN_UP = "given up"
     """It died too often in a row. It stays visible until the pool is scaled or updated."""
 
 
-BEGINNING = frozenset((Phase.PLACING, Phase.STARTING, Phase.UP, Phase.CHANGING))
+BEGINNING = frozenset((Phase.PLACING, Phase.STARTING, Phase.UP, Phase.CHANGING, Phase.ENDING))
 """On the way to READY."""
 RUNNING = frozenset((Phase.UP, Phase.READY))
 """May have requests: such a place is drained, not removed."""
-_LAST_TO_GO = (Phase.GIVEN_UP, Phase.WAITING, Phase.PLACING, Phase.STARTING, Phase.UP, Phase.READY)
+_LAST_TO_GO = (Phase.GIVEN_UP, Phase.WAITING, Phase.ENDING, Phase.PLACING, Phase.STARTING, Phase.UP, Phase.READY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +74,8 @@ class Place:
     """In a row, none of which lived long."""
     retry_s: float = 0.0
     """When WAITING ends."""
-    ready_s: float = 0.0
-    """Since when it is READY."""
+    ready_s: float | None = None
+    """Since when the process that is there, or was there last, has been READY; None: it never was."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +137,7 @@ def next_wake_s(places: Iterable[Place]) -> float | None:
 
 def after_death(place: Place, config: Restart, now: float) -> Place:
     """What becomes of a place whose process ended unasked, or did not start."""
-    lived = place.phase is Phase.READY and now - place.ready_s >= config.healthy_after_s
+    lived = place.ready_s is not None and now - place.ready_s >= config.healthy_after_s
     deaths = 1 if lived else place.deaths + 1
     if deaths > config.max_deaths:
         return replace(place, phase=Phase.GIVEN_UP, deaths=deaths)
@@ -217,7 +219,7 @@ def _starts(pool: Pool, number: int, names: set[str]) -> list[Action]:
 
 
 def _again(place: Place) -> Start:
-    return Start(replace(place, phase=Phase.PLACING))
+    return Start(replace(place, phase=Phase.PLACING, ready_s=None))
 
 
 def _end(place: Place) -> Drain | Remove:

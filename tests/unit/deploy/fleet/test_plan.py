@@ -39,7 +39,7 @@ def test_the_last_ready_one_stays_while_others_are_on_their_way() -> None:
 def test_an_update_starts_one_waits_for_it_then_drains_one_old() -> None:
     old = [place(0, version="old"), place(1, version="old")]
     assert decide([POOL], old, 0.0) == [Start(place(2, Phase.PLACING))]
-    for phase in (Phase.PLACING, Phase.STARTING, Phase.UP, Phase.WAITING, Phase.GIVEN_UP):
+    for phase in (Phase.PLACING, Phase.STARTING, Phase.UP, Phase.ENDING, Phase.WAITING, Phase.GIVEN_UP):
         assert decide([POOL], [*old, replace(place(2, phase), retry_s=9.0)], 0.0) == []
     assert decide([POOL], [*old, place(2)], 0.0) == [Drain("decode-1")]
     assert decide([POOL], [old[0], place(1, Phase.DRAINING, "old"), place(2)], 0.0) == []
