@@ -3,8 +3,8 @@
 Three nodes on this machine: a head for the router, two for workers. While closed-loop clients ask:
 
 - scale: one decode worker more; seconds from the command to the first token that it drew, TTFT meanwhile and before.
-- node loss: every process of a worker node is killed at once; seconds from the kill to the first token of an answer
-  that was there, and until the fleet is whole again; answers that failed.
+- node loss: every process of a worker node is killed at once; for each answer under way the longest wait for a token
+  from then on (who was there is redirected in it), seconds until the fleet is whole again, answers that failed.
 
 No fraction of a hardware limit: what is measured is mostly the start of a Python process and the model's load.
 """
@@ -84,14 +84,11 @@ async def lose(fleet: Fleet, cluster: Raylets, num_clients: int) -> dict[str, An
         whole_s = await until_whole(fleet, there)
         await clients.until(num_clients)
     caught = [stream for stream in clients.streams if stream.started_s < killed_s < stream.ended_s]
-    waits = [stream.gap_over(killed_s) for stream in caught]
+    silences = sorted(round(stream.silence_after(killed_s), 2) for stream in caught)
     return {
         "workers_lost": len(there),
         "answers_under_way": len(caught),
-        "kill_to_next_token_s": {
-            "median": round(percentile(waits, 50), 2),
-            "longest": round(max(waits), 2),
-        },
+        "longest_silence_s": silences,
         "kill_to_whole_s": round(whole_s - killed_s, 2),
         "attempts_retried": count(fleet, "baton_router_retries_total") - retried,
         "failed": len(clients.failed),

@@ -9,6 +9,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -114,9 +115,10 @@ class Stream:
         """When its second part came: the first one that the decode worker drew."""
         return self.parts_s[min(1, len(self.parts_s) - 1)]
 
-    def gap_over(self, moment_s: float) -> float:
-        """From that moment to the next part after it, or to the end where none came."""
-        return min((part_s for part_s in self.parts_s if part_s > moment_s), default=self.ended_s) - moment_s
+    def silence_after(self, moment_s: float) -> float:
+        """The longest wait for a part, from that moment on; parts that were on their way come at once."""
+        moments = [moment_s, *(part_s for part_s in self.parts_s if part_s > moment_s), self.ended_s]
+        return max(later - earlier for earlier, later in pairwise(moments))
 
 
 @dataclass(slots=True)
