@@ -90,3 +90,10 @@ def test_the_command_ends_with_2_and_names_the_file(
     path.unlink()
     with pytest.raises(InvalidRequest, match="No such file"):
         read_config(path)
+
+
+def test_the_example_in_the_docs_is_one() -> None:
+    text = (Path(__file__).parents[4] / "docs" / "operations.md").read_text()
+    example = text.partition("$ cat chat.yaml\n")[2].partition("    $ baton up")[0]
+    config = config_from(yaml.safe_load(example))
+    assert config.pools["long"].labels == {"gpu": "h200"} and config.autoscale is not None
