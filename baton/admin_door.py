@@ -22,7 +22,19 @@ def connect(url: str, admin: str) -> httpx.Client:
         found = AdminDoor(admin, key)
     else:
         found = find(_port(url))
+        if not found.url:
+            raise NotFound(f"the router of {url} is on another machine: run this there, or give --admin")
     return httpx.Client(base_url=found.url, headers={"authorization": f"Bearer {found.key}"}, timeout=_TIMEOUT_S)
+
+
+def connect_control(url: str, control: str) -> httpx.Client:
+    """A client of the control door of a fleet. Raises InvalidRequest or NotFound."""
+    if control:
+        return connect(url, control)
+    found = find(_port(url))
+    if not found.control:
+        raise NotFound(f"the service at {url} was not started by `baton up`")
+    return httpx.Client(base_url=found.control, headers={"authorization": f"Bearer {found.key}"}, timeout=_TIMEOUT_S)
 
 
 def _port(url: str) -> int:

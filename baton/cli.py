@@ -10,6 +10,7 @@ from baton.chat import chat
 from baton.client import DEFAULT_TARGET, Client
 from baton.doctor import doctor
 from baton.drain import drain
+from baton.fleet import down, fleet, role, scale, up, update
 from baton.keys import keys, own_key
 from baton.plan import plan
 from baton.results import sampling_options
@@ -21,6 +22,8 @@ MISTAKES = frozenset((Code.INVALID_ARGUMENT, Code.NOT_FOUND, Code.FAILED_PRECOND
 
 app = typer.Typer(name="baton", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.command()(serve)
+for command in (up, fleet, scale, role, update, down):
+    app.command()(command)
 app.command()(chat)
 app.command()(status)
 app.command()(doctor)

@@ -66,10 +66,13 @@ class _Actor(Generic[R]):
         started.wait()
         return End("it broke, its log says why" if started.died else "it was stopped")
 
-    def stop(self) -> None:
-        """End it. Idempotent."""
+    def stop(self, drain_s: float = 0.0) -> None:
+        """End it. Idempotent. A router's answers under way have `drain_s`; a worker is drained by `drain`."""
         if self.running is not None:
-            self.running.stop()
+            self._stop(self.running, drain_s)
+
+    def _stop(self, running: R, drain_s: float) -> None:
+        running.stop()
 
     @property
     def _started(self) -> R:
@@ -79,30 +82,66 @@ class _Actor(Generic[R]):
 
 
 class _WorkerActor(_Actor[Worker]):
-    """SIGTERM drains it: routers move what runs there, then it ends."""
+    """SIGTERM drains it: routers move what runs there, then it ends. The model stays for another role."""
 
     def __init__(self) -> None:
         super().__init__()
         self._drain_grace_s = 0.0
+        self._signalled = False
+        self._again: Callable[[tuple[str, ...]], Worker] | None = None
+        self._close_engine: Callable[[], None] = lambda: None
+        """At the very end: until then another role may want it."""
         signal.signal(signal.SIGTERM, self._on_sigterm)  # Ray makes actors in the main thread of their process
 
     def ended(self) -> End:
         """Wait until it has ended; it was wanted to when it was drained."""
         end = super().ended()
-        return End("it was drained", wanted=True) if self._started.drained else end
+        return End("it was drained", wanted=True, signalled=self._signalled) if self._started.drained else end
+
+    def _stop(self, running: Worker, drain_s: float) -> None:
+        running.stop()
+        self._close_engine()
+
+    def drain(self, grace_s: float) -> None:
+        """See RunningWorker; returns at once, `ended` waits."""
+        self._started.drain(grace_s)
+
+    def change_role(self, role: str) -> WorkerInfo:
+        """Serve again once it is drained, for that role, as a new incarnation, with the model that is loaded.
+
+        Raises Unavailable when something is left of the old role's requests.
+        """
+        before = self._started
+        if not before.wait(0.0) or before.died or self._again is None:
+            raise Unavailable("only a drained worker can change its role")
+        self.running = self._again((role,))
+        return self.running.info
 
     def _on_sigterm(self, _signal: int, _frame: object) -> None:
         if self.running is None:
             sys.exit(1)  # still loading: nothing to drain
+        self._signalled = True
         self.running.drain(self._drain_grace_s)
 
-    def _start(self, start_worker: Callable[[WorkerConfig], Worker], config: WorkerConfig, place: Place) -> WorkerInfo:
+    def _start(self, roles: tuple[str, ...], config: WorkerConfig, place: Place) -> WorkerInfo:
         import torch
+
+        from engine.runtime.build import build_engine
+        from kv_transfer.worker import serve_engine
 
         torch.set_num_threads(max(1, place.num_threads // config.engine.parallel.tp_size))  # each rank has so many
         host = "127.0.0.1" if place.is_only_node else _node_address()
         self._drain_grace_s = config.drain_grace_s
-        self.running = start_worker(replace(config, host=host))
+        config = replace(config, host=host, topology=(*config.topology, ("node", host)))
+        engine = build_engine(config.engine)
+
+        def serve(roles: tuple[str, ...], port: int = 0) -> Worker:
+            if not engine.core.is_empty:
+                raise Unavailable("requests are left there, so its model must be loaded again")
+            return serve_engine(engine, replace(config, port=port), roles, close_engine=lambda: None)
+
+        self._again, self._close_engine = serve, engine.close
+        self.running = serve(roles, config.port)
         return self.running.info
 
 
@@ -111,9 +150,9 @@ class PrefillWorker(_WorkerActor):
 
     def start(self, config: WorkerConfig, place: Place) -> WorkerInfo:
         """Load the model and serve (`config.host` is not used). Raises BatonError."""
-        from prefill_worker.server import start_worker
+        from prefill_worker.server import ROLES
 
-        return self._start(start_worker, config, place)
+        return self._start(ROLES, config, place)
 
 
 class DecodeWorker(_WorkerActor):
@@ -121,21 +160,34 @@ class DecodeWorker(_WorkerActor):
 
     def start(self, config: WorkerConfig, place: Place) -> WorkerInfo:
         """Load the model and serve (`config.host` is not used). Raises BatonError."""
-        from decode_worker.server import start_worker
+        from decode_worker.server import ROLES
 
-        return self._start(start_worker, config, place)
+        return self._start(ROLES, config, place)
 
 
 class Router(_Actor["RunningRouter"]):
-    """The router and its doors."""
+    """The router and its doors. SIGTERM drains it: nobody new is let in, answers under way go on for a while."""
 
     def __init__(self) -> None:
         super().__init__()
         import router.server  # noqa: F401  # seconds, which pass while the workers load the model
 
-    def start(self, model: str, config: RouterServerConfig) -> Endpoints:
+        self._drain_s = 0.0
+        signal.signal(signal.SIGTERM, self._on_sigterm)
+
+    def _on_sigterm(self, _signal: int, _frame: object) -> None:
+        if self.running is None:
+            sys.exit(1)  # still starting
+        self.running.ask_to_stop(self._drain_s)
+
+    def _stop(self, running: "RunningRouter", drain_s: float) -> None:
+        running.stop(drain_s)
+
+    def start(self, model: str, config: RouterServerConfig, drain_s: float = 30.0) -> Endpoints:
         """Serve `model`, wherever this node has it (`config.model` is not used). Raises BatonError."""
         from router.server import RunningRouter
+
+        self._drain_s = drain_s
 
         if config.gateway.log_format:
             set_up_logging("INFO", config.gateway.log_format)
@@ -150,6 +202,14 @@ class Router(_Actor["RunningRouter"]):
     def remove_worker(self, address: str) -> None:
         """See RouterService."""
         self._started.remove_worker(address)
+
+    def allow_models(self, models: frozenset[str]) -> None:
+        """See RouterService."""
+        self._started.allow_models(models)
+
+    def metrics(self) -> str:
+        """What /metrics says."""
+        return self._started.metrics()
 
     def status(self) -> ServiceStatus:
         """See RouterService."""

@@ -38,8 +38,10 @@ class Cluster:
     to a running cluster with the environment's token and leaves it as it was.
     """
 
-    def __init__(self, address: str = EMBEDDED) -> None:
+    def __init__(self, address: str = EMBEDDED, namespace: str | None = None) -> None:
+        """`namespace` is of the names that actors are given."""
         self.address = address
+        self._namespace = namespace
         self._folder: Path | None = None
 
     @property
@@ -72,11 +74,15 @@ class Cluster:
 
         return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
-    def router_resources(self) -> dict[str, float]:
-        """What the router asks of Ray: ROUTER_RESOURCE, where some node offers it."""
+    def offers(self, resource: str) -> bool:
+        """Whether some node has that custom resource."""
         import ray
 
-        return {ROUTER_RESOURCE: ROUTER_SHARE} if ray.cluster_resources().get(ROUTER_RESOURCE) else {}
+        return bool(ray.cluster_resources().get(resource))
+
+    def router_resources(self) -> dict[str, float]:
+        """What the router asks of Ray: ROUTER_RESOURCE, where some node offers it."""
+        return {ROUTER_RESOURCE: ROUTER_SHARE} if self.offers(ROUTER_RESOURCE) else {}
 
     def close(self) -> None:
         """Disconnect; an embedded cluster ends with every process that it started. Idempotent."""
@@ -100,7 +106,7 @@ class Cluster:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_DEDUP_LOGS", "0")
         if not self.embedded:
-            _init(f"cannot connect to Ray at {self.address}", address=self.address)
+            _init(f"cannot connect to Ray at {self.address}", address=self.address, namespace=self._namespace)
             return
         _adopt_orphans()
         _remove_stale_folders()
@@ -109,6 +115,7 @@ class Cluster:
         _init(
             "Ray did not start",
             address=EMBEDDED,
+            namespace=self._namespace,
             include_dashboard=False,
             object_store_memory=_OBJECT_STORE_BYTES,
             _temp_dir=str(self._folder),

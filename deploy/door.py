@@ -14,10 +14,12 @@ from engine.core.errors import NotFound
 
 @dataclass(frozen=True, slots=True)
 class AdminDoor:
-    """Where a router's admin door is, and its key (the cluster key)."""
+    """Where a router's admin door is, and its key (the cluster key), which also opens the control door of a fleet."""
 
     url: str
     key: str
+    control: str = ""
+    """Of `baton up`."""
 
 
 def _path(http_port: int) -> Path:

@@ -11,6 +11,10 @@ STOP_TIMEOUT_S = 1.5
 """For a process to end by itself; it is killed after that."""
 
 
+class _Unreachable(Unavailable):
+    """It may live or not."""
+
+
 class RayProcess:
     """One actor in a process of its own. What `start_args` gives goes to its `start`, which returns what it says of
     itself.
@@ -26,12 +30,14 @@ class RayProcess:
         *,
         num_gpus: int = 0,
         resources: Mapping[str, float] | None = None,
+        options: Mapping[str, object] | None = None,
     ) -> None:
-        """`resources` are custom ones that its node must offer."""
+        """`resources` are custom ones that its node must offer; `options` more of Ray's, such as its name."""
         self._actor_class = actor_class
         self._start_args = start_args
         self._num_gpus = num_gpus
         self._resources = dict(resources or {})
+        self._options = dict(options or {})
         self._actor: Any = None
         self._has_begun = False
 
@@ -42,7 +48,13 @@ class RayProcess:
         if self._actor is None:
             options: dict[str, object] = {"num_cpus": 0, "num_gpus": self._num_gpus, "scheduling_strategy": "SPREAD"}
             options["resources"] = self._resources
-            self._actor = ray.remote(self._actor_class).options(max_restarts=0, max_concurrency=8, **options).remote()
+            options |= self._options
+            try:
+                self._actor = (
+                    ray.remote(self._actor_class).options(max_restarts=0, max_concurrency=8, **options).remote()
+                )
+            except ValueError as error:  # its predecessor of the same name is not quite gone
+                raise Unavailable(_first_line(error)) from error
 
     async def start(self) -> Any:
         """See Process. An error of the actor's own is raised as it was, a dead actor as Unavailable."""
@@ -55,23 +67,24 @@ class RayProcess:
         try:
             end: End = await self.call("ended")
         except BatonError as error:
-            return End(error.message)
+            return End(error.message, unreachable=isinstance(error, _Unreachable))
         return end
 
-    async def stop(self) -> None:
-        """See Process."""
+    async def stop(self, drain_s: float = 0.0) -> None:
+        """See Process. A router's answers under way have `drain_s`."""
         import ray
 
         if self._actor is None:
             return
         actor, self._actor = self._actor, None
-        if self._has_begun:
-            try:
-                async with asyncio.timeout(STOP_TIMEOUT_S):
-                    await actor.stop.remote()
-            except (TimeoutError, ray.exceptions.RayError):
-                pass  # It hangs or is dead already; both end below.
-        ray.kill(actor)
+        try:
+            if self._has_begun:
+                async with asyncio.timeout(drain_s + STOP_TIMEOUT_S):
+                    await actor.stop.remote(drain_s)
+        except (TimeoutError, ray.exceptions.RayError):
+            pass  # It hangs or is dead already; both end below.
+        finally:  # also when nobody waits for the drain any more
+            ray.kill(actor)
 
     async def call(self, method: str, *args: object) -> Any:
         """One method of the actor. Raises BatonError."""
@@ -85,6 +98,8 @@ class RayProcess:
             if isinstance(error.cause, BatonError):
                 raise error.cause from None
             raise
+        except ray.exceptions.ActorUnavailableError as error:
+            raise _Unreachable(f"its node does not answer: {_first_line(error)}") from None
         except ray.exceptions.RayError as error:
             raise Unavailable(f"its process died: {_first_line(error)}") from None
 

@@ -83,6 +83,9 @@ def left_of(status: dict[str, Any]) -> dict[str, int]:
     left = {"requests": status["running_requests"] + status["queued_requests"], "pages": 0}
     for worker in status["workers"]:
         load = worker["load"]
+        if load is None:  # it has just joined, and not said yet what it has
+            left["requests"] += 1
+            continue
         pages = load["pages_by_state"]
         left["requests"] += load["running_rows"] + load["queued_requests"]
         left["pages"] += worker["num_pages"] - pages["free"] - pages["cached"]

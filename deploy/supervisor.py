@@ -19,6 +19,10 @@ class End:
     """In plain words."""
     wanted: bool = False
     """It was asked to leave, and its place stays empty."""
+    signalled: bool = False
+    """By a signal, so that what is wanted gone may be its node."""
+    unreachable: bool = False
+    """Nobody knows whether it ended: its node does not answer."""
 
 
 class Process(Protocol[T_co]):

@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 
 from engine.core.errors import Incompatible, TransferFailed
+from engine.core.protocol import check_protocol
 from engine.core.types import KVLayout, WorkerInfo
 from kv_transfer.api import PeerReady, PeerRefused
 from kv_transfer.layout import check_layouts
@@ -69,6 +70,7 @@ class Pairs:
                 self._step(known, now)
             return
         try:
+            check_protocol(info.protocol, f"worker {info.id}")
             check_layouts(self._pool.layout, info.layout)
             shared = self._shared_transports(info)
         except Incompatible as error:

@@ -1,5 +1,6 @@
 """Assembles a worker: engine, transfer thread, role and the shell around them. Workers differ in what they announce."""
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from importlib import metadata
 from pathlib import Path
@@ -29,10 +30,24 @@ def run_worker(config: WorkerConfig, roles: tuple[str, ...], progress: Progress 
     Raises:
         BatonError: the model cannot be served, the settings do not fit, or a port cannot be listened on.
     """
+    engine = build_engine(config.engine, progress)
+    try:
+        return serve_engine(engine, config, roles, close_engine=engine.close)
+    except BaseException:
+        engine.close()
+        raise
+
+
+def serve_engine(
+    engine: Engine, config: WorkerConfig, roles: tuple[str, ...], close_engine: Callable[[], None]
+) -> Worker:
+    """Serve with an engine that has its model already, as a new incarnation. See `run_worker`.
+
+    Nobody else may use the engine until the worker has ended; then `close_engine` is called. The engine's cache may
+    hold what an earlier incarnation computed, but no request and no lease.
+    """
     incarnation, inbox, key = new_incarnation(), Inbox(), config.cluster_key
     with ExitStack() as undo:
-        engine = build_engine(config.engine, progress)
-        undo.callback(engine.close)
         name = peer_key(config.worker_id, incarnation)
         transports = open_transports(
             config.transport, engine.pool, name, key, f"{config.host}:{config.page_port}", config.advertise
@@ -41,7 +56,7 @@ def run_worker(config: WorkerConfig, roles: tuple[str, ...], progress: Progress 
         undo.callback(manager.close)
         role = WorkerRole(engine.core, TicketSealer(config.worker_id, incarnation, engine.pool.layout, key))
         info = _describe(config, engine, roles, incarnation, manager.descriptors)
-        worker = RunningWorker(config, WorkerParts(info, engine.core, role, manager, inbox, engine.close))
+        worker = RunningWorker(config, WorkerParts(info, engine.core, role, manager, inbox, close_engine))
         undo.pop_all()
     keep_what_is_loaded()
     return worker

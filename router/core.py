@@ -21,6 +21,7 @@ from router.events import (
     FeedState,
     FrameArrived,
     LeaveFeed,
+    ModelsAllowed,
     Send,
     Tick,
     WorkerDraining,
@@ -90,6 +91,8 @@ class RouterCore:
                 self._on_feed(event, now)
             case WorkerDraining(worker):
                 self._on_draining(worker, now)
+            case ModelsAllowed(models):
+                self.view.models = models
         effects = self._effects[:]
         self._effects.clear()
         return effects

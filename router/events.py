@@ -54,6 +54,13 @@ class WorkerDraining:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelsAllowed:
+    """Workers of these models (their hashes) may be here side by side: one is being replaced by the other."""
+
+    models: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
 class FrameArrived:
     """Incarnation `worker` said `frame`."""
 
@@ -98,6 +105,7 @@ Event = (
     | WorkerJoined
     | WorkerGone
     | WorkerDraining
+    | ModelsAllowed
     | FrameArrived
     | Tick
     | FeedBatch

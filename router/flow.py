@@ -53,6 +53,7 @@ class Flow:
         "deadline_s",
         "key",
         "milestones",
+        "model",
         "out",
         "rival",
         "salt",
@@ -69,6 +70,8 @@ class Flow:
         self.deadline_s = now + call.timeout_s
         self.tokens = call.tokens[:]
         self.state = CallState.QUEUED
+        self.model = ""
+        """Hash of the model that drew the first token; the answer stays with it."""
         self.attempt: Attempt | None = None
         self.rival: Attempt | None = None
         """A second attempt beside the first, until one of them draws a token or fails."""
@@ -173,6 +176,7 @@ class Flow:
         self.state = next_state(self.state, Trigger.FIRST_TOKEN if attempt.prefill else Trigger.WHOLE_TOKEN)
         attempt.first_token_s = now
         self.trouble.failures_in_row = 0
+        self.model = attempt.computes.worker.info.layout.model_hash
         marks = self.milestones
         if marks.ttft_s is None:
             # The worker's clock is another one: of its wait no more can be true than what passed here.

@@ -21,11 +21,12 @@ def cache_salt(tenant: str, key: bytes) -> bytes:
 class PromptPages:
     """Page digests of one token sequence under one salt and model; hashing is what routing a long prompt costs."""
 
-    __slots__ = ("_by_page_size", "_root", "_tokens")
+    __slots__ = ("_by_page_size", "_root", "_tokens", "model_hash")
 
     def __init__(self, tokens: "array[int]", salt: bytes, model_hash: str) -> None:
         """`tokens` must not change afterwards."""
         self._tokens = tokens
+        self.model_hash = model_hash
         self._root = root_digest(salt, model_hash)
         self._by_page_size: dict[int, list[bytes]] = {}
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import uvicorn
 import uvloop
-from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 
 from engine.core.errors import BatonError, Unavailable
 from engine.core.types import WorkerInfo
@@ -52,7 +52,7 @@ class RouterServer:
         rng = random.Random(secrets.randbits(64))
         limits = limits_of(config)
         core = RouterCore(limits, rng, lambda model, rng: make_policy(config.policy, model, rng))
-        registry = CollectorRegistry()
+        self._registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
 
         def connect(address: str) -> WorkerClient:
@@ -75,6 +75,10 @@ class RouterServer:
         self.drain_s = 0.0
         """How long answers under way may go on once the server is told to stop."""
         self.grpc_port = 0
+
+    def metrics(self) -> str:
+        """What /metrics says."""
+        return generate_latest(self._registry).decode()
 
     async def run(self, started: threading.Event, stop: asyncio.Event) -> None:
         """Serve until `stop`. Raises Unavailable when the gRPC port is taken, or whatever fault broke the service."""
@@ -250,6 +254,24 @@ class RunningRouter:
     def remove_worker(self, address: str, drain_s: float = 0.0) -> None:
         """See RouterService."""
         self._call(self._running[0].service.remove_worker(address, drain_s))
+
+    def allow_models(self, models: frozenset[str]) -> None:
+        """See RouterService."""
+        server, _ = self._running
+
+        async def allow() -> None:
+            server.service.allow_models(models)
+
+        self._call(allow())
+
+    def metrics(self) -> str:
+        """What /metrics says."""
+        server, _ = self._running
+
+        async def metrics() -> str:
+            return server.metrics()
+
+        return self._call(metrics())
 
     def status(self) -> ServiceStatus:
         """See RouterService."""

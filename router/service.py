@@ -21,6 +21,7 @@ from router.events import (
     Event,
     Fail,
     LeaveFeed,
+    ModelsAllowed,
     Send,
     Tick,
     WorkerDraining,
@@ -135,6 +136,12 @@ class RouterService:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
             del self._links[address]
+
+    def allow_models(self, models: frozenset[str]) -> None:
+        """Let workers of these models (KVLayout.model_hash) be here side by side. No answer goes on with another one
+        than it began with.
+        """
+        self._handle(ModelsAllowed(models))
 
     def drain_worker(self, worker_id: str, grace_s: float) -> None:
         """Ask a worker to leave within `grace_s`: it says so to every router, each moves what it has there, it ends.

@@ -142,9 +142,11 @@ class Supervisor:
             self._effects.append(attempt.decode.start(Generate(request), attempt.work, now))
 
     def _pages(self, flow: Flow) -> PromptPages | None:
-        """None without workers: then nobody can say which model's pages they are."""
+        """None without workers: then nobody can say which model's pages they are. While one model replaces another, a
+        call that has no token yet goes by the one that has been here longer.
+        """
         worker = next(iter(self._chooser.view), None)
-        return flow.prompt_pages(worker.info.layout.model_hash) if worker else None
+        return flow.prompt_pages(flow.model or worker.info.layout.model_hash) if worker else None
 
     def _choose(
         self, flow: Flow, pages: PromptPages, now: float, source: str | None = None, avoid: str | None = None
@@ -165,6 +167,7 @@ class Supervisor:
             avoid=frozenset(flow.trouble.avoid | ({avoid} if avoid else set())),
             avoid_pairs=frozenset(flow.trouble.avoid_pairs),
             source=source,
+            model=flow.model,
         )
         return self._chooser.policy.choose(view, request, now)
 
@@ -174,6 +177,8 @@ class Supervisor:
         cached = attempt.decision.cached_tokens
         attempt.work = worker.work(len(flow.tokens) - cached, cached, now)
         page_size = worker.info.layout.page_size
+        if pages.model_hash != worker.info.layout.model_hash:
+            pages = flow.prompt_pages(worker.info.layout.model_hash)
         view, digests = self._chooser.view, pages.digests(page_size)
         attempt.expected = view.index.predict(worker.slot, digests, cached // page_size)
         view.watch.saw(digests, page_size, flow.tokens)
@@ -189,10 +194,16 @@ class Supervisor:
         if trouble.unroutable_since_s is None:
             trouble.unroutable_since_s = now
         elif now - trouble.unroutable_since_s > self._retry.max_unroutable_s:
-            self.fail(flow, Unavailable("no worker is ready", retry_after_s=self._retry.max_s), now)
+            self.fail(flow, Unavailable(self._why_none(flow), retry_after_s=self._retry.max_s), now)
             return
         trouble.failures_in_row += 1
         self._table.retries.set(flow.key, now + self._backoff_s(trouble.failures_in_row))
+
+    def _why_none(self, flow: Flow) -> str:
+        models = {worker.info.layout.model_hash for worker in self._chooser.view}
+        if flow.model and models and flow.model not in models:
+            return "no worker is left of the model that began this answer, and another one must not go on with it"
+        return "no worker is ready"
 
     def _backoff_s(self, failures_in_row: int) -> float:
         """Exponential, between half and all of it by chance, so that calls that failed together come back apart."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from engine.core.errors import Incompatible
 from engine.core.messages import PeerStatus
+from engine.core.protocol import check_protocol
 from engine.core.types import WorkerInfo
 from kv_transfer.transports.base import peer_key
 from router.breaker import Breaker
@@ -43,16 +44,25 @@ class ClusterView:
         self._breakers: dict[tuple[str, str], Breaker] = {}
         self.feeds: dict[str, PrefixFeed] = {}
         self.feed_counts = FeedCounts()
+        self.models: frozenset[str] = frozenset()
+        """Hashes of models that may be here side by side while one replaces the other."""
         self._checked_s: float | None = None
 
     def __iter__(self) -> Iterator[WorkerState]:
         return iter(self.workers.values())
 
     def check_model(self, info: WorkerInfo) -> None:
-        """Raise Incompatible when that worker serves another model than the ones that are there."""
+        """Raise Incompatible when that worker speaks too old or too new a protocol, or serves another model than the
+        ones that are there and is not a part of an update.
+        """
+        check_protocol(info.protocol, f"worker {info.id}")
         for other in self:
-            if other.info.id != info.id and other.info.layout.model_hash != info.layout.model_hash:
-                raise Incompatible(f"worker {info.id} serves {info.model}, the others serve {other.info.model}")
+            both = {info.layout.model_hash, other.info.layout.model_hash}
+            if other.info.id != info.id and len(both) > 1 and not both <= self.models:
+                raise Incompatible(
+                    f"worker {info.id} serves {info.model} ({info.layout.model_hash[:8]}), the others serve "
+                    f"{other.info.model} ({other.info.layout.model_hash[:8]})"
+                )
 
     def join(self, info: WorkerInfo, now: float, *, public_feed: bool = False) -> WorkerState:
         """Add an incarnation that is not there yet, of the model of the ones that are."""
@@ -100,12 +110,15 @@ class ClusterView:
 
     # ------------------------------------------------------------------------------------------------- choice
 
-    def candidates(self, avoid: frozenset[str], now: float, source: str | None = None) -> Candidates:
+    def candidates(self, avoid: frozenset[str], now: float, source: str | None = None, model: str = "") -> Candidates:
         """Workers for one call, without those in `avoid` (where it failed before) while there are others.
 
-        With a `source` its pages must come from there, whether or not it may get other work.
+        With a `source` its pages must come from there, whether or not it may get other work. With a `model` (its hash)
+        only workers of that one.
         """
         able = [worker for worker in self if worker.routable(now)]
+        if model:
+            able = [worker for worker in able if worker.info.layout.model_hash == model]
         able = [worker for worker in able if worker.key not in avoid] or able
         prefill = [worker for worker in able if worker.has_role("prefill") and not worker.has_role("decode")]
         decode = [worker for worker in able if worker.has_role("decode")]

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from engine.core.protocol import PROTOCOL
+
 TokenBuffer = array  # array("i"): int32 token ids, one contiguous buffer
 
 
@@ -241,6 +243,8 @@ class WorkerInfo:
     """Labels such as ("node", "10.0.0.1"); "metrics" is host:port of Prometheus' /metrics."""
     version: str = ""
     """Of Baton, as installed there."""
+    protocol: int = PROTOCOL
+    """See engine.core.protocol."""
 
 
 @dataclass(frozen=True, slots=True)

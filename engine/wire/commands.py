@@ -172,6 +172,7 @@ def info_to_proto(info: WorkerInfo) -> pb.WorkerInfo:
         transports=[pb.TransportDescriptor(name=name, descriptor=data) for name, data in info.transports],
         topology=[pb.Label(key=key, value=value) for key, value in info.topology],
         version=info.version,
+        protocol=info.protocol,
     )
 
 
@@ -200,6 +201,7 @@ def info_from_proto(message: pb.WorkerInfo) -> WorkerInfo:
         transports=tuple((entry.name, entry.descriptor) for entry in message.transports),
         topology=tuple((label.key, label.value) for label in message.topology),
         version=message.version,
+        protocol=message.protocol,
     )
 
 

@@ -67,7 +67,7 @@ class Label(_message.Message):
     def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
 
 class WorkerInfo(_message.Message):
-    __slots__ = ("id", "incarnation", "roles", "address", "model", "layout", "num_pages", "max_model_len", "transports", "topology", "version")
+    __slots__ = ("id", "incarnation", "roles", "address", "model", "layout", "num_pages", "max_model_len", "transports", "topology", "version", "protocol")
     ID_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     ROLES_FIELD_NUMBER: _ClassVar[int]
@@ -79,6 +79,7 @@ class WorkerInfo(_message.Message):
     TRANSPORTS_FIELD_NUMBER: _ClassVar[int]
     TOPOLOGY_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     id: str
     incarnation: int
     roles: _containers.RepeatedScalarFieldContainer[str]
@@ -90,7 +91,8 @@ class WorkerInfo(_message.Message):
     transports: _containers.RepeatedCompositeFieldContainer[TransportDescriptor]
     topology: _containers.RepeatedCompositeFieldContainer[Label]
     version: str
-    def __init__(self, id: _Optional[str] = ..., incarnation: _Optional[int] = ..., roles: _Optional[_Iterable[str]] = ..., address: _Optional[str] = ..., model: _Optional[str] = ..., layout: _Optional[_Union[KVLayout, _Mapping]] = ..., num_pages: _Optional[int] = ..., max_model_len: _Optional[int] = ..., transports: _Optional[_Iterable[_Union[TransportDescriptor, _Mapping]]] = ..., topology: _Optional[_Iterable[_Union[Label, _Mapping]]] = ..., version: _Optional[str] = ...) -> None: ...
+    protocol: int
+    def __init__(self, id: _Optional[str] = ..., incarnation: _Optional[int] = ..., roles: _Optional[_Iterable[str]] = ..., address: _Optional[str] = ..., model: _Optional[str] = ..., layout: _Optional[_Union[KVLayout, _Mapping]] = ..., num_pages: _Optional[int] = ..., max_model_len: _Optional[int] = ..., transports: _Optional[_Iterable[_Union[TransportDescriptor, _Mapping]]] = ..., topology: _Optional[_Iterable[_Union[Label, _Mapping]]] = ..., version: _Optional[str] = ..., protocol: _Optional[int] = ...) -> None: ...
 
 class Grammar(_message.Message):
     __slots__ = ("kind", "source")

@@ -27,6 +27,8 @@ class RouteRequest:
     """(prefill, decode) whose handoff of this call failed before."""
     source: str | None = None
     """The worker that the pages must come from, though it gets no other work: only a pair with it will do."""
+    model: str = ""
+    """The hash of the model that drew its first tokens: another one must not go on with them. Empty: any."""
 
     @property
     def may_hand_over(self) -> bool:

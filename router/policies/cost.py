@@ -50,7 +50,7 @@ class CostPolicy:
 
     def choose(self, view: ClusterView, request: RouteRequest, now: float) -> RouteDecision | None:
         """The cheapest route; equal ones by chance."""
-        candidates = view.candidates(request.avoid, now, request.source)
+        candidates = view.candidates(request.avoid, now, request.source, request.model)
         pairs: list[tuple[float, _Side | None, _Side]] = []
         if request.may_hand_over:
             sources = _best([self._prefill_side(worker, request, now) for worker in candidates.prefill])

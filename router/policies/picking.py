@@ -25,7 +25,7 @@ class PickingPolicy:
 
     def choose(self, view: ClusterView, request: RouteRequest, now: float) -> RouteDecision | None:
         """Pick a prefill worker, then a decode worker that may pull from it; else one worker for everything."""
-        candidates = view.candidates(request.avoid, now, request.source)
+        candidates = view.candidates(request.avoid, now, request.source, request.model)
         if candidates.prefill and request.may_hand_over:
             source = self._prefill(candidates.prefill, request, view)
             targets = [

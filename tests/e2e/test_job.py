@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from deploy.raylets import NodeSpec, Raylet, Raylets, pid_at
 from deploy.spawned import READY, environment
 from tests.fakes.checkpoints import tiny_checkpoint
 
@@ -33,6 +34,8 @@ POLL_S = 0.2
 class RayCluster:
     dashboard: str
     environment: dict[str, str]
+    pinned: Raylet
+    """The node that offers what routers look for, as the chart's head does."""
 
     def run(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
@@ -61,7 +64,9 @@ def free_port() -> int:
 
 @pytest.fixture
 def cluster() -> Iterator[RayCluster]:
-    """`ray start --head` with its own token, ports and folder. The job's python is this one, by PATH."""
+    """`ray start --head` with its own token, ports and folder, and a second node. The job's python is this
+    one, by PATH.
+    """
     folder = tempfile.mkdtemp(prefix="baton-head-")
     port, dashboard = free_port(), free_port()
     cluster_environment = environment() | {
@@ -81,11 +86,15 @@ def cluster() -> Iterator[RayCluster]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
+    others = Raylets(f"127.0.0.1:{port}", cluster_environment, tempfile.mkdtemp(prefix="baton-node-"))
     try:
-        running = RayCluster(f"http://127.0.0.1:{dashboard}", cluster_environment)
+        pinned = others.add(NodeSpec(cpus=2, resources={"baton_router": 1}), "127.0.0.2")
+        running = RayCluster(f"http://127.0.0.1:{dashboard}", cluster_environment, pinned)
         _wait_for_jobs(running, head)
+        pinned.wait_up()
         yield running
     finally:
+        others.close()
         head.terminate()
         head.wait(30)
         shutil.rmtree(folder, ignore_errors=True)
@@ -117,5 +126,6 @@ def test_the_service_runs_as_a_job(cluster: RayCluster) -> None:
     request = urllib.request.Request(match["http"] + "/v1/completions", body, {"content-type": "application/json"})
     with urllib.request.urlopen(request, timeout=60) as response:
         assert json.load(response)["usage"]["completion_tokens"] > 0
+    assert pid_at(int(match["http"].rpartition(":")[2])) in cluster.pinned.pids(), "the router is where clients look"
     cluster.job("stop", name)
     assert cluster.get(name)["status"] == "STOPPED"

@@ -2,6 +2,7 @@
 
 import random
 from array import array
+from dataclasses import replace
 
 from engine.core.messages import (
     Command,
@@ -50,9 +51,10 @@ class Bench:
                 self.frame(name, peers=peers)
         self.sent.clear()
 
-    def join(self, name: str, incarnation: int = 1) -> None:
+    def join(self, name: str, incarnation: int = 1, model: str = "test-model") -> None:
         roles = {"p": ("prefill",), "d": ("decode",)}[name[0]]
-        self.do(WorkerJoined(worker_info(name, incarnation, roles)))
+        info = worker_info(name, incarnation, roles)
+        self.do(WorkerJoined(replace(info, layout=replace(info.layout, model_hash=model))))
         self.frame(name, incarnation, kv_events=[PagesCleared()])
 
     def do(self, event: Event) -> None:

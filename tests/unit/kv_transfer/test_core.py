@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from engine.core.errors import IllegalEvent
+from engine.core.protocol import PROTOCOL
 from engine.core.types import TokenBuffer
 from kv_transfer.api import (
     Broken,
@@ -364,6 +365,22 @@ def test_other_layouts_and_transports_are_refused_for_good() -> None:
     assert isinstance(first, PeerRefused) and first.permanent and "types of KV values" in first.message
     assert isinstance(second, PeerRefused) and second.message == "no common transport: fake here, nixl there"
     assert d.core.idle
+
+
+def test_another_model_or_a_far_protocol_is_never_pulled_from_and_a_near_one_is() -> None:
+    """What a rolling update relies on: both versions are there at once, and no page crosses between them."""
+    world = World().joined()
+    other = Worker(world.network, "q", layout=replace(LAYOUT, model_hash="new"))
+    far = Worker(world.network, "r")
+    near = Worker(world.network, "s")
+    for info in (other.info, replace(far.info, protocol=PROTOCOL + 2), replace(near.info, protocol=PROTOCOL - 1)):
+        world.d.core.handle(JoinPeer(info), world.now)
+    world.run(0.2)
+    refused = {each.worker_id: each for each in world.d.outcomes if isinstance(each, PeerRefused)}
+    assert refused["q"].permanent and "different models: " in refused["q"].message
+    assert refused["r"].permanent and f"worker r speaks protocol {PROTOCOL + 2}" in refused["r"].message
+    assert refused.keys() == {"q", "r"}
+    assert [each.worker_id for each in world.d.outcomes if isinstance(each, PeerReady)] == ["s"]
 
 
 def test_a_restarted_worker_is_another_peer(world: World) -> None:

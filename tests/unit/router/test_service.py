@@ -227,7 +227,8 @@ async def test_a_worker_of_another_model_is_refused_in_words(cluster: FakeCluste
     states = {worker.info.id: worker for worker in service.status().workers}
     await until(lambda: service.status().workers[1].state == "refused")
     assert states["good"].state == "ready"
-    assert service.status().workers[1].detail == "worker stranger serves other, the others serve test"
+    detail = service.status().workers[1].detail
+    assert detail.startswith("worker stranger serves other (") and ", the others serve test (test-mod)" in detail
 
 
 async def test_a_worker_that_fails_rests_and_is_probed_until_it_works_again(cluster: FakeCluster) -> None:

@@ -4,6 +4,7 @@ import pytest
 
 from engine.core.errors import Incompatible
 from engine.core.messages import PeerStatus
+from engine.core.protocol import PROTOCOL
 from engine.core.types import WorkerLoad
 from router.config import HealthConfig
 from router.cost_model import Work
@@ -94,9 +95,20 @@ def test_a_worker_of_another_model_may_not_join_unless_it_replaces_itself() -> N
     view, _ = make("d1")
     other = worker_info("d2")
     other = replace(other, model="b", layout=replace(other.layout, model_hash="b"))
-    with pytest.raises(Incompatible, match="worker d2 serves b, the others serve test"):
+    with pytest.raises(Incompatible, match=r"worker d2 serves b \(b\), the others serve test \(test-mod\)"):
         view.check_model(other)
     view.check_model(replace(other, id="d1"))
+    view.models = frozenset(("b", worker_info("d1").layout.model_hash))
+    view.check_model(other)
+    with pytest.raises(Incompatible, match=r"worker d2 serves b \(c\), the others"):
+        view.check_model(replace(other, layout=replace(other.layout, model_hash="c")))
+
+
+def test_a_worker_of_a_far_protocol_may_not_join_and_a_near_one_may() -> None:
+    view, _ = make("d1")
+    view.check_model(replace(worker_info("d2"), protocol=PROTOCOL - 1))
+    with pytest.raises(Incompatible, match=f"worker d2 speaks protocol {PROTOCOL + 2}"):
+        view.check_model(replace(worker_info("d2"), protocol=PROTOCOL + 2))
 
 
 def test_load_is_what_was_reported_and_what_was_sent_since() -> None:

@@ -1,0 +1,337 @@
+"""The shell around the reconciler: real controller, lives and tasks; nodes and processes are fakes."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+
+from deploy.actors import Endpoints
+from deploy.fleet import controller as module
+from deploy.fleet import lives
+from deploy.fleet.config import FleetConfig, config_from
+from deploy.fleet.controller import Controller
+from deploy.fleet.nodes import Room
+from deploy.fleet.placing import Node
+from deploy.fleet.plan import Phase
+from deploy.fleet.recipes import ModelFacts, Recipe, Site
+from deploy.fleet.scaling import autoscale
+from deploy.supervisor import End
+from engine.core.errors import InvalidRequest, NotFound, Unavailable
+from engine.core.messages import PeerStatus
+from engine.core.types import WorkerInfo, WorkerLoad
+from router.api import ServiceStatus, WorkerStatus
+from tests.fakes.workers import worker_info
+
+CONFIG = {
+    "pools": {"prefill": {"cpus": 1}, "decode": {"cpus": 1, "replicas": 2}},
+    "routers": {"port": 0, "grpc_port": 0},
+    "restart": {"max_restarts": 2, "first_s": 0.0, "max_s": 0.0},
+}
+
+
+@dataclass
+class FakeNodes:
+    """As RayNodes; rooms that were given and not taken back are in `rooms`."""
+
+    cpus: float = 8.0
+    names: tuple[str, ...] = ("n",)
+    rooms: list[Room] = field(default_factory=list)
+
+    def view(self) -> list[Node]:
+        return [Node(name, {"CPU": self.cpus}, {"CPU": self.cpus - self._used(name)}, {}, name) for name in self.names]
+
+    def _used(self, name: str) -> float:
+        return sum(room.resources.get("CPU", 0.0) for room in self.rooms if room.node.id == name)
+
+    def own(self) -> str:
+        return "n"
+
+    async def reserve(self, node: Node, resources: Mapping[str, float]) -> Room:
+        room = FakeRoom(node, dict(resources), None)
+        self.rooms.append(room)
+        return room
+
+    def release(self, room: Room) -> None:
+        if room in self.rooms:
+            self.rooms.remove(room)
+
+
+class FakeRoom(Room):
+    def options(self) -> dict[str, object]:
+        return {}
+
+
+@dataclass
+class World:
+    """All processes that were ever started, by id."""
+
+    processes: dict[str, list["FakeProcess"]] = field(default_factory=dict)
+    refuse: dict[str, str] = field(default_factory=dict)
+    """Id -> why it does not start."""
+    load: WorkerLoad | None = None
+    """What every worker says of itself."""
+
+    def last(self, id: str) -> "FakeProcess":
+        return self.processes[id][-1]
+
+    @property
+    def workers(self) -> list[WorkerInfo]:
+        living = (each for group in self.processes.values() for each in group if not each.end.done() and each.started)
+        return [each.info for each in living if isinstance(each.info, WorkerInfo)]
+
+
+class FakeProcess:
+    def __init__(self, world: World, id: str, role: str) -> None:
+        self.world, self.id, self.role = world, id, role
+        self.incarnation = len(world.processes.setdefault(id, [])) + 1
+        world.processes[id].append(self)
+        self.end: asyncio.Future[End] = asyncio.get_running_loop().create_future()
+        self.started = False
+        self.told: list[tuple[str, object]] = []
+        self.info: Any = Endpoints("127.0.0.1", 8000, 8001, 8002)
+        if role != "router":
+            self.info = worker_info(id, self.incarnation, (role,))
+
+    async def start(self) -> Any:
+        if self.id in self.world.refuse:
+            raise Unavailable(self.world.refuse[self.id])
+        self.started = True
+        return self.info
+
+    async def ended(self) -> End:
+        return await asyncio.shield(self.end)
+
+    async def stop(self, drain_s: float = 0.0) -> None:
+        self.told.append(("stop", drain_s))
+        self.die("it was stopped")
+
+    def die(self, reason: str, **how: bool) -> None:
+        if not self.end.done():
+            self.end.set_result(End(reason, **how))
+
+    async def call(self, method: str, *args: Any) -> Any:
+        self.told.append((method, *args))
+        if method == "drain":
+            self.die("it was drained", wanted=True)
+        elif method == "change_role":
+            self.end = asyncio.get_running_loop().create_future()
+            self.info = replace(self.info, incarnation=self.info.incarnation + 100, roles=(args[0],))
+            return self.info
+        elif method == "status":
+            return self._status()
+        elif method == "metrics":
+            return ""
+        return None
+
+    def _status(self) -> ServiceStatus:
+        infos = self.world.workers
+        peers = tuple(PeerStatus(info.id, info.incarnation, True) for info in infos)
+        load = self.world.load
+        workers = tuple(WorkerStatus(info, "ready", load=load, peers=peers) for info in infos)
+        return ServiceStatus(True, workers=workers)
+
+
+@asynccontextmanager
+async def fleet(
+    monkeypatch: pytest.MonkeyPatch, nodes: FakeNodes | None = None, **values: Any
+) -> AsyncIterator[tuple[Controller, World]]:
+    world = World()
+    monkeypatch.setattr(module, "model_facts", lambda config: ModelFacts(config.model, "text"))
+    monkeypatch.setattr(module, "router_process", lambda args, options: FakeProcess(world, "router-0", "router"))
+    monkeypatch.setattr(Recipe, "worker", lambda recipe, id, options: FakeProcess(world, id, recipe.role))
+    monkeypatch.setattr(module, "READY_POLL_S", 0.0)
+    monkeypatch.setattr(lives, "PLACE_AGAIN_S", 0.0)
+    site = Site(b"k" * 16, has_gpus=False, offers_router_node=False, only_node=True)
+    controller = Controller(config_from({**CONFIG, **values}), site, nodes or FakeNodes(), lambda line: None)  # type: ignore[arg-type]
+    running = asyncio.create_task(controller.run())
+    try:
+        yield controller, world
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await controller.stop(0.0)
+        assert not controller.nodes.rooms, "all room is given back"  # type: ignore[attr-defined]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0)
+
+
+def ready(controller: Controller) -> set[str]:
+    return {id for id, place in controller.places.items() if place.phase is Phase.READY}
+
+
+ALL = {"prefill-0", "decode-0", "decode-1", "router-0"}
+
+
+async def test_everything_starts_and_the_router_hears_of_each_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with fleet(monkeypatch) as (controller, world):
+        await until(lambda: ready(controller) == ALL)
+        added = {told[1] for told in world.last("router-0").told if told[0] == "add_worker"}
+        assert added == {info.address for info in world.workers}
+        assert len(controller.nodes.rooms) == 4  # type: ignore[attr-defined]
+
+
+async def test_who_dies_comes_back_as_another_and_the_router_is_told_of_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with fleet(monkeypatch) as (controller, world):
+        await until(lambda: ready(controller) == ALL)
+        dead = world.last("decode-0")
+        dead.die("its node is lost")
+        await until(lambda: len(world.processes["decode-0"]) == 2 and ready(controller) == ALL)
+        told = world.last("router-0").told
+        assert ("remove_worker", dead.info.address) in told
+        assert ("add_worker", world.last("decode-0").info.address) in told
+        assert controller.places["decode-0"].deaths == 1
+        world.last("router-0").die("it broke")
+        await until(lambda: len(world.processes["router-0"]) == 2 and ready(controller) == ALL)
+        added = {told[1] for told in world.last("router-0").told if told[0] == "add_worker"}
+        assert added == {info.address for info in world.workers}
+
+
+async def test_a_node_that_does_not_answer_is_avoided_though_ray_still_lists_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    nodes = FakeNodes(names=("a", "b"))
+    async with fleet(monkeypatch, nodes) as (controller, world):
+        await until(lambda: ready(controller) == ALL)
+        there = controller.lives["decode-1"].last_node
+        world.last("decode-1").die("its node does not answer", unreachable=True)
+        await until(lambda: len(world.processes["decode-1"]) == 2 and ready(controller) == ALL)
+        life = controller.lives["decode-1"]
+        assert life.name == "decode-1.2" and {there, life.last_node} == {"a", "b"}
+
+
+async def test_who_never_starts_is_given_up_visibly_and_tried_again_when_scaled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with fleet(monkeypatch) as (controller, world):
+        world.refuse["decode-1"] = "out of memory"
+        await until(lambda: any(place.phase is Phase.GIVEN_UP for place in controller.places.values()))
+        assert len(world.processes["decode-1"]) == 3
+        assert controller.detail_of("decode-1") == "out of memory"
+        world.refuse.clear()
+        controller.scale({"decode": 2})
+        await until(lambda: ready(controller) == ALL)
+
+
+async def test_what_fits_nowhere_waits_and_says_what_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = FakeNodes(cpus=2.0)
+    async with fleet(monkeypatch, nodes) as (controller, _):
+        await until(lambda: len(ready(controller)) == 3 and any(life.lack for life in controller.lives.values()))
+        (waiting,) = (life for life in controller.lives.values() if life.lack)
+        assert waiting.lack == "lacks CPU 1 (the best node has 0 left of 2)"
+        nodes.cpus = 3.0
+        await until(lambda: ready(controller) == ALL)
+
+
+async def test_scale_drains_and_frees(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with fleet(monkeypatch) as (controller, world):
+        await until(lambda: ready(controller) == ALL)
+        controller.scale({"decode": 1, "prefill": 2})
+        await until(lambda: controller.places.keys() == {"prefill-0", "prefill-1", "decode-0", "router-0"})
+        assert ("drain", 60.0) in world.last("decode-1").told
+        with pytest.raises(NotFound, match="no pool 'x'"):
+            controller.scale({"x": 1})
+        with pytest.raises(InvalidRequest, match="no worker would be left"):
+            controller.scale({"decode": 0, "prefill": 0})
+
+
+async def test_whom_an_operator_drains_is_not_replaced_and_whom_a_signal_drains_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with fleet(monkeypatch) as (controller, world):
+        await until(lambda: ready(controller) == ALL)
+        world.last("decode-1").die("it was drained", wanted=True)
+        await until(lambda: "decode-1" not in controller.places)
+        assert controller.counts["decode"] == 1
+        world.last("decode-0").die("it was drained", wanted=True, signalled=True)
+        await until(lambda: len(world.processes["decode-0"]) == 2 and "decode-0" in ready(controller))
+
+
+async def test_a_role_is_changed_in_the_same_process_and_not_of_the_last_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with fleet(monkeypatch) as (controller, world):
+        await until(lambda: ready(controller) == ALL)
+        with pytest.raises(InvalidRequest, match="prefill has 1 ready: one must stay"):
+            controller.change_role("prefill-0", "decode")
+        with pytest.raises(NotFound, match="no worker 'router-0'"):
+            controller.change_role("router-0", "decode")
+        old = world.last("decode-1").info
+        controller.change_role("decode-1", "prefill")
+        await until(lambda: controller.places["decode-1"].pool == "prefill" and ready(controller) == ALL)
+        new = world.last("decode-1").info
+        assert len(world.processes["decode-1"]) == 1 and (new.roles, new.id) == (("prefill",), old.id)
+        assert new.incarnation != old.incarnation
+        assert controller.counts == {"prefill": 2, "decode": 1, "router": 1}
+
+
+async def test_another_shape_is_another_model_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    pools = {"prefill": {"cpus": 2}, "decode": {"cpus": 1, "replicas": 2}}
+    async with fleet(monkeypatch, pools=pools) as (controller, _):
+        await until(lambda: ready(controller) == ALL)
+        with pytest.raises(InvalidRequest, match="its model would have to be loaded again"):
+            controller.change_role("decode-1", "prefill")
+
+
+async def test_an_update_replaces_all_workers_and_refuses_what_it_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
+    def changed(**values: Any) -> FleetConfig:
+        return config_from({**CONFIG, **values})
+
+    async with fleet(monkeypatch) as (controller, world):
+        await until(lambda: ready(controller) == ALL)
+        wrong: list[tuple[dict[str, Any], str]] = [
+            ({"name": "other"}, "name: the service is 'baton'"),
+            ({"model_name": "other"}, "model_name: clients know it as 'builtin'"),
+            ({"autoscale": {"pools": {"decode": {"max": 9}}}}, "autoscale: it cannot be updated"),
+            ({"routers": {"port": 0, "grpc_port": 0, "policy": "round_robin"}}, "routers: only replicas"),
+        ]
+        for values, words in wrong:
+            with pytest.raises(InvalidRequest, match=words):
+                controller.update(changed(**values))
+        before = {(info.id, info.incarnation) for info in world.workers}
+        controller.update(changed(model="/models/new"))
+        version = controller.version_of("decode")
+        await until(
+            lambda: (
+                len(ready(controller)) == 4 and {place.version for place in controller.places.values()} == {"", version}
+            )
+        )
+        assert not before & {(info.id, info.incarnation) for info in world.workers}
+        assert controller.config.served_name == "builtin", "what clients call it stays"
+        monkeypatch.setattr(module, "model_facts", lambda config: ModelFacts(config.model, "other text"))
+        with pytest.raises(InvalidRequest, match="another tokenizer"):
+            controller.update(changed(model="/models/third"))
+
+
+async def test_routers_end_first_and_may_finish(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with fleet(monkeypatch) as (controller, world):
+        await until(lambda: ready(controller) == ALL)
+        ended: list[str] = []
+        for group in world.processes.values():
+            group[0].end.add_done_callback(lambda _, id=group[0].id: ended.append(id))
+        await controller.stop(7.0)
+        assert ended[0] == "router-0" and set(ended) == ALL
+        assert ("stop", 7.0) in world.last("router-0").told
+
+
+async def test_the_autoscaler_reads_the_routers_and_scales_as_an_operator_would(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ten thousand prompt tokens wait, and a worker computes a hundred in a second."""
+    options = {"pools": {"prefill": {"min": 1, "max": 3}}, "every_s": 0.001, "up_after_s": 0.0, "cooldown_s": 3600.0}
+    said: list[str] = []
+    async with fleet(monkeypatch, autoscale=options) as (controller, world):
+        await until(lambda: ready(controller) == ALL)
+        world.load = WorkerLoad(1, 0.0, 9, 10_000, 0, 64, 64, 0.0, 100.0)
+        assert controller.config.autoscale is not None
+        scaling = asyncio.create_task(autoscale(controller, controller.config.autoscale, said.append))
+        await until(lambda: {"prefill-0", "prefill-1", "prefill-2"} <= ready(controller))
+        scaling.cancel()
+        assert said == ["autoscale: prefill 1 -> 3 (pressure 200.00: prompts wait)"]
+        assert controller.counts["decode"] == 2
+        with pytest.raises(InvalidRequest, match="autoscale keeps prefill between 1 and 3, not 4"):
+            controller.scale({"prefill": 4})
