@@ -193,6 +193,7 @@ class Service:
             cluster_key=self._cluster_key.encode(),
             model_name=self._config.model_name,
             transport=self._config.transport,
+            tls=self._config.gateway.tls.cluster,
         )
 
         def launch() -> RayProcess:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from engine.core.errors import InvalidRequest
 from engine.runtime.config import EngineConfig
 from engine.server.kv_events.config import FeedConfig
+from engine.wire.tls import TlsFiles
 
 CLUSTER_KEY_VARIABLE = "BATON_CLUSTER_KEY"
 """The environment variable with the secret that all processes of a cluster share."""
@@ -39,6 +40,8 @@ class WorkerConfig:
     topology: tuple[tuple[str, str], ...] = ()
     kv_events: FeedConfig | None = None
     """Where prefix events are published for everybody; None: only routers hear them."""
+    tls: TlsFiles | None = None
+    """Mutual TLS of sessions with routers and of pages over gRPC; None: nothing is encrypted."""
 
     def __post_init__(self) -> None:
         if self.transport not in TRANSPORTS:
