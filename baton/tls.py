@@ -1,11 +1,11 @@
 """TLS of the `baton` command: options before the subcommand, or the environment; they hold for every door."""
 
 import ssl
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import click
 import grpc
 import typer
 
@@ -45,8 +45,10 @@ class ClientTls:
         return context
 
 
+_OWN: ContextVar[ClientTls | None] = ContextVar("own_tls", default=None)
+
+
 def tls_options(
-    context: typer.Context,
     tls_ca: Annotated[
         Path | None, typer.Option(envvar="BATON_TLS_CA", help="PEM: speak TLS; trust this authority.")
     ] = None,
@@ -57,15 +59,14 @@ def tls_options(
 ) -> None:
     """Serve language models with prefill and decode apart, and talk to such a service."""
     if tls_ca is not None:
-        context.obj = ClientTls(tls_ca, tls_cert, tls_key)
+        _OWN.set(ClientTls(tls_ca, tls_cert, tls_key))
     elif tls_cert is not None:
         raise InvalidRequest("needs --tls-ca, too", param="tls-cert")
 
 
 def own_tls() -> ClientTls | None:
     """What the running command was told."""
-    context = click.get_current_context(silent=True)
-    return None if context is None else context.find_object(ClientTls)
+    return _OWN.get()
 
 
 def own_channel() -> grpc.ChannelCredentials | None:

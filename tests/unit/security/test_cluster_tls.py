@@ -1,6 +1,8 @@
 """Mutual TLS inside a cluster, over real sockets: strangers are refused, and certificates change while it runs."""
 
 import asyncio
+import threading
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -147,8 +149,10 @@ def read_one(reader: GrpcTransport, source: GrpcTransport, op: int) -> Completio
     info = replace(worker_info("source"), transports=((source.name, source.descriptor()),))
     reader.connect(info)
     reader.read_generations(op, peer_key("source", 1), [0])
+    give_up_s = time.monotonic() + TIMEOUT_S
     while not (ended := reader.poll()):
-        pass
+        assert time.monotonic() < give_up_s
+        threading.Event().wait(0.0005)  # as the transfer thread's own pace
     return ended[0]
 
 
