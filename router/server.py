@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 
 from engine.core.errors import BatonError, Unavailable
 from engine.core.types import WorkerInfo
+from engine.server.config import LOOPBACK
 from engine.server.heap import keep_what_is_loaded
 from engine.wire.tls import TlsFiles, listen, read
 from engine.wire.worker_client import WorkerClient
@@ -40,7 +41,6 @@ T = TypeVar("T")
 SILENCE_S = 3.0
 """A session without a frame for this long is closed; long before that its worker counts as hung."""
 READY_POLL_S = 0.1
-LOOPBACK = frozenset(("127.0.0.1", "::1", "localhost"))
 CALLS_END_S = 0.5
 """For gRPC calls to end once there is nothing left to answer them with."""
 STOP_S = 3.0

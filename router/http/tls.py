@@ -22,7 +22,7 @@ def server_context(files: TlsFiles) -> ssl.SSLContext:
             latest, due = _context(files), False
         connection.context = latest
 
-    first.sni_callback = hand_over  # type: ignore[assignment]  # OpenSSL calls it for hellos without a name, too
+    first.sni_callback = hand_over  # OpenSSL calls it for hellos without a name, too
     return first
 
 
