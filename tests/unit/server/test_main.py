@@ -23,9 +23,9 @@ def config(*flags: str, environment: dict[str, str] | None = None) -> WorkerConf
 def test_every_flag() -> None:
     flags = {option for action in parser("decode")._actions for option in action.option_strings}
     assert flags == set(
-        """-h --help --model --model-name --worker-id --host --port --advertise --cluster-tls --metrics-port --page-port --transport
+        """-h --help --model --model-name --worker-id --host --port --advertise --metrics-port --page-port --transport
         --device --tp --collective --dtype --kv-dtype --quantization --page-size --kv-memory --max-model-len
-        --max-step-tokens --max-rows --attention-backend --random-weights --seed --drain-grace --kv-events
+        --cluster-tls --max-step-tokens --max-rows --attention-backend --random-weights --seed --drain-grace --kv-events
         --log-level""".split()
     )
 
