@@ -11,14 +11,18 @@ from pathlib import Path
 import grpc
 import pytest
 
+from deploy.door import AdminDoor
 from engine.core.errors import TransferFailed, Unavailable
 from engine.core.messages import Generate
+from engine.runtime.config import EngineConfig
 from engine.server.config import WorkerConfig
 from engine.wire.tls import TlsFiles
 from engine.wire.worker_client import WorkerClient, WorkerLost
 from kv_transfer.host_pool import HostPool
 from kv_transfer.transports.base import Completion, OpStatus, peer_key
 from kv_transfer.transports.grpc import GrpcTransport
+from router.config import RouterConfig
+from router.server_config import RouterServerConfig
 from tests.fakes.certificates import Authority
 from tests.fakes.thread_worker import Worker, on_clock, start_fake_worker
 from tests.fakes.virtual_worker import KEY, int64_layout, make_request
@@ -176,7 +180,11 @@ def test_pages_move_between_certificates_of_the_cluster_only(
             transport.close()
 
 
-def test_configs_do_not_show_the_key() -> None:
-    from engine.runtime.config import EngineConfig
-
-    assert KEY.decode() not in repr(WorkerConfig(EngineConfig(model="m"), "w", KEY))
+def test_configs_do_not_show_the_key(tmp_path: Path) -> None:
+    limits = RouterConfig(salt_key=KEY)
+    configs = (
+        WorkerConfig(EngineConfig(model="m"), "w", KEY),
+        RouterServerConfig(tmp_path, "m", KEY, limits=limits),
+        AdminDoor("http://127.0.0.1:1", KEY.decode()),
+    )
+    assert not [config for config in configs if KEY.decode() in repr(config)]
