@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from baton.tls import own_verify
 from deploy.door import AdminDoor, find
 from engine.core.errors import InvalidRequest, NotFound, Unavailable
 from engine.server.config import CLUSTER_KEY_VARIABLE
@@ -24,7 +25,8 @@ def connect(url: str, admin: str) -> httpx.Client:
         found = find(_port(url))
         if not found.url:
             raise NotFound(f"the router of {url} is on another machine: run this there, or give --admin")
-    return httpx.Client(base_url=found.url, headers={"authorization": f"Bearer {found.key}"}, timeout=_TIMEOUT_S)
+    headers = {"authorization": f"Bearer {found.key}"}
+    return httpx.Client(base_url=found.url, headers=headers, timeout=_TIMEOUT_S, verify=own_verify())
 
 
 def connect_control(url: str, control: str) -> httpx.Client:

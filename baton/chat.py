@@ -9,6 +9,7 @@ import typer
 from baton.client import DEFAULT_TARGET, Client
 from baton.keys import own_key
 from baton.results import Message, SamplingOptions, sampling_options
+from baton.tls import own_channel
 from engine.core.errors import BatonError
 
 HELP = "/new starts over, /exit (or Ctrl-D) leaves, Ctrl-C cuts an answer short"
@@ -23,7 +24,7 @@ def chat(
 ) -> None:
     """Talk with the served model; answers stream."""
     options = sampling_options(max_tokens=max_tokens, temperature=temperature, seed=seed)
-    with Client(target, api_key=own_key()) as client:
+    with Client(target, api_key=own_key(), credentials=own_channel()) as client:
         print(f"{client.models()[0].name}: {HELP}", file=sys.stderr)
         _converse(client, system, options)
 

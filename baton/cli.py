@@ -16,11 +16,13 @@ from baton.plan import plan
 from baton.results import sampling_options
 from baton.serve import serve
 from baton.status import status
+from baton.tls import own_channel, tls_options
 from engine.core.errors import BatonError, Code
 
 MISTAKES = frozenset((Code.INVALID_ARGUMENT, Code.NOT_FOUND, Code.FAILED_PRECONDITION, Code.UNAUTHENTICATED))
 
 app = typer.Typer(name="baton", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app.callback()(tls_options)
 app.command()(serve)
 for command in (up, fleet, scale, role, update, down):
     app.command()(command)
@@ -46,7 +48,7 @@ def generate(
     """Continue a text and print it as it comes."""
     text = sys.stdin.read() if prompt == "-" else prompt
     options = sampling_options(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed, stop=stop)
-    with Client(target, api_key=own_key()) as client:
+    with Client(target, api_key=own_key(), credentials=own_channel()) as client:
         for chunk in client.stream(text, **options):
             print(chunk.text, end="", flush=True)
     print()

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from baton.admin_door import call_door, connect, first_line
 from baton.keys import KEY_VARIABLE, own_key
+from baton.tls import own_verify
 from baton.wire import key_metadata
 from engine.core.errors import Unauthenticated, Unavailable
 
@@ -53,7 +54,7 @@ def fetch_status(url: str) -> dict[str, Any]:
     """The service's /status. Raises Unavailable, Unauthenticated."""
     try:
         headers = dict(key_metadata(own_key()))
-        response = httpx.get(f"{url.rstrip('/')}/status", headers=headers, timeout=_TIMEOUT_S)
+        response = httpx.get(f"{url.rstrip('/')}/status", headers=headers, timeout=_TIMEOUT_S, verify=own_verify())
         if response.status_code in (401, 403):
             raise Unauthenticated(f"/status needs an operator's key in {KEY_VARIABLE}")
         body: dict[str, Any] = response.raise_for_status().json()

@@ -17,7 +17,7 @@ from router.dialect.dialect import REASONING_PARSERS, TOOL_PARSERS
 from router.doors.config import DoorConfig
 from router.logs import LOG_FORMATS
 from router.policies.registry import POLICY_NAMES
-from router.server_config import GatewayConfig
+from router.server_config import GatewayConfig, tls_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +143,10 @@ FLAGS = (
     Flag("kv_events", str, "", "Workers publish prefix events: tcp://HOST:PORT or curve://HOST:PORT; 0: free ports."),
     Flag("policy", str, "cost", f"How workers are chosen; cost: by expected ms. One of {', '.join(POLICY_NAMES)}."),
     Flag("tenants", str | None, None, "TOML file of tenants and their keys' hashes; everybody may call when left out."),
+    Flag("tls_cert", str | None, None, "PEM file: TLS at the HTTP and gRPC doors; needs --tls-key."),
+    Flag("tls_key", str | None, None, "PEM file: the key of --tls-cert."),
+    Flag("tls_client_ca", str | None, None, "PEM file: clients must show a certificate of this authority."),
+    Flag("cluster_tls", str | None, None, "Folder with tls.crt, tls.key, ca.crt on each node: mutual TLS inside."),
     Flag("otlp_endpoint", str | None, None, "Base URL of an OpenTelemetry collector that gets traces of requests."),
     Flag("log_format", str, "", "Log a line for each request: text or json; only warnings are logged when left out."),
     Flag("tool_parser", str, "auto", f"How the model writes calls of tools: {', '.join(TOOL_PARSERS)}."),
@@ -184,11 +188,16 @@ def service_config(values: dict[str, Any], *, ray_address: str) -> ServiceConfig
         doors=DoorConfig(tool_parser=values["tool_parser"], reasoning_parser=values["reasoning_parser"]),
         ray_address=ray_address,
         gateway=GatewayConfig(
-            None if values["tenants"] is None else Path(values["tenants"]).absolute(),
+            _path(values["tenants"]),
             values["otlp_endpoint"],
             log_format=values["log_format"],
+            tls=tls_of(*(_path(values[name]) for name in ("tls_cert", "tls_key", "tls_client_ca", "cluster_tls"))),
         ),
     )
+
+
+def _path(given: str | None) -> Path | None:
+    return None if given is None else Path(given).absolute()
 
 
 def as_command(

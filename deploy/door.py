@@ -6,7 +6,7 @@ Only the user can read it, for the key in it opens the door. It goes when the se
 import json
 import os
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from engine.core.errors import NotFound
@@ -17,7 +17,7 @@ class AdminDoor:
     """Where a router's admin door is, and its key (the cluster key), which also opens the control door of a fleet."""
 
     url: str
-    key: str
+    key: str = field(repr=False)
     control: str = ""
     """Of `baton up`."""
 

@@ -194,6 +194,7 @@ class Service:
             model_name=self._config.model_name,
             transport=self._config.links.transport,
             kv_events=self._config.links.feed_of(number),
+            tls=self._config.gateway.tls.cluster,
         )
 
         def launch() -> RayProcess:

@@ -49,9 +49,8 @@ def serve_engine(
     incarnation, inbox, key = new_incarnation(), Inbox(), config.cluster_key
     with ExitStack() as undo:
         name = peer_key(config.worker_id, incarnation)
-        transports = open_transports(
-            config.transport, engine.pool, name, key, f"{config.host}:{config.page_port}", config.advertise
-        )
+        bind = f"{config.host}:{config.page_port}"
+        transports = open_transports(config.transport, engine.pool, name, key, bind, config.advertise, config.tls)
         manager = TransferManager(engine.pool, transports, (config.worker_id, incarnation), key, notify=inbox.wake)
         undo.callback(manager.close)
         role = WorkerRole(engine.core, TicketSealer(config.worker_id, incarnation, engine.pool.layout, key))

@@ -23,7 +23,7 @@ from router.doors.config import DoorConfig
 from router.logs import LOG_FORMATS, set_up_logging
 from router.policies.registry import POLICY_NAMES
 from router.server import RunningRouter
-from router.server_config import GatewayConfig, RouterServerConfig
+from router.server_config import GatewayConfig, RouterServerConfig, tls_of
 
 SIGNAL_POLL_S = 0.25
 
@@ -76,6 +76,12 @@ def parser() -> argparse.ArgumentParser:
     )
     flags.add_argument("--tool-parser", choices=TOOL_PARSERS, default="auto", help="how the model writes tool calls")
     flags.add_argument("--reasoning-parser", choices=REASONING_PARSERS, default="auto", help="how it writes thoughts")
+    flags.add_argument("--tls-cert", type=Path, help="PEM: TLS at the HTTP and gRPC doors; needs --tls-key")
+    flags.add_argument("--tls-key", type=Path)
+    flags.add_argument("--tls-client-ca", type=Path, help="PEM: clients must show a certificate of this authority")
+    flags.add_argument(
+        "--cluster-tls", type=Path, metavar="FOLDER", help="with tls.crt, tls.key, ca.crt: mutual TLS with workers"
+    )
     flags.add_argument("--log-level", default="INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
     flags.add_argument("--log-format", default="text", choices=LOG_FORMATS)
     return flags
@@ -86,6 +92,7 @@ def config_of(arguments: argparse.Namespace, environment: Mapping[str, str]) -> 
     key = environment.get(CLUSTER_KEY_VARIABLE, "").encode()
     if not key:
         raise InvalidRequest(f"set {CLUSTER_KEY_VARIABLE} to a secret that all processes of the cluster share")
+    tls = tls_of(arguments.tls_cert, arguments.tls_key, arguments.tls_client_ca, arguments.cluster_tls)
     folder = resolve_model(arguments.model)
     return RouterServerConfig(
         model=folder,
@@ -104,7 +111,7 @@ def config_of(arguments: argparse.Namespace, environment: Mapping[str, str]) -> 
             hedge=HedgeConfig(arguments.hedge),
             public_feeds=arguments.kv_events == "public",
         ),
-        gateway=GatewayConfig(arguments.tenants, arguments.otlp_endpoint, arguments.drain_notice_s),
+        gateway=GatewayConfig(arguments.tenants, arguments.otlp_endpoint, arguments.drain_notice_s, tls=tls),
         doors=DoorConfig(tool_parser=arguments.tool_parser, reasoning_parser=arguments.reasoning_parser),
     )
 

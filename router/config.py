@@ -65,5 +65,5 @@ class RouterConfig:
     """Read prefix events from workers' public feeds where they have one, not from their sessions."""
     feed_patience_s: float = 3.0
     """A public feed that has not been followed for this long is left for the session."""
-    salt_key: bytes = b""
+    salt_key: bytes = field(default=b"", repr=False)
     """What tenants' cache salts are derived with; the same on every router in front of the same workers."""

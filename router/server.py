@@ -15,7 +15,9 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 
 from engine.core.errors import BatonError, Unavailable
 from engine.core.types import WorkerInfo
+from engine.server.config import LOOPBACK
 from engine.server.heap import keep_what_is_loaded
+from engine.wire.tls import TlsFiles, listen, read
 from engine.wire.worker_client import WorkerClient
 from router.admin import create_admin_app
 from router.api import ServiceStatus
@@ -25,6 +27,7 @@ from router.feeds import FeedWord
 from router.gateway_process import GatewayProcess, limits_of
 from router.http.app import create_app
 from router.http.protocol import BoundedProtocol
+from router.http.tls import server_context
 from router.kv_follower import FeedPlace, KVFollower
 from router.metrics import RouterMetrics
 from router.policies.registry import make_policy
@@ -49,6 +52,9 @@ class RouterServer:
 
     def __init__(self, config: RouterServerConfig, model: ServedModel, sockets: "Sockets") -> None:
         self._config = config
+        tls = config.gateway.tls
+        if tls.cluster is not None:
+            read(tls.cluster)  # a mistake is known at the start, not at each worker
         rng = random.Random(secrets.randbits(64))
         limits = limits_of(config)
         core = RouterCore(limits, rng, lambda model, rng: make_policy(config.policy, model, rng))
@@ -56,7 +62,7 @@ class RouterServer:
         ProcessCollector(registry=registry)
 
         def connect(address: str) -> WorkerClient:
-            return WorkerClient(address, config.cluster_key, silence_s=SILENCE_S)
+            return WorkerClient(address, config.cluster_key, silence_s=SILENCE_S, tls=tls.cluster)
 
         def follow(worker: str, info: WorkerInfo, handle: Callable[[FeedWord], None]) -> KVFollower:
             return KVFollower(worker, FeedPlace.of(info.topology), config.cluster_key, handle)
@@ -65,9 +71,11 @@ class RouterServer:
         self.gate = GatewayProcess(config.gateway, registry)
         gateway = self.gate.gateway
         app = create_app(self.service, model, self.service, config.doors, registry, gateway)
-        self._http = [(_uvicorn(app), sockets.http)]
+        self._http = [(_uvicorn(app, tls.clients), sockets.http)]
         if sockets.admin is not None:
-            admin = _uvicorn(create_admin_app(self.service, config.cluster_key, model.tokenizer.decode))
+            # It is asked with the cluster key itself, which must not be read on the way.
+            admin_tls = None if config.admin_host in LOOPBACK else tls.clients
+            admin = _uvicorn(create_admin_app(self.service, config.cluster_key, model.tokenizer.decode), admin_tls)
             self._http.append((admin, sockets.admin))
         self._discovery = Discovery(self.service, [WorkerName.parse(name) for name in config.worker_names])
         self._rpc = make_server(config.doors)
@@ -84,7 +92,7 @@ class RouterServer:
         """Serve until `stop`. Raises Unavailable when the gRPC port is taken, or whatever fault broke the service."""
         config = self._config
         try:
-            self.grpc_port = self._rpc.add_insecure_port(f"{config.host}:{config.grpc_port}")
+            self.grpc_port = listen(self._rpc, f"{config.host}:{config.grpc_port}", config.gateway.tls.clients)
         except RuntimeError as error:
             raise Unavailable(f"cannot listen on {config.host}:{config.grpc_port}: {error}") from error
         await self.service.start()
@@ -176,7 +184,9 @@ def _bind(host: str, port: int) -> socket.socket:
     return sock
 
 
-def _uvicorn(app: Any) -> uvicorn.Server:
+def _uvicorn(app: Any, tls: TlsFiles | None = None) -> uvicorn.Server:
+    """Raises InvalidRequest for TLS files that cannot be used."""
+    context = None if tls is None else server_context(tls)
     return uvicorn.Server(
         uvicorn.Config(
             app,
@@ -186,6 +196,7 @@ def _uvicorn(app: Any) -> uvicorn.Server:
             lifespan="off",
             log_config=None,
             access_log=False,
+            ssl_context_factory=None if context is None else lambda _config, _default: context,
             timeout_graceful_shutdown=None,  # RouterServer._stop cuts answers off itself
         )
     )
@@ -199,6 +210,7 @@ class RunningRouter:
 
         Raises:
             Unavailable: a port cannot be listened on.
+            InvalidRequest: TLS files cannot be used.
             CheckpointError: the model's folder lacks what a router needs.
         """
         self._sockets = sockets = Sockets.bind(config)

@@ -3,8 +3,30 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from engine.core.errors import InvalidRequest
+from engine.wire.tls import TlsFiles
 from router.config import RouterConfig
 from router.doors.config import DoorConfig
+
+
+@dataclass(frozen=True, slots=True)
+class RouterTls:
+    """Who is shown which certificate."""
+
+    clients: TlsFiles | None = None
+    """At the HTTP and gRPC doors. With an authority in it, clients must show a certificate, too."""
+    cluster: TlsFiles | None = None
+    """Mutual, with the workers."""
+
+
+def tls_of(cert: Path | None, key: Path | None, client_ca: Path | None, cluster: Path | None) -> RouterTls:
+    """From flags. Raises InvalidRequest for a certificate without key, or an authority without certificate."""
+    if (cert is None) is not (key is None):
+        raise InvalidRequest("a certificate needs its key, and a key its certificate", param="tls-key")
+    if client_ca is not None and cert is None:
+        raise InvalidRequest("needs --tls-cert and --tls-key, too", param="tls-client-ca")
+    clients = None if cert is None or key is None else TlsFiles(cert, key, client_ca)
+    return RouterTls(clients, None if cluster is None else TlsFiles.folder(cluster))
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +41,7 @@ class GatewayConfig:
     """How long health says 503 while new connections are still heard: for whoever has to find out."""
     log_format: str = ""
     """Of the line for each request of a router that a service starts; none are written when it is empty."""
+    tls: RouterTls = field(default_factory=RouterTls)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,9 +5,11 @@ from dataclasses import dataclass, field
 from engine.core.errors import InvalidRequest
 from engine.runtime.config import EngineConfig
 from engine.server.kv_events.config import FeedConfig
+from engine.wire.tls import TlsFiles
 
 CLUSTER_KEY_VARIABLE = "BATON_CLUSTER_KEY"
 """The environment variable with the secret that all processes of a cluster share."""
+LOOPBACK = frozenset(("127.0.0.1", "::1", "localhost"))
 TRANSPORTS = ("auto", "nixl", "grpc", "local")
 
 
@@ -39,6 +41,8 @@ class WorkerConfig:
     topology: tuple[tuple[str, str], ...] = ()
     kv_events: FeedConfig | None = None
     """Where prefix events are published for everybody; None: only routers hear them."""
+    tls: TlsFiles | None = None
+    """Mutual TLS of sessions with routers and of pages over gRPC; None: nothing is encrypted."""
 
     def __post_init__(self) -> None:
         if self.transport not in TRANSPORTS:
@@ -47,5 +51,8 @@ class WorkerConfig:
             raise InvalidRequest(
                 f"listening on {self.host!r} needs `advertise`: the host that others reach this one by"
             )
+        feed = self.kv_events
+        if self.tls is not None and feed is not None and not feed.encrypted and feed.host not in LOOPBACK:
+            raise InvalidRequest("prefix events hold prompts: with TLS in the cluster publish them by curve://")
         if not self.worker_id:
             raise InvalidRequest("worker_id must not be empty")

@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TextIO
 
 from engine.attention.choice import AUTO
@@ -30,6 +31,7 @@ from engine.runtime.config import (
 from engine.server.config import CLUSTER_KEY_VARIABLE, TRANSPORTS, WorkerConfig
 from engine.server.kv_events.config import parse_feed
 from engine.server.worker import STOP_TIMEOUT_S, RunningWorker
+from engine.wire.tls import TlsFiles
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +73,9 @@ def parser(kind: str) -> argparse.ArgumentParser:
     flags.add_argument("--seed", type=int, default=0)
     flags.add_argument("--drain-grace", type=float, default=25.0, help="seconds that SIGTERM gives requests to move")
     flags.add_argument("--kv-events", default="", metavar="tcp://HOST:PORT", help="publish prefix events; see docs")
+    flags.add_argument(
+        "--cluster-tls", type=Path, metavar="FOLDER", help="with tls.crt, tls.key, ca.crt: mutual TLS with all others"
+    )
     flags.add_argument("--log-level", default="INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
     return flags
 
@@ -108,6 +113,7 @@ def config_of(arguments: argparse.Namespace, environment: "os._Environ[str] | di
         transport=arguments.transport,
         drain_grace_s=arguments.drain_grace,
         kv_events=parse_feed(arguments.kv_events),
+        tls=None if arguments.cluster_tls is None else TlsFiles.folder(arguments.cluster_tls),
     )
 
 

@@ -14,7 +14,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from engine.core.engine import EngineCore
-from engine.core.errors import Unavailable
+from engine.core.errors import InvalidRequest, Unavailable
 from engine.core.types import WorkerInfo
 from engine.server.config import WorkerConfig
 from engine.server.inbox import DrainAsked, Inbox, SnapshotAsked
@@ -27,6 +27,7 @@ from engine.server.request_log import RequestLog
 from engine.server.role import Role
 from engine.server.service import WorkerService
 from engine.wire import worker_pb2 as pb
+from engine.wire.tls import listen
 from engine.wire.worker_client import MAX_MESSAGE_BYTES
 from engine.wire.worker_pb2_grpc import add_WorkerServicer_to_server
 
@@ -194,7 +195,7 @@ class RunningWorker(Generic[C, O]):
         reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
         config = self._config
         try:
-            port = server.add_insecure_port(f"{config.host}:{config.port}")
+            port = listen(server, f"{config.host}:{config.port}", config.tls)
             self._operations = OperationsServer(
                 self.metrics.registry, self._readiness, config.host, config.metrics_port
             )
@@ -202,7 +203,7 @@ class RunningWorker(Generic[C, O]):
         except (RuntimeError, OSError) as error:
             self._failure = f"cannot listen on {config.host}, ports {config.port} and {config.metrics_port}: {error}"
             return False
-        except Unavailable as error:
+        except (Unavailable, InvalidRequest) as error:
             self._failure = error.message
             return False
         host = config.advertise or config.host

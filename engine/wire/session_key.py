@@ -1,6 +1,6 @@
 """What a router shows a worker to be heard: a token that only holders of the cluster key can make.
 
-It is the same in each call, and the wire is not encrypted: who can read the network can use it, too.
+It is the same in each call: without TLS in the cluster who can read the network can use it, too.
 """
 
 import hmac

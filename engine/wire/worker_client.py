@@ -7,13 +7,14 @@ from collections.abc import AsyncIterator, Callable
 
 import grpc
 
-from engine.core.errors import Unavailable
+from engine.core.errors import InvalidRequest, Unavailable
 from engine.core.messages import Command, Frame
 from engine.core.types import WorkerInfo
 from engine.wire import worker_pb2 as pb
 from engine.wire.commands import command_to_proto, info_from_proto
 from engine.wire.frames import frame_from_proto
 from engine.wire.session_key import session_metadata
+from engine.wire.tls import TlsFiles, channel_credentials, open_channel
 from engine.wire.worker_pb2_grpc import WorkerStub
 
 logger = logging.getLogger(__name__)
@@ -60,8 +61,10 @@ class WorkerClient:
         silence_s: float = 1.0,
         connect_timeout_s: float = 5.0,
         clock: Callable[[], float] = time.monotonic,
+        tls: TlsFiles | None = None,
     ) -> None:
         """`address` is host:port. `clock` is what the deadlines of sent requests are measured on."""
+        self._tls = tls
         self._metadata = session_metadata(cluster_key)
         self.address = address
         self.silence_s = silence_s
@@ -81,7 +84,11 @@ class WorkerClient:
 
     async def connect(self) -> WorkerInfo:
         """Ask the worker who it is and open the session. Raises WorkerLost when it cannot be reached in time."""
-        self._channel = grpc.aio.insecure_channel(self.address, options=CHANNEL_OPTIONS)
+        try:
+            credentials = channel_credentials(self._tls)
+        except InvalidRequest as error:
+            raise self._lose(f"cannot connect to {self.address}: {error.message}") from error
+        self._channel = open_channel(self.address, credentials, CHANNEL_OPTIONS)
         stub = WorkerStub(self._channel)
         try:
             info = await stub.Describe(

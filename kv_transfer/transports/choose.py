@@ -3,6 +3,7 @@
 import logging
 
 from engine.core.errors import TransferFailed
+from engine.wire.tls import TlsFiles
 from kv_transfer.transports.base import PagePool, Transport
 from kv_transfer.transports.grpc import GrpcTransport
 from kv_transfer.transports.local import LocalHub, LocalTransport
@@ -15,7 +16,13 @@ PROCESS_HUB = LocalHub()
 
 
 def open_transports(
-    choice: str, pool: PagePool, name: str, key: bytes, bind: str, advertise: str = ""
+    choice: str,
+    pool: PagePool,
+    name: str,
+    key: bytes,
+    bind: str,
+    advertise: str = "",
+    tls: TlsFiles | None = None,
 ) -> list[Transport]:
     """The transports of one worker. Each pair of workers uses the first that both have and that passes its proof.
 
@@ -25,6 +32,7 @@ def open_transports(
         key: the cluster key.
         bind: host:port that gRPC listens on; port 0 takes a free one.
         advertise: where peers reach that host, when that is another name.
+        tls: of gRPC, on both sides.
 
     Raises:
         TransferFailed: the transport that was asked for cannot be used here.
@@ -40,5 +48,5 @@ def open_transports(
                 raise
             logger.info("worker=%s pages move over gRPC: %s", name, error)
     if choice in ("auto", "grpc"):
-        transports.append(GrpcTransport(pool, name, key, bind, advertise or None))
+        transports.append(GrpcTransport(pool, name, key, bind, advertise or None, tls))
     return transports

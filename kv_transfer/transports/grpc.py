@@ -14,9 +14,10 @@ from typing import TypeVar
 import grpc
 import grpc.aio
 
-from engine.core.errors import TransferFailed
+from engine.core.errors import InvalidRequest, TransferFailed
 from engine.core.types import WorkerInfo
 from engine.wire import kv_pb2
+from engine.wire.tls import TlsFiles, channel_credentials, listen, open_channel
 from kv_transfer.reslice import Cut, Part
 from kv_transfer.transports.base import (
     NUM_SPARE_PAGES,
@@ -136,7 +137,13 @@ class GrpcTransport:
     name = "grpc"
 
     def __init__(
-        self, pool: PagePool, name: str, key: bytes, bind: str = "127.0.0.1:0", advertise_host: str | None = None
+        self,
+        pool: PagePool,
+        name: str,
+        key: bytes,
+        bind: str = "127.0.0.1:0",
+        advertise_host: str | None = None,
+        tls: TlsFiles | None = None,
     ) -> None:
         """Start serving.
 
@@ -145,10 +152,12 @@ class GrpcTransport:
             key: the cluster key.
             bind: host:port to listen on; port 0 takes a free one.
             advertise_host: where peers reach `bind`, when that is not its own host.
+            tls: mutual, with every peer.
 
         Raises:
-            TransferFailed: the address cannot be listened on.
+            TransferFailed: the address cannot be listened on, or the TLS files cannot be used.
         """
+        self._tls = tls
         self._pool = pool
         self._signer = Signer(key)
         self._service = PageService(pool, name, key)
@@ -166,15 +175,22 @@ class GrpcTransport:
         except RuntimeError as error:
             self.close()
             raise TransferFailed(f"cannot listen on {bind}: {error}") from error
+        except InvalidRequest as error:
+            self.close()
+            raise TransferFailed(error.message) from error
 
     def descriptor(self) -> bytes:
         """host:port of the page service."""
         return self._address.encode()
 
     def connect(self, info: WorkerInfo) -> None:
-        """Make a channel. Whether anybody answers is seen by the first read."""
+        """Make a channel. Whether anybody answers is seen by the first read. Raises TransferFailed for TLS files."""
         address = descriptor_of(info, self.name).decode()
-        self._loop.call_soon_threadsafe(self._connect, peer_key(info.id, info.incarnation), address)
+        try:
+            credentials = channel_credentials(self._tls)
+        except InvalidRequest as error:
+            raise TransferFailed(error.message) from error
+        self._loop.call_soon_threadsafe(self._connect, peer_key(info.id, info.incarnation), address, credentials)
 
     def disconnect(self, peer: str) -> None:
         """Cancel what is in flight: it ends at once, and its bytes land nowhere."""
@@ -221,13 +237,13 @@ class GrpcTransport:
     async def _serve(self, bind: str) -> int:
         self._server = grpc.aio.server(options=_SERVER_OPTIONS)
         self._server.add_generic_rpc_handlers((self._service.handler,))
-        port = self._server.add_insecure_port(bind)
+        port = listen(self._server, bind, self._tls)
         await self._server.start()
-        return int(port)
+        return port
 
-    def _connect(self, peer: str, address: str) -> None:
+    def _connect(self, peer: str, address: str, credentials: "grpc.ChannelCredentials | None") -> None:
         self._disconnect(peer)
-        self._sources[peer] = _Source(grpc.aio.insecure_channel(address, options=_CLIENT_OPTIONS))
+        self._sources[peer] = _Source(open_channel(address, credentials, _CLIENT_OPTIONS))
 
     def _disconnect(self, peer: str) -> None:
         source = self._sources.pop(peer, None)

@@ -170,7 +170,8 @@ def test_commands_send_the_key_of_the_environment(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("BATON_API_KEY", "some key")
     sent = []
 
-    def get(url: str, headers: dict[str, str], timeout: float) -> httpx.Response:
+    def get(url: str, headers: dict[str, str], timeout: float, verify: bool) -> httpx.Response:
+        assert verify is True
         sent.append(headers)
         return httpx.Response(403, request=httpx.Request("GET", url))
 

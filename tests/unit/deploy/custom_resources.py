@@ -1,7 +1,7 @@
 """What the chart may say in objects of operators: of each kind the fields that it uses, and no others.
 
 No package ships these kinds' schemas for Python, so the fields are written down here, from the operators' own
-definitions (KubeRay 1.5, Prometheus operator, KEDA 2).
+definitions (KubeRay 1.5, Prometheus operator, KEDA 2, cert-manager 1).
 """
 
 from typing import Any
@@ -31,7 +31,33 @@ def kind(api_version: str, spec: Schema) -> Schema:
 
 
 _RELABELING = fields("targetLabel", targetLabel=STRING, sourceLabels=STRINGS, replacement=STRING)
-_ENDPOINT = fields("port", port=STRING, path=STRING, interval=STRING, relabelings=listed(_RELABELING))
+_SECRET_KEY = fields("name", "key", name=STRING, key=STRING)
+_ENDPOINT = fields(
+    "port",
+    port=STRING,
+    path=STRING,
+    interval=STRING,
+    scheme={"enum": ["http", "https"]},
+    tlsConfig=fields("serverName", "ca", serverName=STRING, ca=fields("secret", secret=_SECRET_KEY)),
+    relabelings=listed(_RELABELING),
+)
+_ISSUER = {
+    "oneOf": [fields("selfSigned", selfSigned=fields()), fields("ca", ca=fields("secretName", secretName=STRING))]
+}
+_CERTIFICATE = fields(
+    "secretName",
+    "issuerRef",
+    "privateKey",
+    isCA=BOOLEAN,
+    commonName=STRING,
+    secretName=STRING,
+    dnsNames=STRINGS,
+    usages=listed({"enum": ["server auth", "client auth", "digital signature"]}),
+    duration=STRING,
+    renewBefore=STRING,
+    privateKey=fields("algorithm", "size", algorithm=STRING, size=INTEGER, rotationPolicy={"const": "Always"}),
+    issuerRef=fields("name", "kind", name=STRING, kind={"enum": ["Issuer", "ClusterIssuer"]}),
+)
 _SELECTOR = fields("matchLabels", matchLabels=LABELS)
 _ALERT = fields("alert", "expr", "labels", "annotations", **{"for": STRING}, alert=STRING, expr=STRING,
                 labels=LABELS, annotations=LABELS)  # fmt: skip
@@ -67,6 +93,8 @@ _CLUSTER = fields(
 )
 
 SCHEMAS: dict[str, Schema] = {
+    "Issuer": kind("cert-manager.io/v1", _ISSUER),
+    "Certificate": kind("cert-manager.io/v1", _CERTIFICATE),
     "ServiceMonitor": kind(
         "monitoring.coreos.com/v1", fields("selector", "endpoints", selector=_SELECTOR, endpoints=listed(_ENDPOINT))
     ),

@@ -25,7 +25,7 @@ def test_every_flag() -> None:
     assert flags == set(
         """-h --help --model --model-name --worker-id --host --port --advertise --metrics-port --page-port --transport
         --device --tp --collective --dtype --kv-dtype --quantization --page-size --kv-memory --max-model-len
-        --max-step-tokens --max-rows --attention-backend --random-weights --seed --drain-grace --kv-events
+        --cluster-tls --max-step-tokens --max-rows --attention-backend --random-weights --seed --drain-grace --kv-events
         --log-level""".split()
     )
 

@@ -23,6 +23,46 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{ .Values.clusterKey.existingSecret | default (printf "%s-key" (include "baton.fullname" .)) }}
 {{- end }}
 
+{{- /* Names of the secrets with certificates; empty: no TLS. */ -}}
+{{- define "baton.clusterTls" -}}
+{{- .Values.tls.cluster.existingSecret | default (ternary (printf "%s-cluster-tls" (include "baton.fullname" .)) "" .Values.tls.certManager.enabled) -}}
+{{- end }}
+
+{{- define "baton.clientTls" -}}
+{{- .Values.tls.clients.existingSecret | default (ternary (printf "%s-client-tls" (include "baton.fullname" .)) "" .Values.tls.certManager.enabled) -}}
+{{- end }}
+
+{{- define "baton.clientTlsArgs" -}}
+{{- if include "baton.clientTls" . }}
+- --tls-cert=/etc/baton/client-tls/tls.crt
+- --tls-key=/etc/baton/client-tls/tls.key
+{{- end }}
+{{- end }}
+
+{{- define "baton.clusterTlsArgs" -}}
+{{- if include "baton.clusterTls" . }}
+- --cluster-tls=/etc/baton/cluster-tls
+{{- end }}
+{{- end }}
+
+{{- /* Of a pod with doors. */ -}}
+{{- define "baton.clientTlsMounts" -}}
+{{- if include "baton.clientTls" . }}
+- {name: client-tls, mountPath: /etc/baton/client-tls, readOnly: true}
+{{- end }}
+{{- end }}
+
+{{- define "baton.clientTlsVolumes" -}}
+{{- with include "baton.clientTls" . }}
+- name: client-tls
+  secret: {secretName: {{ . }}, defaultMode: 0440}
+{{- end }}
+{{- end }}
+
+{{- define "baton.httpScheme" -}}
+{{ ternary "HTTPS" "HTTP" (not (empty (include "baton.clientTls" .))) }}
+{{- end }}
+
 {{- /* Of every pod. */ -}}
 {{- define "baton.podSecurity" -}}
 serviceAccountName: {{ include "baton.fullname" . }}
@@ -75,6 +115,19 @@ capabilities:
 - {name: cache, mountPath: /cache}
 {{- if .Values.model.volume.existingClaim }}
 - {name: models, mountPath: {{ .Values.model.volume.mountPath }}, readOnly: true}
+{{- end }}
+{{- end }}
+
+{{- define "baton.clusterTlsMounts" -}}
+{{- if include "baton.clusterTls" . }}
+- {name: cluster-tls, mountPath: /etc/baton/cluster-tls, readOnly: true}
+{{- end }}
+{{- end }}
+
+{{- define "baton.clusterTlsVolumes" -}}
+{{- with include "baton.clusterTls" . }}
+- name: cluster-tls
+  secret: {secretName: {{ . }}, defaultMode: 0440}
 {{- end }}
 {{- end }}
 
