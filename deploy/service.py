@@ -285,8 +285,9 @@ class Service:
             workers = f"{config.num_decode} colocated"
         else:
             workers = f"{config.num_prefill} prefill, {config.num_decode} decode"
+        url = f"{config.gateway.tls.scheme}://{host}:{ends.http_port}"
         return (
-            f"Baton is ready: http://{host}:{ends.http_port} (HTTP), {host}:{ends.grpc_port} (gRPC);"
+            f"Baton is ready: {url} (HTTP), {host}:{ends.grpc_port} (gRPC);"
             f" model {config.model_name}, workers: {workers}"
         )
 

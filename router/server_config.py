@@ -18,6 +18,11 @@ class RouterTls:
     cluster: TlsFiles | None = None
     """Mutual, with the workers."""
 
+    @property
+    def scheme(self) -> str:
+        """Of the HTTP door's URL."""
+        return "http" if self.clients is None else "https"
+
 
 def tls_of(cert: Path | None, key: Path | None, client_ca: Path | None, cluster: Path | None) -> RouterTls:
     """From flags. Raises InvalidRequest for a certificate without key, or an authority without certificate."""

@@ -11,7 +11,7 @@ from engine.core.errors import InvalidRequest
 from engine.runtime.config import EngineConfig, Formats, Parallel, parse_kv_memory
 from router.doors.config import DoorConfig
 from router.policies.registry import POLICY_NAMES
-from router.server_config import GatewayConfig
+from router.server_config import GatewayConfig, RouterTls, tls_of
 
 ROUTER_POOL = "router"
 ROLES = ("prefill", "decode")
@@ -92,6 +92,24 @@ class RouterConfig(_Section):
     """For answers under way when a router is told to end."""
 
 
+class TlsConfig(_Section):
+    """Files as every node has them; see docs/security.md."""
+
+    cert: str | None = None
+    key: str | None = None
+    """PEM files of the routers' doors."""
+    client_ca: str | None = None
+    """Clients must show a certificate of this authority."""
+    cluster: str | None = None
+    """Folder with tls.crt, tls.key and ca.crt: mutual TLS between routers and workers."""
+
+    @property
+    def files(self) -> RouterTls:
+        """Raises InvalidRequest."""
+        given = (self.cert, self.key, self.client_ca, self.cluster)
+        return tls_of(*(None if path is None else Path(path) for path in given))
+
+
 class RestartOptions(_Section):
     """See deploy.fleet.plan.Restart."""
 
@@ -151,6 +169,7 @@ class FleetConfig(_Section):
     """What clients call it; the last part of `model` when left out."""
     engine: EngineOptions = EngineOptions()
     routers: RouterConfig = RouterConfig()
+    tls: TlsConfig = TlsConfig()
     restart: RestartOptions = RestartOptions()
     drain_s: Amount = 60.0
     """For a worker that leaves: what runs there moves or ends within this."""
@@ -187,7 +206,7 @@ class FleetConfig(_Section):
     def gateway(self) -> GatewayConfig:
         """Of every router."""
         tenants = None if self.routers.tenants is None else Path(self.routers.tenants).absolute()
-        return GatewayConfig(tenants, None, log_format=self.routers.log_format)
+        return GatewayConfig(tenants, None, log_format=self.routers.log_format, tls=self.tls.files)
 
     @property
     def doors(self) -> DoorConfig:
@@ -247,10 +266,18 @@ def _check(config: FleetConfig) -> None:
         raise InvalidRequest("pools: at least one must be of the role decode")
     if config.routers.policy not in POLICY_NAMES:
         raise InvalidRequest(f"routers.policy: one of {', '.join(POLICY_NAMES)}, not {config.routers.policy!r}")
+    _check_tls(config.tls)
     if config.routers.port == config.routers.grpc_port != 0:
         raise InvalidRequest(f"routers.grpc_port: HTTP has {config.routers.port} already")
     for name, bounds in (config.autoscale.pools if config.autoscale else {}).items():
         _check_bounds(config, name, bounds)
+
+
+def _check_tls(tls: TlsConfig) -> None:
+    try:
+        _ = tls.files
+    except InvalidRequest as error:
+        raise InvalidRequest(f"tls: {error.message}") from error
 
 
 def _check_engine(config: FleetConfig, pool: str) -> None:

@@ -45,7 +45,7 @@ class Controller:
         self._pasts: dict[str, _Past] = {}
         """By id; kept when a place is gone, for its name may come again."""
         self.nodes = nodes
-        self.routers = Routers(say)
+        self.routers = Routers(say, config.gateway.tls.scheme)
         self._site, self._say = site, say
         self._recipes = recipes(config, model_facts(config), site)
         self._tasks: dict[str, asyncio.Task[None]] = {}

@@ -154,6 +154,7 @@ def _worker_recipe(config: FleetConfig, pool: str, model: ModelFacts, site: Site
             model_name=config.served_name,
             transport=shape.transport,
             drain_grace_s=config.drain_s,
+            tls=config.gateway.tls.cluster,
         ),
         place=Place(max(1, int(shape.cpus)), is_only_node=site.only_node),
     )

@@ -25,8 +25,9 @@ class _Joined:
 class Routers:
     """Each hears of every worker; one that is down hears of all when it is up again."""
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self._say = say
+    def __init__(self, say: Callable[[str], None], scheme: str) -> None:
+        """`scheme` of their HTTP doors."""
+        self._say, self._scheme = say, scheme
         self._joined: dict[str, _Joined] = {}
         self.endpoints: dict[str, Endpoints] = {}
         """By place; kept after an end, for the next start."""
@@ -47,7 +48,7 @@ class Routers:
 
     def url(self, id: str) -> str:
         """Of HTTP, as clients reach it."""
-        return f"http://{self.address(id, self.endpoints[id].http_port)}"
+        return f"{self._scheme}://{self.address(id, self.endpoints[id].http_port)}"
 
     def address(self, id: str, port: int) -> str:
         """host:port of a door."""

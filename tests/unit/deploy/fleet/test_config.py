@@ -56,6 +56,7 @@ def test_a_pool_has_the_engine_of_all_but_for_what_it_says_itself() -> None:
         ("pools/decode/max_surge", 0, "pools.decode.max_surge: 0 needs max_unavailable above 0"),
         ("pools/Decode", {}, "pools.Decode: string should match pattern"),
         ("pools/other", {}, "pools.other.role: say prefill or decode"),
+        ("tls", {"cert": "/tls/tls.crt"}, "tls: a certificate needs its key"),
         ("pools/router", {}, "pools.router: this name is taken"),
         ("pools", {"prefill": {}}, "pools: at least one must be of the role decode"),
         ("pools", {}, "pools: name at least one"),
