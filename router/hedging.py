@@ -16,6 +16,8 @@ WINDOW = 256
 """Latest times of each size that count."""
 MIN_TIMES = 40
 """Two of which are beyond LATE: from fewer nothing is concluded."""
+AGAIN_S = 0.01
+"""Before a late call is looked at once more, at least: where tokens come at once, late is no time at all."""
 _MAX_CREDIT = 4.0
 """Hedges that may come at once after a time without any."""
 

@@ -14,7 +14,7 @@ from router.config import RetryConfig
 from router.cost_model import CostModel
 from router.events import Effect, Emit, Fail
 from router.flow import Flow
-from router.hedging import Hedging
+from router.hedging import AGAIN_S, Hedging
 from router.intake import Intake
 from router.policies.base import Policy, RouteDecision, RouteRequest
 from router.prompt import PromptPages
@@ -228,7 +228,7 @@ class Supervisor:
         late = flow.attempt
         if late is None or flow.rival or flow.state is not CallState.PREFILLING:
             return
-        self._table.hedges.set(flow.key, now + (now - late.sent_s))
+        self._table.hedges.set(flow.key, now + max(now - late.sent_s, AGAIN_S))
         if self._intake.num_waiting:
             return
         view, pages = self._chooser.view, self._pages(flow)
