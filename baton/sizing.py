@@ -8,7 +8,7 @@ A prefill worker is a queue with one server and a fixed time of service; a decod
 """
 
 from dataclasses import dataclass
-from math import ceil, inf, log
+from math import ceil, exp, expm1, inf, log
 
 from engine.core.errors import InvalidRequest
 from engine.models.config import ModelConfig
@@ -19,10 +19,10 @@ PREFILL_FIXED_S = 1e-3
 """From the same rows: what a prompt costs beyond its operations."""
 DECODE_SHARE = 0.79
 """Of the memory bandwidth, over batches of 1 to 256: rows "decode ITL" of docs/results/h200.md."""
-EDGE_S = 4e-3
+EDGE_S = 1.5e-3
 """TTFT of two GPUs at 2 requests a second less the prompt's own time: router, streams, client."""
 ITL_TAIL = 1.4
-"""p99 over p50 of ITL with two GPUs at 2 to 14 requests a second: 1.32, 1.41, 1.39."""
+"""p99 over p50 of ITL with two GPUs at 2 to 14 requests a second: 1.25, 1.40, 1.39."""
 MAX_PREFILL_LOAD = 0.8
 """Beyond this share of its time a prefill worker's queue grows at every burst."""
 KV_SHARE = 0.9
@@ -215,12 +215,24 @@ class _Queue:
         return self.service_s * self.arrivals_per_s
 
     def wait_s(self, share: float) -> float:
-        """What `share` of the requests wait at most. P(wait > t) = load * exp(-2 (1 - load) t / service)."""
-        if self.load >= 1:
+        """What `share` of the requests wait at most.
+
+        The tail of M/D/1 (Cramer and Lundberg's constant, as in Asmussen, Applied Probability and Queues, XIII.5):
+        P(wait > t) = (1 - load) / (load e^d - 1) e^(-d t / service), where load (e^d - 1) = d > 0.
+        """
+        load = self.load
+        if load >= 1:
             return inf
-        if self.load <= 1 - share:
+        if load <= 1 - share:
             return 0.0
-        return log(self.load / (1 - share)) * self.service_s / (2 * (1 - self.load))
+        low, high = 0.0, 1.0
+        while load * expm1(high) < high:
+            low, high = high, 2 * high
+        for _ in range(60):
+            middle = (low + high) / 2
+            low, high = (middle, high) if load * expm1(middle) < middle else (low, middle)
+        above = (1 - load) / (load * exp(high) - 1)
+        return max(0.0, log(above / (1 - share)) * self.service_s / high)
 
 
 def _prefill_workers(prompt_s: float, load: Load) -> int:

@@ -46,11 +46,11 @@ def test_short_extensions_of_long_prompts_are_taken_too_lightly() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rate", "ttft_p50", "ttft_p99", "itl_p50", "itl_p99"), [(2, 0.05, 0.2, 0.05, 0.15), (8, 0.05, 0.15, 0.05, 0.05),
-                                                             (14, 0.35, 0.35, 0.05, 0.05)]
+    ("rate", "ttft_p50", "ttft_p99", "itl_p50", "itl_p99"), [(2, 0.05, 0.1, 0.05, 0.15), (8, 0.05, 0.25, 0.05, 0.05),
+                                                             (14, 0.1, 0.6, 0.05, 0.05)]
 )  # fmt: skip
 def test_two_gpus_under_load(rate: int, ttft_p50: float, ttft_p99: float, itl_p50: float, itl_p99: float) -> None:
-    """One worker of each kind, 100 requests each: tails of a queue vary, and so does the middle of a full one."""
+    """One worker of each kind, 100 requests: so few seldom see the tail of an endless load, which is planned for."""
     plan = make_plan(LLAMA, H200, replace(LOAD, requests_per_s=rate))
     assert (plan.prefill_workers, plan.decode_workers) == (1, 1)
     (line,) = re.findall(rf"^\| {rate} req/s \|.*$", RESULTS, re.MULTILINE)
@@ -83,7 +83,7 @@ def test_more_load_needs_more_workers_and_each_kind_its_own() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"ttft_s": 0.05}, "a prompt alone takes 53 ms"),
+        ({"ttft_s": 0.05}, "a prompt alone takes 50 ms"),
         ({"itl_s": 0.005}, "one row alone takes 6.4 ms a token"),
         ({"requests_per_s": 1e9}, "more than 4096"),
         ({"input_len": 2_000_000}, "do not fit in the 141 GB of one h200"),
