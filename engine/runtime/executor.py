@@ -54,6 +54,7 @@ class ThreadedExecutor:
         """See Executor. Steps that were launched and not collected still run to their end."""
         self._thread.shutdown(wait=True)
         self._steps.close()
+        self._runner.close()
 
 
 class _Steps:
@@ -141,6 +142,9 @@ class RankedExecutor:
         for thread in self._threads:
             thread.shutdown(wait=True)
         self._steps.close()
+        for runner in self._runners:
+            runner.close()
+        self._abort()  # after the graphs: NCCL waits for the end of those that hold its kernels
 
     def _start(self, runner: StepRunner, plan: StepPlan) -> PendingStep:
         started = False

@@ -84,6 +84,9 @@ class StepGraphs(Protocol):
         `stopwatch` is begun right before the launch, so that no wait for the host counts as the device's work.
         """
 
+    def close(self) -> None:
+        """Destroy the graphs, when none runs."""
+
 
 class DecodeGraphs:
     """Steps that extend every row by one token and draw one."""
@@ -119,6 +122,10 @@ class DecodeGraphs:
         stopwatch.begin()
         captured.graph.replay()
         return captured.logits_BV[:num_rows], captured.tokens_B[:num_rows]
+
+    def close(self) -> None:
+        """See StepGraphs."""
+        self._graphs.clear()
 
     def _step(self, size: int) -> tuple[Tensor, Tensor]:
         table = self._table

@@ -67,6 +67,10 @@ class PromptGraphs:
         captured.graph.replay()
         return captured.logits_BV, captured.tokens_B
 
+    def close(self) -> None:
+        """See StepGraphs."""
+        self._graphs.clear()
+
     def _size(self, num_new: int) -> int:
         return self.sizes[bisect_left(self.sizes, num_new)]
 

@@ -88,6 +88,11 @@ class StepRunner:
         if self._table.device.type == "cuda":
             torch.cuda.set_device(self._table.device)
 
+    def close(self) -> None:
+        """Give the graphs back, when no step is in flight. No step can be started afterwards."""
+        for each in self._graphs:
+            each.close()
+
     @torch.inference_mode()
     def start(self, plan: StepPlan) -> PendingStep:
         """Enqueue one step; a plan without rows is its bookkeeping only. Plans must come in order, each once."""

@@ -189,8 +189,12 @@ def engine_of(folder: Path, tp_size: int, **options: object) -> Engine:
 @pytest.mark.parametrize("collective", ["peer", "nccl"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_tokens_are_those_of_one_gpu(folder: Path, collective: str, size: int, temperature: float) -> None:
-    """float32, where the logits of the checkpoint are far enough apart; decode steps as graphs, prompts in chunks."""
-    sampling = Sampling(max_tokens=NUM_NEW, temperature=temperature, top_p=0.9, seed=5)
+    """float32, where the logits of the checkpoint are far enough apart; decode steps as graphs, prompts in chunks.
+
+    Draws are among few tokens: over the whole vocabulary, where a token is worth 1e-5, the rounding of sums in another
+    order moves a draw to its neighbour now and then.
+    """
+    sampling = Sampling(max_tokens=NUM_NEW, temperature=temperature, top_k=10, top_p=0.9, seed=5)
     answers = []
     for tp_size in (1, size):
         engine = engine_of(folder, tp_size, dtype="float32", collective=collective)

@@ -224,6 +224,9 @@ class Failing(StepRunner):
     def use_device(self) -> None:
         pass
 
+    def close(self) -> None:
+        pass
+
     def start(self, plan: StepPlan) -> PendingStep:
         self.member.all_reduce(torch.ones(1))
         if plan.step_id == self.fails_at:
@@ -252,6 +255,9 @@ class Waiting(StepRunner):
         self.rank, self.ended = rank, ended
 
     def use_device(self) -> None:
+        pass
+
+    def close(self) -> None:
         pass
 
     def start(self, plan: StepPlan) -> PendingStep:
