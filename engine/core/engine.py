@@ -190,6 +190,19 @@ class EngineCore:
         """A step is under way that `commit` would wait for."""
         return bool(self._in_flight) and not self._executor.ready
 
+    @property
+    def num_in_flight(self) -> int:
+        """Steps that were launched and not committed."""
+        return len(self._in_flight)
+
+    @property
+    def expected_step_s(self) -> float:
+        """What the device will take for the newest launched step; 0.0 unless it is one of decode like one before."""
+        if not self._in_flight:
+            return 0.0
+        plan, _ = self._in_flight[-1]
+        return self._meter.decode_s if plan.num_tokens == len(plan.ids) else 0.0
+
     def when_ready(self, call: Callable[[], None]) -> None:
         """See Executor."""
         self._executor.when_ready(call)
@@ -202,21 +215,24 @@ class EngineCore:
 
     def launch(self, now: float) -> bool:
         """Plan and launch one step, if there is room in flight and anything to compute. For own loops."""
-        self._expire(now)
         if len(self._in_flight) >= self.config.max_in_flight:
+            self.attend(now)
             return False
+        self._expire(now)
         planned = self._scheduler.plan()
-        changes = self._scheduler.take_changes()
-        self._report_admitted(changes.admitted, now)
-        for state in changes.retracted:
-            self._drop(state)
-            self._result.retracted.append(state.id)
+        self._report_changes(now)
         if planned is None:
             self._idle = not self._in_flight
             return False
         self._executor.launch(planned[0])
         self._in_flight.append(planned)
         return True
+
+    def attend(self, now: float) -> None:
+        """What waits for no plan: who is past its deadline ends, handoffs get their pages. For own loops."""
+        self._expire(now)
+        self._scheduler.reserve()
+        self._report_changes(now)
 
     def commit(self) -> StepResult:
         """Collect the oldest launched step, if any, and report all that happened. For own loops."""
@@ -355,8 +371,12 @@ class EngineCore:
 
     # ------------------------------------------------------------ results
 
-    def _report_admitted(self, admitted: list[RequestState], now: float) -> None:
-        for state in admitted:
+    def _report_changes(self, now: float) -> None:
+        changes = self._scheduler.take_changes()
+        for state in changes.retracted:
+            self._drop(state)
+            self._result.retracted.append(state.id)
+        for state in changes.admitted:
             assert state.lease is not None, "admitted without pages"
             if state.stage is Stage.RECEIVING:
                 num_local, num_tokens = state.lease.num_valid, len(state.tokens)

@@ -13,6 +13,8 @@ class LoadMeter:
         self.step_s = 0.0
         self.prefill_tokens_per_s = 0.0
         """Over steps that mostly computed prompts; 0 before the first one."""
+        self.decode_s = 0.0
+        """Of the newest step that extended each of its rows by one token; 0 before the first one."""
 
     def observe(self, plan: StepPlan, step_s: float) -> None:
         """One step was committed; `step_s` is the device's busy time."""
@@ -20,7 +22,9 @@ class LoadMeter:
             return
         self.step_s = _moved(self.step_s, step_s)
         num_tokens = plan.num_tokens
-        if num_tokens > 2 * len(plan.ids):
+        if num_tokens == len(plan.ids):
+            self.decode_s = step_s
+        elif num_tokens > 2 * len(plan.ids):
             self.prefill_tokens_per_s = _moved(self.prefill_tokens_per_s, num_tokens / step_s)
 
 

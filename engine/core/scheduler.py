@@ -150,6 +150,11 @@ class Scheduler:
         self._draft, self._rows = StepPlan(self._draft.step_id + 1), []
         return planned
 
+    def reserve(self) -> None:
+        """Pages for handoffs that wait for them, in their order: they need no step and hence no plan."""
+        if self._num_remote:
+            self._admit(0, None)
+
     def take_changes(self) -> Changes:
         """What planning did to requests since the last call."""
         changes, self._changes = self._changes, Changes()

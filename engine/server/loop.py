@@ -25,6 +25,9 @@ O_co = TypeVar("O_co", covariant=True)
 
 LONGEST_SLEEP_S = 60.0
 """Without anything to wait for: what wakes the thread is said, so this is only a bound."""
+AHEAD_S, AHEAD_SHARE = 2e-3, 0.125
+"""How long before the end of a running step, in seconds and as a share of it, the next one is launched: long enough for
+the host to be done in time, and no longer, since who comes later waits for the step after that one."""
 STOP_STEPS_S = 2.0
 """How long `stop` lets steps that were launched come home."""
 
@@ -68,6 +71,10 @@ class EngineLoop(Generic[C, O]):
         self._stopping = False
         self._moved = False
         """The last turn launched or committed a step: the next one may do more without being woken."""
+        self._launch_due_s = 0.0
+        """While a step runs, the next one is not launched before."""
+        self._deferred = False
+        """The last turn launched nothing, since it was too early."""
         core.when_ready(inbox.wake)
         self._busy_since_s: float | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -112,7 +119,7 @@ class EngineLoop(Generic[C, O]):
         if self._core.has_work and (self._moved or not self._core.is_waiting):
             return 0.0
         now = self._ports.clock()
-        due_s = [now + LONGEST_SLEEP_S]
+        due_s = [self._launch_due_s if self._deferred else now + LONGEST_SLEEP_S]
         if not self._core.has_work:
             self._busy_since_s = None
             due_s.append(self._dispatch.load_due_s)
@@ -125,18 +132,36 @@ class EngineLoop(Generic[C, O]):
         started = self._ports.clock()
         if self._busy_since_s is None and self._core.has_work:
             self._busy_since_s = started
-        self._moved = self._core.launch(started)
+        self._launch(started)
         if self._moved or self._core.is_waiting:
             result = self._core.take_result()
         else:
             result = self._core.commit()
             self._moved = result.step_id >= 0
         now = self._ports.clock()
+        if result.step_id >= 0:
+            self._step_began(now)
         if result.step_id >= 0 and self._busy_since_s is not None:
             for observer in self._ports.observers:
                 observer.stepped(len(result.ids), now - self._busy_since_s)
             self._busy_since_s = now
         self._dispatch.on_result(result, now, may_report=self._moved or not self._core.is_waiting)
+
+    def _launch(self, now: float) -> None:
+        core = self._core
+        self._deferred = core.is_waiting and now < self._launch_due_s
+        if self._deferred:
+            core.attend(now)
+            self._moved = False
+            return
+        is_first = not core.num_in_flight
+        self._moved = core.launch(now)
+        if self._moved and is_first:
+            self._step_began(now)
+
+    def _step_began(self, now: float) -> None:
+        expected_s = self._core.expected_step_s
+        self._launch_due_s = now + expected_s - max(AHEAD_S, expected_s * AHEAD_SHARE)
 
     def _flush(self) -> None:
         frames = self._dispatch.take_frames()

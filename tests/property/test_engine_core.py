@@ -306,6 +306,12 @@ class EngineMachine(RuleBasedStateMachine):
             assert seen.request.deadline_s <= self.now or not seen.ends
 
     @rule()
+    def attend(self) -> None:
+        """Between launches."""
+        self.core.attend(self.now)
+        self.take(self.core.take_result())
+
+    @rule()
     def read_events(self) -> None:
         self.core.drain_events()
 
