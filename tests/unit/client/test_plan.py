@@ -46,18 +46,19 @@ def test_short_extensions_of_long_prompts_are_taken_too_lightly() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rate", "ttft_p50", "ttft_p99", "itl_p50", "itl_p99"), [(2, 0.05, 0.1, 0.05, 0.15), (8, 0.05, 0.25, 0.05, 0.05),
-                                                             (14, 0.1, 0.6, 0.05, 0.05)]
+    ("rate", "ttft_p50", "ttft_p99", "itl_p50", "itl_p99"), [(2, 0.05, 0.1, 0.05, 0.07), (8, 0.05, 0.35, 0.05, 0.07),
+                                                             (14, 0.1, 0.75, 0.05, 0.05)]
 )  # fmt: skip
 def test_two_gpus_under_load(rate: int, ttft_p50: float, ttft_p99: float, itl_p50: float, itl_p99: float) -> None:
-    """One worker of each kind, 100 requests: so few seldom see the tail of an endless load, which is planned for."""
+    """One worker of each kind, 100 requests: so few seldom see the tail of an endless load, which is planned for, and
+    what waits long is computed by the decode worker: the plan's p99 is above the measured one."""
     plan = make_plan(LLAMA, H200, replace(LOAD, requests_per_s=rate))
     assert (plan.prefill_workers, plan.decode_workers) == (1, 1)
     (line,) = re.findall(rf"^\| {rate} req/s \|.*$", RESULTS, re.MULTILINE)
     cells = [[float(number) for number in re.findall(r"[\d.]+", cell)] for cell in line.split("|")]
     (p50, p99), (gap50, gap99) = cells[2], cells[5]
     assert plan.ttft_p50_s * 1e3 == pytest.approx(p50, rel=ttft_p50)
-    assert plan.ttft_p99_s * 1e3 == pytest.approx(p99, rel=ttft_p99)
+    assert p99 * 0.95 < plan.ttft_p99_s * 1e3 < p99 * (1 + ttft_p99)
     assert plan.itl_p50_s * 1e3 == pytest.approx(gap50, rel=itl_p50)
     assert plan.itl_p99_s * 1e3 == pytest.approx(gap99, rel=itl_p99)
 
@@ -84,7 +85,7 @@ def test_more_load_needs_more_workers_and_each_kind_its_own() -> None:
     ("change", "message"),
     [
         ({"ttft_s": 0.05}, "a prompt alone takes 50 ms"),
-        ({"itl_s": 0.005}, "one row alone takes 6.4 ms a token"),
+        ({"itl_s": 0.005}, "one row alone takes 5.9 ms a token"),
         ({"requests_per_s": 1e9}, "more than 4096"),
         ({"input_len": 2_000_000}, "do not fit in the 141 GB of one h200"),
     ],
