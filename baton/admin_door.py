@@ -9,7 +9,7 @@ import httpx
 from baton.tls import own_verify
 from deploy.door import AdminDoor, find
 from engine.core.errors import InvalidRequest, NotFound, Unavailable
-from engine.server.config import CLUSTER_KEY_VARIABLE
+from engine.server.config import CLUSTER_KEY_VARIABLE, LOOPBACK
 
 _TIMEOUT_S = 10.0
 
@@ -37,6 +37,15 @@ def connect_control(url: str, control: str) -> httpx.Client:
     if not found.control:
         raise NotFound(f"the service at {url} was not started by `baton up`")
     return httpx.Client(base_url=found.control, headers={"authorization": f"Bearer {found.key}"}, timeout=_TIMEOUT_S)
+
+
+def routers_of(url: str) -> tuple[str, ...]:
+    """All routers of the service that this user started at `url`; none for one of another machine or user."""
+    try:
+        routers = tuple(find(_port(url)).routers)
+    except NotFound:
+        return ()
+    return routers if urlsplit(url).hostname in LOOPBACK or url in routers else ()
 
 
 def _port(url: str) -> int:

@@ -1,6 +1,7 @@
 """`baton status`: the workers of a running service and how busy they are."""
 
 import json
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 import httpx
@@ -9,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from baton.admin_door import call_door, connect, first_line
+from baton.admin_door import call_door, connect, first_line, routers_of
 from baton.keys import KEY_VARIABLE, own_key
 from baton.tls import own_verify
 from baton.wire import key_metadata
@@ -46,6 +47,8 @@ def status(
         show_pages(body, Console())
     else:
         show(body, Console())
+        for line in router_lines(routers_of(url)):
+            print(line)
     if not body["ready"]:
         raise typer.Exit(1)
 
@@ -61,6 +64,18 @@ def fetch_status(url: str) -> dict[str, Any]:
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
         raise Unavailable(f"cannot read the status of {url}: {first_line(error)}") from error
     return body
+
+
+def router_lines(urls: Sequence[str]) -> Iterator[str]:
+    """What each router of a service says of itself, when there are several: they share its workers and nothing else."""
+    for url in urls if len(urls) > 1 else ():
+        try:
+            body = fetch_status(url)
+        except Unavailable as error:
+            yield f"router {url}: {error.message}"
+            continue
+        state = "ready" if body["ready"] else f"not ready: {body['detail']}"
+        yield f"router {url}: {state}; {body['running_requests']} requests run, {body['queued_requests']} wait"
 
 
 def _by_id(body: dict[str, Any]) -> list[dict[str, Any]]:

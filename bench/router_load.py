@@ -1,7 +1,9 @@
 """The load of the router's benchmark, in a process of its own: `python -m bench.router_load '{"url": ...}'`.
 
 Closed loop: `concurrency` clients, each sends its next request when the last one has ended. HTTP bodies and gRPC
-messages are made before the first one is sent. Prints one JSON object: what each request waited and what came.
+messages are made before the first one is sent: then it prints a line and waits for one, so that whoever measures a
+process under this load counts the load and nothing else. At the end it prints one JSON object: what each request waited
+and what came.
 """
 
 import asyncio
@@ -28,6 +30,8 @@ FIRST_ID = 5
 WORDS = "river stone window paper morning engine garden silver bridge market winter signal forest copper island letter"
 MAX_MESSAGE_BYTES = 64 << 20
 CHUNK = b"data: {"
+READY = "ready"
+"""Printed when everything is made; the first request follows a line from whoever started this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +66,7 @@ Send = Callable[[int, LoadResult], Awaitable[None]]
 
 
 async def run(spec: LoadSpec) -> LoadResult:
-    """Send everything, wait for the last answer."""
+    """Send everything when told to, wait for the last answer."""
     rng = random.Random(spec.seed)
     prompts = [_prompt(spec, rng) for _ in range(spec.num_requests)]
     match spec.door:
@@ -87,6 +91,8 @@ async def _drive(spec: LoadSpec, send: Send) -> LoadResult:
         for number in numbers:
             await send(number, result)
 
+    print(READY, flush=True)
+    sys.stdin.readline()
     begin = time.perf_counter()
     await asyncio.gather(*(client() for _ in range(spec.concurrency)))
     result.wall_s = time.perf_counter() - begin

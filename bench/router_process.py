@@ -1,7 +1,8 @@
 """What a router process costs: `python -m router` before workers that answer at once, and its processor time.
 
 Two loads with few and with many tokens give milliseconds a request and microseconds a token; prompts of 100,000 token
-ids give what length costs. Processor time is the router process's own, all threads, user and system. sglang-router
+ids give what length costs. Processor time is the router process's own, all threads, user and system, between a load's
+first request and its last answer. sglang-router
 gets the same requests with the same number of workers where it can be imported; it passes text through, Baton
 also turns it into token ids and back.
 """
@@ -12,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -70,8 +72,15 @@ class RouterProcess:
 
     def cpu_s(self) -> float:
         """Its processor time so far."""
-        times = self.process.cpu_times()
-        return float(times.user + times.system)
+        return cpu_s_of(self.process.pid)
+
+
+def cpu_s_of(pid: int) -> float:
+    """Processor time of all threads of a process so far, user and system, in nanoseconds' steps where /proc has ticks.
+
+    The clock of another process as clock_getcpuclockid(3) names it on Linux.
+    """
+    return time.clock_gettime((~pid << 3) | 2)
 
 
 @contextmanager
@@ -128,18 +137,29 @@ def _end(process: "subprocess.Popen[str]") -> None:
         process.wait()
 
 
-def send(spec: LoadSpec) -> LoadResult:
-    """Run one load in a process of its own. Raises RuntimeError when a request failed."""
+def send(spec: LoadSpec, pid: int | None = None) -> tuple[LoadResult, float]:
+    """Run one load in a process of its own; with `pid`, also that process's seconds of processor time from the first
+    request's beginning to the last one's end. Raises RuntimeError when a request failed.
+    """
     command = [sys.executable, "-m", "bench.router_load", json.dumps(asdict(spec))]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"the load ended with {done.returncode}:\n{done.stderr}")
-    result = LoadResult(**json.loads(done.stdout.splitlines()[-1]))
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as load:
+        assert load.stdin is not None and load.stdout is not None and load.stderr is not None
+        if not load.stdout.readline():
+            raise RuntimeError(f"the load ended with {load.wait()}:\n{load.stderr.read()}")
+        before_s = cpu_s_of(pid) if pid is not None else 0.0
+        load.stdin.write("begin\n")
+        load.stdin.flush()
+        line = load.stdout.readline()
+        spent_s = cpu_s_of(pid) - before_s if pid is not None else 0.0
+        if not line:
+            raise RuntimeError(f"the load ended with {load.wait()}:\n{load.stderr.read()}")
+    result = LoadResult(**json.loads(line))
     if result.failed:
         raise RuntimeError(
             f"{result.failed} of {spec.num_requests} requests failed, the first with {result.first_error}"
         )
-    return result
+    return result, spent_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,10 +198,7 @@ class Bench:
             concurrency=concurrency,
             seed=self.spec.seed + num_new + num_prompt,
         )
-        before = self.process.cpu_times()
-        result = send(spec)
-        after = self.process.cpu_times()
-        spent_s = after.user + after.system - before.user - before.system
+        result, spent_s = send(spec, self.process.pid)
         return spent_s * 1e3 / num_requests, result
 
 
@@ -221,7 +238,7 @@ def added_latency(router: RouterProcess, sizes: ProcessSizes, seed: int) -> dict
     ttft: dict[str, list[float]] = {}
     for door, target in (("worker", router.workers[0]), ("http", router.url), ("grpc", router.grpc)):
         spec = replace(_spec(target, door, seed), num_requests=sizes.requests_alone, num_prompt=sizes.num_prompt)
-        ttft[door] = send(spec).ttft_ms
+        ttft[door] = send(spec)[0].ttft_ms
     for p in (50, 99):
         straight = percentile(ttft["worker"], p)
         rows[f"worker_p{p}_ms"] = round(straight, 2)

@@ -38,6 +38,15 @@ class Links:
 
 
 @dataclass(frozen=True, slots=True)
+class Routing:
+    """Who stands before the workers."""
+
+    policy: str = "cost"
+    num_routers: int = 1
+    """Before the same workers, each with ports and an index of its own."""
+
+
+@dataclass(frozen=True, slots=True)
 class ServiceConfig:
     """What runs where. Worker processes share one engine config; each has its own pages."""
 
@@ -57,14 +66,14 @@ class ServiceConfig:
     name: str = ""
     """See `model_name`."""
     links: Links = field(default_factory=Links)
-    policy: str = "cost"
+    routing: Routing = field(default_factory=Routing)
     doors: DoorConfig = field(default_factory=DoorConfig)
     ray_address: str = EMBEDDED
     gateway: GatewayConfig = field(default_factory=GatewayConfig)
 
     def __post_init__(self) -> None:
-        counts = (("prefill", self.num_prefill), ("decode", self.num_decode), ("decode-tp", self.decode_tp or 1))
-        for name, count in counts:
+        counts = {"prefill": self.num_prefill, "decode": self.num_decode, "decode-tp": self.decode_tp or 1}
+        for name, count in (counts | {"routers": self.routing.num_routers}).items():
             if count < 1:
                 raise InvalidRequest(f"must be at least 1, not {count}", param=name)
         for name, port in (("port", self.port), ("grpc-port", self.grpc_port), ("admin-port", self.admin_port)):
@@ -76,7 +85,7 @@ class ServiceConfig:
             raise InvalidRequest(f"HTTP and gRPC cannot share {self.port}", param="grpc-port")
         for name, value, choices in (
             ("transport", self.links.transport, TRANSPORTS),
-            ("policy", self.policy, POLICY_NAMES),
+            ("policy", self.routing.policy, POLICY_NAMES),
             ("log-format", self.gateway.log_format, ("", *LOG_FORMATS)),
             ("tool-parser", self.doors.tool_parser, TOOL_PARSERS),
             ("reasoning-parser", self.doors.reasoning_parser, REASONING_PARSERS),
@@ -125,6 +134,7 @@ FLAGS = (
     Flag("model_name", str, "", "What clients call the model; the last part of --model when left out."),
     Flag("prefill", int, 1, "Prefill workers."),
     Flag("decode", int, 1, "Decode workers."),
+    Flag("routers", int, 1, "Routers before the same workers; each further one has ports ten above the last one's."),
     Flag("colocated", bool, False, "Run both roles in each of --decode workers; no pages move."),
     Flag("host", str, "127.0.0.1", "Address to listen on; 0.0.0.0 for all interfaces."),
     Flag("port", int, 8000, "HTTP port; 0 takes a free one."),
@@ -184,7 +194,7 @@ def service_config(values: dict[str, Any], *, ray_address: str) -> ServiceConfig
         admin_port=values["admin_port"],
         name=values["model_name"],
         links=Links(values["transport"], parse_feed(values["kv_events"])),
-        policy=values["policy"],
+        routing=Routing(values["policy"], values["routers"]),
         doors=DoorConfig(tool_parser=values["tool_parser"], reasoning_parser=values["reasoning_parser"]),
         ray_address=ray_address,
         gateway=GatewayConfig(

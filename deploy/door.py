@@ -20,6 +20,8 @@ class AdminDoor:
     key: str = field(repr=False)
     control: str = ""
     """Of `baton up`."""
+    routers: tuple[str, ...] = ()
+    """Base URLs of all routers of the service, this one's too."""
 
 
 def _path(http_port: int) -> Path:

@@ -17,9 +17,12 @@ from deploy.actors import DecodeWorker, Endpoints, Place, PrefillWorker, Router
 from deploy.cluster import EMBEDDED, Cluster
 from deploy.config import ServiceConfig, service_config
 from deploy.door import AdminDoor, publish, withdraw
+from deploy.fleet.placing import Node
+from deploy.fleet.recipes import port_at
+from deploy.fleet.routers import Routers
 from deploy.launcher import RayProcess
 from deploy.supervisor import Member, Supervisor
-from engine.core.errors import BatonError, InvalidRequest, NotFound, Unavailable
+from engine.core.errors import BatonError, InvalidRequest
 from engine.core.types import WorkerInfo
 from engine.models.checkpoint import stored_tensors
 from engine.models.hub import resolve_model
@@ -32,6 +35,8 @@ from router.server_config import RouterServerConfig
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 READY_POLL_S = 0.05
+HERE = Node("", {}, {}, {}, "127.0.0.1")
+"""Routers of one host are reached on it."""
 PATIENCE_S = 10.0
 """How often a long start says what it still waits for."""
 
@@ -62,8 +67,9 @@ def run(values: dict[str, Any], *, ray_address: str) -> int:
     _handle_signals(_interrupt)
     try:
         config = service_config(values, ray_address=ray_address)
-        check_port(config.host, config.port, "port")
-        check_port(config.host, config.grpc_port, "grpc_port")
+        for index in range(config.routing.num_routers):
+            check_port(config.host, port_at(config.port, index), "port")
+            check_port(config.host, port_at(config.grpc_port, index), "grpc_port")
         say(f"looking at model {config.engine.model}")
         check_model(config)
         say("starting Ray" if ray_address == EMBEDDED else f"connecting to Ray at {ray_address}")
@@ -127,27 +133,29 @@ class Service:
         """By address."""
         self._ports: dict[str, int] = {}
         """Where each worker listened last, for the next start."""
-        self._router: RayProcess | None = None
-        self._endpoints = Endpoints(config.host, config.port, config.grpc_port, config.admin_port)
+        self._routers = Routers(say, config.gateway.tls.scheme)
         self._max_model_len: int | None = config.engine.max_model_len
         """From when the workers are up: what all of them can hold."""
         self._router_resources = cluster.router_resources()
-        self._next_router = self._new_router()
+        self._router_names = tuple(f"router-{i}" for i in range(config.routing.num_routers))
+        self._next_routers = {name: self._new_router(name) for name in self._router_names}
 
     async def serve(self) -> None:
         """Start, print the ready line, keep everything alive. Returns only by cancellation or an error."""
         self._end_with(asyncio.current_task())
         try:
-            self._next_router.prepare()  # its imports take as long as a worker's model
+            for router in self._next_routers.values():
+                router.prepare()  # its imports take as long as a worker's model
             await self._patiently(self._supervisor.start(self._workers()), "loading the model")
             self._max_model_len = min(info.max_model_len for info in self._workers_up.values())
-            await self._patiently(self._supervisor.start([self._router_member()]), "starting the router")
+            await self._patiently(self._supervisor.start(self._router_members()), "starting the router")
             await self._patiently(self._until_ready(), "waiting until the workers can hand over")
             print(self._ready_line(), flush=True)
             await self._supervisor.watch()
         finally:
-            withdraw(self._endpoints.http_port)
-            await asyncio.gather(self._supervisor.stop(), self._next_router.stop())
+            for endpoints in self._routers.endpoints.values():
+                withdraw(endpoints.http_port)
+            await asyncio.gather(self._supervisor.stop(), *(router.stop() for router in self._next_routers.values()))
 
     def _end_with(self, task: "asyncio.Task[Any] | None") -> None:
         """The first signal cancels `task`; later ones must not cancel the clean-up."""
@@ -208,88 +216,98 @@ class Service:
         self._say(f"{info.id} is up at {info.address} with {info.num_pages} pages of {info.layout.page_size} tokens")
         self._workers_up[info.address] = info
         self._ports[info.id] = int(info.address.rpartition(":")[2])
-        await self._tell_router("add_worker", info.address)
+        await self._routers.learn(list(self._workers_up.values()))
 
     async def _worker_down(self, info: WorkerInfo) -> None:
         del self._workers_up[info.address]
-        await self._tell_router("remove_worker", info.address)
+        await self._routers.forget(info)
 
-    async def _tell_router(self, method: str, address: str) -> None:
-        """A router that is down, or goes down meanwhile, is told of all workers when it is up again."""
-        if self._router is not None:
-            try:
-                await self._router.call(method, address)
-            except (NotFound, Unavailable) as error:
-                self._say(f"the router was not told about {address}: {error.message}")
+    # ------------------------------------------------------------ routers
 
-    # ------------------------------------------------------------ router
+    def _router_members(self) -> list[Member[Endpoints]]:
+        return [self._router_member(name) for name in self._router_names]
 
-    def _router_member(self) -> Member[Endpoints]:
+    def _router_member(self, name: str) -> Member[Endpoints]:
+        launched: list[RayProcess] = []
+
         def launch() -> RayProcess:
-            self._launched, self._next_router = self._next_router, self._new_router()
-            return self._launched
+            launched[:] = [self._next_routers[name]]
+            self._next_routers[name] = self._new_router(name)
+            return launched[0]
 
-        return Member("router", launch, self._router_up, self._router_down)
+        async def up(endpoints: Endpoints) -> None:
+            """From the second start on it has the ports that the first one found."""
+            await self._routers.joined(name, launched[0], endpoints, HERE)
+            self._publish()
+            await self._routers.learn(list(self._workers_up.values()))
 
-    def _new_router(self) -> RayProcess:
-        return RayProcess(Router, self._router_args, resources=self._router_resources)
+        async def down(_endpoints: Endpoints) -> None:
+            self._routers.left(name)
 
-    def _router_args(self) -> tuple[str, RouterServerConfig]:
-        config, endpoints = self._config, self._endpoints
+        return Member(name, launch, up, down)
+
+    def _new_router(self, name: str) -> RayProcess:
+        return RayProcess(Router, lambda: self._router_args(name), resources=self._router_resources)
+
+    def _router_args(self, name: str) -> tuple[str, RouterServerConfig]:
+        config, index, known = self._config, self._router_names.index(name), self._routers.endpoints.get(name)
         router_config = RouterServerConfig(
             model=Path(),
             model_name=config.model_name,
             cluster_key=self._cluster_key.encode(),
             max_model_len=self._max_model_len,
-            host=endpoints.host,
-            port=endpoints.http_port,
-            grpc_port=endpoints.grpc_port,
-            admin_port=endpoints.admin_port,
-            policy=config.policy,
+            host=config.host,
+            port=known.http_port if known else port_at(config.port, index),
+            grpc_port=known.grpc_port if known else port_at(config.grpc_port, index),
+            admin_port=known.admin_port if known else port_at(config.admin_port, index),
+            policy=config.routing.policy,
             gateway=config.gateway,
             doors=config.doors,
             limits=RouterConfig(salt_key=self._cluster_key.encode()),
         )
         return config.engine.model, router_config
 
-    async def _router_up(self, endpoints: Endpoints) -> None:
-        """From the second start on it takes the ports that the first one found."""
-        self._endpoints, self._router = endpoints, self._launched
-        if self._place.is_only_node:
-            publish(endpoints.http_port, AdminDoor(f"http://127.0.0.1:{endpoints.admin_port}", self._cluster_key))
-        for address in list(self._workers_up):
-            await self._tell_router("add_worker", address)
-
-    async def _router_down(self, _endpoints: Endpoints) -> None:
-        self._router = None
+    def _publish(self) -> None:
+        """Let commands on this machine find each router's admin door, and all routers from any of them."""
+        if not self._place.is_only_node:
+            return
+        known = self._routers.endpoints
+        urls = tuple(self._routers.url(name) for name in self._router_names if name in known)
+        for endpoints in known.values():
+            admin = f"http://127.0.0.1:{endpoints.admin_port}"
+            publish(endpoints.http_port, AdminDoor(admin, self._cluster_key, routers=urls))
 
     # ------------------------------------------------------------ readiness
 
     async def _until_ready(self) -> None:
-        """Until the router reaches every worker and every pair has proven itself or said why it cannot."""
+        """Until each router reaches every worker and every pair has proven itself or said why it cannot."""
         while True:
-            assert self._router is not None
-            status: ServiceStatus = await self._router.call("status")
-            if status.ready and all_joined(status, self._workers_up.values()):
+            statuses = await self._routers.statuses()
+            if len(statuses) == len(self._router_names) and all(map(self._is_ready, statuses)):
                 break
             await asyncio.sleep(READY_POLL_S)
-        for worker in status.workers:
+        for worker in statuses[0].workers:
             for peer in worker.peers:
                 if not peer.ready:
                     self._say(f"{worker.info.id} cannot take pages from {peer.worker_id}: {peer.message}")
 
+    def _is_ready(self, status: ServiceStatus) -> bool:
+        return status.ready and all_joined(status, self._workers_up.values())
+
     def _ready_line(self) -> str:
-        config, ends = self._config, self._endpoints
-        host = f"[{ends.host}]" if ":" in ends.host else ends.host
+        config = self._config
         if config.colocated:
             workers = f"{config.num_decode} colocated"
         else:
             workers = f"{config.num_prefill} prefill, {config.num_decode} decode"
-        url = f"{config.gateway.tls.scheme}://{host}:{ends.http_port}"
-        return (
-            f"Baton is ready: {url} (HTTP), {host}:{ends.grpc_port} (gRPC);"
-            f" model {config.model_name}, workers: {workers}"
-        )
+        first, *further = map(self._doors_of, self._router_names)
+        more = f", routers also at {' and '.join(further)}" if further else ""
+        return f"Baton is ready: {first}; model {config.model_name}, workers: {workers}{more}"
+
+    def _doors_of(self, name: str) -> str:
+        ends = self._routers.endpoints[name]
+        host = f"[{ends.host}]" if ":" in ends.host else ends.host
+        return f"{self._config.gateway.tls.scheme}://{host}:{ends.http_port} (HTTP), {host}:{ends.grpc_port} (gRPC)"
 
 
 def all_joined(status: ServiceStatus, workers: Iterable[WorkerInfo]) -> bool:

@@ -21,6 +21,7 @@ from engine.core.errors import Unavailable
 
 BATON = str(Path(sys.executable).parent / "baton")
 READY = re.compile(r"Baton is ready: (?P<http>http://\S+) \(HTTP\), (?P<grpc>\S+) \(gRPC\)")
+DOORS = re.compile(r"(?P<http>http://\S+) \(HTTP\), (?P<grpc>\S+) \(gRPC\)")
 START_S = 240.0
 POLL_S = 0.05
 STOP_S = 5.0
@@ -71,6 +72,8 @@ class Service(Site):
     process: subprocess.Popen[str]
     log: Path
     """Its standard error."""
+    others: tuple[Site, ...] = ()
+    """Its further routers."""
 
     def processes(self) -> list[psutil.Process]:
         """Every process of the service, the main one first."""
@@ -114,7 +117,8 @@ def serve(*flags: str) -> Iterator[Service]:
             )
         try:
             match = _wait_ready(process, log)
-            yield Service(match["http"], match["grpc"], process, log)
+            _, *others = [Site(doors["http"], doors["grpc"]) for doors in DOORS.finditer(match.string)]
+            yield Service(match["http"], match["grpc"], process, log, tuple(others))
         finally:
             stop(process)
 

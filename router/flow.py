@@ -109,7 +109,8 @@ class Flow:
 
     def prompt_pages(self, model_hash: str) -> PromptPages:
         """Names of the prefixes of what the next attempt has to compute."""
-        return PromptPages(self.tokens[:], self.salt, model_hash)
+        tokens = self.tokens[:] if self.num_emitted else self.call.tokens  # which nobody changes
+        return PromptPages(tokens, self.salt, model_hash)
 
     def sampling(self) -> Sampling:
         """As the client asked, without what it has been given already."""

@@ -116,8 +116,8 @@ def router_config(
         cluster_key=site.cluster_key,
         max_model_len=max_model_len,
         host=options.host,
-        port=known.http_port if known else _port(options.port, index),
-        grpc_port=known.grpc_port if known else _port(options.grpc_port, index),
+        port=known.http_port if known else port_at(options.port, index),
+        grpc_port=known.grpc_port if known else port_at(options.grpc_port, index),
         admin_port=0,
         policy=options.policy,
         gateway=config.gateway,
@@ -126,7 +126,8 @@ def router_config(
     )
 
 
-def _port(first: int, index: int) -> int:
+def port_at(first: int, index: int) -> int:
+    """Of router `index`, where the first one has `first`; 0 is any free one for all."""
     return first + PORT_STEP * index if first else 0
 
 

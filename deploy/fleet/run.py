@@ -157,7 +157,8 @@ class _Fleet:
         routers, node = self._controller.routers, self._controller.routers.node_of(router)
         ends = routers.endpoints[router]
         is_here = node is not None and node.id == self._controller.nodes.own()
-        door = AdminDoor(f"http://127.0.0.1:{ends.admin_port}" if is_here else "", self._key, control)
+        urls = tuple(map(routers.url, routers.ids))
+        door = AdminDoor(f"http://127.0.0.1:{ends.admin_port}" if is_here else "", self._key, control, urls)
         if self._published.get(ends.http_port) != door:  # a router that was started again has another admin port
             publish(ends.http_port, door)
             self._published[ends.http_port] = door

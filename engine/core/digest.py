@@ -13,9 +13,12 @@ digests. The keys of all pages of a cache, XORed, name its content whatever the 
 from array import array
 from collections.abc import Iterable
 from hashlib import blake2b
+from struct import iter_unpack
 
 DIGEST_BYTES = 16
 KEY_MASK = (1 << 60) - 1
+_NEW_HASHER = blake2b(digest_size=DIGEST_BYTES).copy
+"""A copy costs less than a new one with its parameters: a sixth of what a page of 128 tokens takes."""
 
 
 def root_digest(cache_salt: bytes, model_hash: str) -> bytes:
@@ -34,11 +37,13 @@ def page_digests(root: bytes, tokens: "array[int]", page_size: int, num_pages: i
     """Digests of the full pages of `tokens` (int32 buffer), at most `num_pages` of them, in chain order."""
     full = len(tokens) // page_size
     count = full if num_pages is None else min(full, num_pages)
-    view = memoryview(tokens).cast("B")
     width = page_size * tokens.itemsize
+    pages = memoryview(tokens).cast("B")[: count * width]
     digests, parent = [], root
-    for start in range(0, count * width, width):
-        parent = blake2b(parent + view[start : start + width], digest_size=DIGEST_BYTES).digest()
+    for (page,) in iter_unpack(f"{width}s", pages):
+        hasher = _NEW_HASHER()
+        hasher.update(parent + page)
+        parent = hasher.digest()
         digests.append(parent)
     return digests
 

@@ -168,6 +168,8 @@ class Answer:
     """One whole answer. Mutable while it is collected."""
 
     texts: list[str] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)
+    """Tokens that came with each of them."""
     tokens: list[int] = field(default_factory=list)
     logprobs: list[TokenText] = field(default_factory=list)
     prompt_logprobs: list[TokenText] = field(default_factory=list)
@@ -179,6 +181,7 @@ class Answer:
     def add(self, delta: TextDelta) -> None:
         """Take in the next delta of this answer."""
         self.texts.append(delta.text)
+        self.counts.append(len(delta.tokens))
         self.tokens += delta.tokens
         self.logprobs += delta.logprobs
         self.prompt_logprobs += delta.prompt_logprobs

@@ -26,6 +26,8 @@ from router.http.metrics import RequestMetrics
 from router.http.openapi import document
 from router.http.page import page_response
 from router.http.respond import Door, Json
+from router.http.responses import create_response
+from router.http.responses_schema import ResponsesRequest
 from router.http.schema import ChatRequest, CompletionRequest, TokenizeRequest
 from router.http.status import prefixes_body, status_body
 from router.text.model import ServedModel
@@ -55,6 +57,7 @@ def create_app(
     endpoints: dict[str, Endpoint] = {
         "/v1/completions": lambda request: complete(request, door),
         "/v1/chat/completions": lambda request: chat(request, door),
+        "/v1/responses": lambda request: create_response(request, door),
     }
     _add_openai(framework, door, endpoints)
     _add_operations(framework, status, registry)
@@ -93,6 +96,11 @@ def _add_openai(app: FastAPI, door: Door, endpoints: Mapping[str, Endpoint]) -> 
         """Answer a conversation."""
         return await endpoints["/v1/chat/completions"](request)
 
+    @app.post("/v1/responses", response_model=None)
+    async def responses(request: Request) -> Response:
+        """Answer a conversation, in the words of OpenAI's Responses API; nothing is kept."""
+        return await endpoints["/v1/responses"](request)
+
     @app.post("/tokenize")
     async def tokenize(request: Request) -> Json:
         """Token ids exactly as the model would see them."""
@@ -110,6 +118,7 @@ def _add_document(app: FastAPI, model_name: str) -> None:
     bodies: dict[str, type[BaseModel]] = {
         "/v1/completions": CompletionRequest,
         "/v1/chat/completions": ChatRequest,
+        "/v1/responses": ResponsesRequest,
         "/tokenize": TokenizeRequest,
     }
     written = document(app, bodies, model_name)

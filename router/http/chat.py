@@ -2,27 +2,42 @@
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from fastapi import Request, Response
 
 from engine.core.types import FinishReason
+from router.dialect.dialect import AnswerParser
 from router.dialect.reasoning import OPEN
 from router.doors.prompts import check_model, tokens_of_chat
-from router.doors.session import Answer, Ask, choices_of
+from router.doors.session import Answer, Ask, Choice, choices_of
 from router.doors.structured import checked_grammar
 from router.http.body import read_body
 from router.http.logprobs import Json, chat_logprobs
 from router.http.message import MessageBuilder
-from router.http.respond import Door, request_id_of, respond
+from router.http.respond import ChunkEvents, Door, request_id_of, respond
 from router.http.schema import ChatRequest
 from router.http.tools import tool_use
 from router.http.usage import UsageCount
 from router.text.output import TextDelta
 
 
-async def chat(request: Request, door: Door) -> Response:
-    """The assistant's next message."""
-    body = await read_body(request, ChatRequest)
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What an assistant is to say next, checked: `choices` can run."""
+
+    ask: Ask
+    choices: list[Choice]
+    parser: Callable[[], AnswerParser]
+    """A new one for each answer."""
+    parallel: bool
+    """Several calls in one answer may be shown."""
+    short_ids: bool
+    """Ids of calls as Mistral's templates want them."""
+
+
+async def turn_of(request: Request, door: Door, body: ChatRequest, id_prefix: str) -> Turn:
+    """The conversation through template, tools and grammar. Raises InvalidRequest, UnknownModel, Overloaded."""
     model = door.model
     check_model(model, body.model)
     asked = body.grammar()
@@ -32,7 +47,7 @@ async def chat(request: Request, door: Door) -> Response:
     messages = [message.plain() for message in body.messages]
     tokens = await tokens_of_chat(model, messages, body.chat_template_kwargs, use.shown)
     ask = Ask(
-        request_id=request_id_of(request, "chatcmpl"),
+        request_id=request_id_of(request, id_prefix),
         prompts=[tokens],
         fields=body,
         default_max_tokens=None,
@@ -46,14 +61,25 @@ async def chat(request: Request, door: Door) -> Response:
     choices = choices_of(ask, model, door.config)
     inside = model.dialect.thinks and model.ends_with(tokens, OPEN)
 
-    def message() -> MessageBuilder:
+    def parser() -> AnswerParser:
         # An answer that must have a form begins with it, whatever the prompt ends with: there are no thoughts in it.
-        parser = model.dialect.parser(with_tools=use.parses, thoughts=asked is None, inside_thoughts=inside)
-        return MessageBuilder(parser, parallel=use.parallel, short_ids=model.dialect.tools == "mistral")
+        return model.dialect.parser(with_tools=use.parses, thoughts=asked is None, inside_thoughts=inside)
+
+    return Turn(ask, choices, parser, use.parallel, model.dialect.tools == "mistral")
+
+
+async def chat(request: Request, door: Door) -> Response:
+    """The assistant's next message."""
+    body = await read_body(request, ChatRequest)
+    turn = await turn_of(request, door, body, "chatcmpl")
+
+    def message() -> MessageBuilder:
+        return MessageBuilder(turn.parser(), parallel=turn.parallel, short_ids=turn.short_ids)
 
     include_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
-    shape = ChatShape(ask, body, message, null_usage=include_usage)
-    return await respond(request, door, choices, shape, stream=bool(body.stream), include_usage=include_usage)
+    shape = ChatShape(turn.ask, body, message, null_usage=include_usage)
+    streamed = ChunkEvents(shape, include_usage=include_usage) if body.stream else None
+    return await respond(request, door, turn.choices, shape.whole, streamed)
 
 
 class ChatShape:

@@ -12,7 +12,7 @@ from router.doors.session import Answer, Ask, check_count, choices_of
 from router.doors.structured import checked_grammar
 from router.http.body import parse_body, read_bytes
 from router.http.logprobs import Json, joined, legacy_logprobs, legacy_token
-from router.http.respond import Door, request_id_of, respond
+from router.http.respond import ChunkEvents, Door, request_id_of, respond
 from router.http.schema import CompletionRequest
 from router.http.token_ids import cut_token_ids
 from router.http.usage import UsageCount
@@ -48,7 +48,8 @@ async def complete(request: Request, door: Door) -> Response:
     echoes = [EchoedPrompt(*pair, pieces) for pair in zip(prompts, tokens, strict=True)] if body.echo else []
     include_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
     shape = CompletionShape(ask, body, echoes, null_usage=include_usage)
-    return await respond(request, door, choices, shape, stream=bool(body.stream), include_usage=include_usage)
+    streamed = ChunkEvents(shape, include_usage=include_usage) if body.stream else None
+    return await respond(request, door, choices, shape.whole, streamed)
 
 
 def _prompts(body: CompletionRequest) -> "list[str | list[int] | array[int]]":

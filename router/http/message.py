@@ -43,7 +43,7 @@ class MessageBuilder:
             case CallStart(index, name) if self._parallel or index == 0:
                 self.calls = True
                 function = {"name": name, "arguments": ""}
-                call = {"index": index, "id": self._id(), "type": "function", "function": function}
+                call = {"index": index, "id": call_id(short=self._short_ids), "type": "function", "function": function}
                 delta.setdefault("tool_calls", []).append(call)
             case CallArguments(index, text) if self._parallel or index == 0:
                 self._more(delta, index, text)
@@ -54,7 +54,9 @@ class MessageBuilder:
             calls.append({"index": index, "function": {"arguments": ""}})
         calls[-1]["function"]["arguments"] += text
 
-    def _id(self) -> str:
-        if self._short_ids:
-            return "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(9))
-        return f"call_{secrets.token_hex(12)}"
+
+def call_id(*, short: bool) -> str:
+    """A fresh one. `short`: nine letters and digits."""
+    if short:
+        return "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(9))
+    return f"call_{secrets.token_hex(12)}"

@@ -7,7 +7,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 _ROUTES = frozenset(
-    ("/v1/completions", "/v1/chat/completions", "/v1/models", "/tokenize", "/health", "/live", "/metrics", "/status")
+    (
+        "/v1/completions",
+        "/v1/chat/completions",
+        "/v1/responses",
+        "/v1/models",
+        "/tokenize",
+        "/health",
+        "/live",
+        "/metrics",
+        "/status",
+    )
 )
 
 

@@ -1,7 +1,7 @@
 """From checked choices to an HTTP response, whole or streamed; a client that leaves ends its work."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -41,17 +41,48 @@ class Door:
     gateway: Gateway
 
 
-class Shape(Protocol):
-    """How one endpoint spells answers."""
+class Spelling(Protocol):
+    """How one endpoint spells a stream; each answer is the bytes of some events, or none."""
 
-    def whole(self, answers: Sequence[Answer]) -> Json:
-        """The body of a response that is not streamed."""
+    def part(self, index: int, delta: TextDelta) -> bytes:
+        """What one delta adds."""
+
+    def end(self) -> bytes:
+        """What comes after the last one."""
+
+    def failed(self, error: BatonError) -> bytes:
+        """What comes instead when the answer breaks off: too late for a status."""
+
+
+class Chunks(Protocol):
+    """Of an endpoint whose events are JSON objects without a name."""
 
     def chunk(self, index: int, delta: TextDelta) -> Json | None:
         """One event of a stream; None when there is nothing to say yet."""
 
     def usage_chunk(self) -> Json:
         """The event after the last delta, for clients that asked for usage."""
+
+
+class ChunkEvents:
+    """`chunks` as a Spelling. An error is an event, and then there is no [DONE]."""
+
+    def __init__(self, chunks: Chunks, *, include_usage: bool) -> None:
+        self._chunks = chunks
+        self._include_usage = include_usage
+
+    def part(self, index: int, delta: TextDelta) -> bytes:
+        """See Spelling."""
+        body = self._chunks.chunk(index, delta)
+        return b"" if body is None else _event(body)
+
+    def end(self) -> bytes:
+        """See Spelling."""
+        return (_event(self._chunks.usage_chunk()) if self._include_usage else b"") + _DONE
+
+    def failed(self, error: BatonError) -> bytes:
+        """See Spelling."""
+        return _event(baton_error_object(error))
 
 
 class EventStream(Response):
@@ -83,27 +114,34 @@ class EventStream(Response):
 
 
 async def respond(
-    request: Request, door: Door, choices: Sequence[Choice], shape: Shape, *, stream: bool, include_usage: bool
+    request: Request,
+    door: Door,
+    choices: Sequence[Choice],
+    whole: Callable[[Sequence[Answer]], Json],
+    streamed: Spelling | None,
 ) -> Response:
-    """Run the choices and answer. An error before the first token is raised, so that it gets its own status."""
+    """Run the choices and answer: `whole` makes the body, or the answer is `streamed`.
+
+    An error before the first token is raised, so that it gets its own status.
+    """
     request_id = choices[0].call.request_id.rpartition("-")[0]
     headers = {"x-request-id": request_id}
     visit = door.gateway.visit(_arrival(request), request_id, choices)
     events = visit.run(door.generator)
     leaving = Leaving(request)
     try:
-        if not stream:
+        if streamed is None:
             answers = await leaving.result(collect(events, visit.choices))
             leaving.close()
             timing = timing_headers(answers[0].cached_tokens, answers[0].timing, whole=True)
-            return JSONResponse(shape.whole(answers), headers=headers | rate_headers(visit.quotas) | timing)
+            return JSONResponse(whole(answers), headers=headers | rate_headers(visit.quotas) | timing)
         first = await leaving.result(_next(events))
     except BaseException:  # a cancelled handler too: nobody else would close them
         leaving.close()
         await events.aclose()
         raise
     headers |= rate_headers(visit.quotas) | timing_headers(first[1].cached_tokens or 0, first[1].timing, whole=False)
-    return EventStream(_server_sent(first, events, shape, include_usage), headers, leaving)
+    return EventStream(_server_sent(first, events, streamed), headers, leaving)
 
 
 def _arrival(request: Request) -> Arrival:
@@ -114,19 +152,19 @@ def _arrival(request: Request) -> Arrival:
 
 
 async def _server_sent(
-    first: tuple[int, TextDelta], rest: AsyncGenerator[tuple[int, TextDelta], None], shape: Shape, include_usage: bool
+    first: tuple[int, TextDelta], rest: AsyncGenerator[tuple[int, TextDelta], None], spelling: Spelling
 ) -> AsyncGenerator[tuple[bytes, bool], None]:
     async with aclosing(rest):
         try:
-            if (body := shape.chunk(*first)) is not None:
-                yield _event(body), True
+            if event := spelling.part(*first):
+                yield event, True
             async for index, delta in rest:
-                if (body := shape.chunk(index, delta)) is not None:
-                    yield _event(body), True
-        except BatonError as error:  # too late for a status: an error event, and no [DONE]
-            yield _event(baton_error_object(error)), False
+                if event := spelling.part(index, delta):
+                    yield event, True
+        except BatonError as error:
+            yield spelling.failed(error), False
             return
-        yield (_event(shape.usage_chunk()) if include_usage else b"") + _DONE, False
+        yield spelling.end(), False
 
 
 async def _next(events: AsyncGenerator[tuple[int, TextDelta], None]) -> tuple[int, TextDelta]:

@@ -10,8 +10,9 @@ from tests.fakes.checkpoints import tiny_checkpoint
 
 @pytest.fixture(scope="package")
 def service() -> Iterator[Service]:
-    """One prefill and one decode worker with a tiny Llama; the context is 512 tokens."""
-    with serve("--model", str(tiny_checkpoint("llama")), "--max-model-len", "512", "--kv-memory", "8MiB") as running:
+    """One prefill and one decode worker with a tiny Llama behind two routers; the context is 512 tokens."""
+    flags = ("--max-model-len", "512", "--kv-memory", "8MiB", "--routers", "2")
+    with serve("--model", str(tiny_checkpoint("llama")), *flags) as running:
         yield running
 
 

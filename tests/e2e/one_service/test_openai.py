@@ -1,5 +1,6 @@
 """The official OpenAI client, unmodified, against a running service."""
 
+import json
 from collections.abc import Iterator
 
 import openai
@@ -52,6 +53,23 @@ def test_chat_streamed(client: openai.OpenAI, model: str) -> None:
     assert chunks[0].choices[0].delta.role == "assistant"
     assert chunks[-1].choices[0].finish_reason in ("stop", "length")
     assert {chunk.id for chunk in chunks} == {chunks[0].id}
+
+
+def test_responses_streamed_and_not_agree_and_go_on(client: openai.OpenAI, model: str) -> None:
+    options = {"model": model, "input": "Say something.", "max_output_tokens": 12, "temperature": 0.0}
+    whole = client.responses.create(**options)
+    assert whole.usage is not None and 0 < whole.usage.output_tokens <= 12
+    with client.responses.stream(**options) as stream:
+        text = "".join(event.delta for event in stream if event.type == "response.output_text.delta")
+    assert text == whole.output_text
+    turns = [{"role": "user", "content": "Say something."}, *whole.output, {"role": "user", "content": "More."}]
+    longer = client.responses.create(**(options | {"input": turns, "instructions": "Be brief."}))
+    assert longer.usage is not None and longer.usage.input_tokens > whole.usage.input_tokens
+    form = {"format": {"type": "json_schema", "name": "n", "schema": {"type": "integer"}, "strict": True}}
+    number = client.responses.create(**(options | {"text": form, "temperature": 1.0, "extra_body": {"seed": 1}}))
+    assert number.status == "incomplete" or isinstance(json.loads(number.output_text), int)
+    with pytest.raises(openai.BadRequestError, match="nothing is kept here"):
+        client.responses.create(**options, store=True)
 
 
 def test_seeded_sampling_repeats(client: openai.OpenAI, model: str) -> None:

@@ -4,13 +4,16 @@ import io
 import json
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
 from rich.console import Console
 
+from baton.admin_door import routers_of
 from baton.cli import main
-from baton.status import show, show_prefixes
+from baton.status import router_lines, show, show_prefixes
+from deploy.door import AdminDoor, publish, withdraw
 from engine.core.types import KVLayout, WorkerInfo, WorkerLoad
 from router.api import ServiceStatus, WorkerStatus
 from router.http.status import status_body
@@ -198,3 +201,19 @@ def test_the_prefixes_of_a_service() -> None:
     assert ["w1", "public", "exact", "64", "16"] in lines and ["w2", "session", "not", "synced", "0", "0"] in lines
     assert ["48", "7", "w1", "(48),", "w2", "(16)", "'You", "are", "[b]helpful'"] in lines
     assert ["16", "1", "nobody", "'x'"] in lines
+
+
+def test_status_names_all_routers_of_a_service(
+    service: Service, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert list(router_lines((service.url,))) == [], "one router needs no line"
+    port = urlsplit(service.url).port
+    assert port is not None
+    publish(port, AdminDoor("http://127.0.0.1:1", "key", routers=(service.url, "http://127.0.0.1:1")))
+    try:
+        assert run(monkeypatch, "status", "--url", service.url) == 0
+        assert routers_of(f"http://elsewhere:{port}") == ()
+    finally:
+        withdraw(port)
+    out = capsys.readouterr().out
+    assert f"router {service.url}: ready; " in out and "router http://127.0.0.1:1: cannot read the status" in out

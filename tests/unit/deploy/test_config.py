@@ -30,7 +30,7 @@ def test_what_clients_call_the_model(given: dict[str, object], name: str) -> Non
     ("given", "flag"),
     [({"prefill": 0}, "prefill"), ({"port": 70_000}, "port"), ({"port": 5, "grpc_port": 5}, "grpc-port"),
      ({"policy": "best"}, "policy"), ({"kv_memory": "much"}, "kv_memory"), ({"tp": 0}, "tp"),
-     ({"decode_tp": -1}, "decode-tp"), ({"collective": "ring"}, "collective")],
+     ({"routers": 0}, "routers"), ({"decode_tp": -1}, "decode-tp"), ({"collective": "ring"}, "collective")],
 )  # fmt: skip
 def test_a_bad_value_names_its_flag(given: dict[str, object], flag: str) -> None:
     with pytest.raises(InvalidRequest) as caught:

@@ -59,7 +59,7 @@ def fuzz(operations: list[APIOperation], profile: settings) -> None:
 
 
 def test_whatever_is_sent_gets_an_answer(operations: list[APIOperation]) -> None:
-    assert len(operations) >= 8
+    assert len(operations) >= 9
     fuzz(operations, FEW)
 
 
@@ -70,7 +70,9 @@ def test_whatever_is_sent_gets_an_answer_at_length(operations: list[APIOperation
 
 async def test_the_document_says_what_the_door_takes(service: Service) -> None:
     doc = (await service.http.get("/openapi.json")).json()
-    assert {"/v1/completions", "/v1/chat/completions", "/v1/models", "/tokenize", "/health"} <= set(doc["paths"])
+    assert {"/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/models", "/tokenize", "/health"} <= set(
+        doc["paths"]
+    )
     body = doc["paths"]["/v1/completions"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert {"prompt", "max_tokens", "priority", "timeout_s"} <= set(body["properties"])
     assert body["properties"]["model"]["enum"] == ["tiny"]

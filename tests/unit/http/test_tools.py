@@ -2,31 +2,15 @@
 
 import asyncio
 import json
-from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
-from prometheus_client import CollectorRegistry
 from pydantic import BaseModel
 
 from engine.core.types import GrammarKind
-from router.api import ServiceStatus
-from router.doors.config import DoorConfig
-from router.http.app import create_app
-from router.text.model import load_served_model
-from tests.fakes.generator import FakeGenerator, FakeStatus
-from tests.fakes.http_server import serving
-from tests.fakes.text_models import byte_level_tokenizer, tokenizer_config, write_checkpoint
 from tests.unit.http.conftest import Service
 
-TEMPLATE = (
-    "{% if tools %}<tools>{{ tools | tojson }}</tools>{% endif %}"
-    "{% for message in messages %}[{{ message['role'] }}]{{ message['content'] }}"
-    "{% for call in message['tool_calls'] or [] %}<tool_call>{{ call.function | tojson }}</tool_call>{% endfor %}"
-    "{% if message['tool_call_id'] %}({{ message['tool_call_id'] }}){% endif %}<|end|>{% endfor %}"
-    "[assistant]{% if think %}<think>\n{% endif %}{# </think> #}"
-)
 PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 TOOLS: list[Any] = [
     {"type": "function", "function": {"name": "weather", "description": "how it is", "parameters": PARAMETERS}},
@@ -37,24 +21,6 @@ TWO = (
     'Let me see.\n<tool_call>\n{"name": "weather", "arguments": {"city": "Köln"}}\n</tool_call>\n'
     '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'
 )
-
-
-@pytest.fixture
-async def tools(tmp_path: Path, request: pytest.FixtureRequest):  # noqa: ANN201
-    from httpx import AsyncClient
-    from tokenizers import Tokenizer
-
-    template, parser = getattr(request, "param", (TEMPLATE, "auto"))
-    tokenizer = Tokenizer.from_str(byte_level_tokenizer())
-    tokenizer.add_special_tokens(["[TOOL_CALLS]"])
-    write_checkpoint(tmp_path, tokenizer, tokenizer_config(chat_template=template), max_position_embeddings=4096)
-    model = load_served_model(tmp_path, "tiny", tool_parser=parser)
-    generator, status = FakeGenerator(lambda call: list(call.tokens)), FakeStatus(ServiceStatus(ready=True))
-    app = create_app(generator, model, status, DoorConfig(), CollectorRegistry())
-    async with serving(app) as url, AsyncClient(base_url=url, timeout=20) as http:
-        client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, http_client=http)
-        yield Service(model, generator, status, url, http, client)
-    model.grammars.close()
 
 
 async def ask(service: Service, **fields: Any) -> Any:
