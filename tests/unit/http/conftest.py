@@ -1,9 +1,8 @@
-"""One service behind a real HTTP server for each test."""
+"""One service behind a real HTTP server for each test; its model is the module's."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import httpx
 import pytest
@@ -17,7 +16,7 @@ from router.http.app import create_app
 from router.text.model import ServedModel
 from tests.fakes.generator import FakeGenerator, FakeStatus
 from tests.fakes.http_server import serving
-from tests.fakes.text_models import served_model
+from tests.fakes.text_models import model_of_its_own
 
 MAX_BODY_BYTES = 2 << 20
 
@@ -58,18 +57,23 @@ def _echo(call: GenerateCall) -> list[int]:
 
 
 @asynccontextmanager
-async def running(tmp_path: Path, config: DoorConfig, gateway: Gateway | None = None) -> AsyncIterator[Service]:
+async def running(model: ServedModel, config: DoorConfig, gateway: Gateway | None = None) -> AsyncIterator[Service]:
     """A service with these limits; without a gateway everybody may call."""
-    model = served_model(tmp_path)
     generator, status = FakeGenerator(_echo), FakeStatus(ServiceStatus(ready=True))
     app = create_app(generator, model, status, config, CollectorRegistry(), gateway)
     async with serving(app) as url, httpx.AsyncClient(base_url=url, timeout=20, verify=False) as http:
         openai = AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, http_client=http)
         yield Service(model, generator, status, url, http, openai)
-    model.grammars.close()
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Iterator[ServedModel]:
+    """The model of all services of a module."""
+    with model_of_its_own() as model:
+        yield model
 
 
 @pytest.fixture
-async def service(tmp_path: Path) -> AsyncIterator[Service]:
-    async with running(tmp_path, DoorConfig(max_body_bytes=MAX_BODY_BYTES, max_sequences=8)) as running_service:
+async def service(tiny: ServedModel) -> AsyncIterator[Service]:
+    async with running(tiny, DoorConfig(max_body_bytes=MAX_BODY_BYTES, max_sequences=8)) as running_service:
         yield running_service

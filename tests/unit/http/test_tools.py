@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import openai
@@ -14,7 +14,7 @@ from engine.core.types import GrammarKind
 from router.api import ServiceStatus
 from router.doors.config import DoorConfig
 from router.http.app import create_app
-from router.text.model import load_served_model
+from router.text.model import ServedModel, load_served_model
 from tests.fakes.generator import FakeGenerator, FakeStatus
 from tests.fakes.http_server import serving
 from tests.fakes.text_models import byte_level_tokenizer, tokenizer_config, write_checkpoint
@@ -39,22 +39,37 @@ TWO = (
 )
 
 
-@pytest.fixture
-async def tools(tmp_path: Path, request: pytest.FixtureRequest):  # noqa: ANN201
-    from httpx import AsyncClient
+@pytest.fixture(scope="module")
+def model_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str, str], ServedModel]]:
+    """Models by chat template and parser, each made once for all tests here."""
     from tokenizers import Tokenizer
 
-    template, parser = getattr(request, "param", (TEMPLATE, "auto"))
-    tokenizer = Tokenizer.from_str(byte_level_tokenizer())
-    tokenizer.add_special_tokens(["[TOOL_CALLS]"])
-    write_checkpoint(tmp_path, tokenizer, tokenizer_config(chat_template=template), max_position_embeddings=4096)
-    model = load_served_model(tmp_path, "tiny", tool_parser=parser)
+    made = {}
+
+    def model_of(template: str, parser: str) -> ServedModel:
+        if (template, parser) not in made:
+            folder = tmp_path_factory.mktemp("model")
+            tokenizer = Tokenizer.from_str(byte_level_tokenizer())
+            tokenizer.add_special_tokens(["[TOOL_CALLS]"])
+            write_checkpoint(folder, tokenizer, tokenizer_config(chat_template=template), max_position_embeddings=4096)
+            made[template, parser] = load_served_model(folder, "tiny", tool_parser=parser)
+        return made[template, parser]
+
+    yield model_of
+    for model in made.values():
+        model.grammars.close()
+
+
+@pytest.fixture
+async def tools(model_of: Callable[[str, str], ServedModel], request: pytest.FixtureRequest):  # noqa: ANN201
+    from httpx import AsyncClient
+
+    model = model_of(*getattr(request, "param", (TEMPLATE, "auto")))
     generator, status = FakeGenerator(lambda call: list(call.tokens)), FakeStatus(ServiceStatus(ready=True))
     app = create_app(generator, model, status, DoorConfig(), CollectorRegistry())
     async with serving(app) as url, AsyncClient(base_url=url, timeout=20) as http:
         client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, http_client=http)
         yield Service(model, generator, status, url, http, client)
-    model.grammars.close()
 
 
 async def ask(service: Service, **fields: Any) -> Any:
