@@ -28,7 +28,19 @@ main()
 
 
 def test_a_start_that_times_out_is_one_line_and_status_2() -> None:
-    command = [sys.executable, "-c", START, "serve", "--model", str(tiny_checkpoint("llama")), "--port", "0", LATE]
+    command = [
+        sys.executable,
+        "-c",
+        START,
+        "serve",
+        "--model",
+        str(tiny_checkpoint("llama")),
+        "--port",
+        "0",
+        "--grpc-port",
+        "0",
+        LATE,
+    ]
     result = subprocess.run(
         command, capture_output=True, text=True, timeout=120, check=False, cwd=Path(__file__).parents[3]
     )
