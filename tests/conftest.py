@@ -10,7 +10,7 @@ if not Path("/dev/nvidiactl").exists():
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Those that say how long they take come first, the longest of all first: so processes that share them end together.
+    """Tests that say how long they take come first, the longest before all: processes that share them end together.
 
     A file whose mark is of the whole file stays together.
     """
