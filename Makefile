@@ -5,8 +5,9 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 ARGS   ?=
 JOBS   ?= 2
-# Tests share the machine's cores among processes; more threads in each only get in each other's way.
-TESTENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+# Tests share the machine's cores among processes; more threads in each only get in each other's way. Every process
+# that they start imports the same code: compiled once, whatever the shell says of that.
+TESTENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false PYTHONDONTWRITEBYTECODE=
 
 .PHONY: serve test test-fast check format proto bench gpu-test install clean help
 
@@ -17,7 +18,11 @@ serve: $(STAMP) ## Serve the built-in model: HTTP on 8000, gRPC on 8001 (ARGS="-
 	@exec $(BIN)/baton serve $(ARGS)
 
 # Files as a whole, in their order: xdist's own puts those with few tests last, which are the long ones.
-FAST := -q -m "not slow and not gpu" -n $(JOBS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+SHARED := -n $(JOBS) --max-worker-restart 0
+FILES  := $(SHARED) --dist loadfile --no-loadscope-reorder
+FAST   := -q -m "not slow and not gpu" $(FILES)
+SLOW   := -q -m "slow and not gpu"
+LONG   := tests/contract tests/property tests/unit
 
 # What failed is shown and gets one more run, alone, which it must pass: a busy machine makes real sockets late.
 AGAIN := --last-failed --last-failed-no-failures none
@@ -25,10 +30,10 @@ AGAIN := --last-failed --last-failed-no-failures none
 test: $(STAMP) ## All tests that need no GPU
 	$(TESTENV) $(BIN)/python -m pytest $(FAST) $(ARGS) \
 	  || $(TESTENV) $(BIN)/python -m pytest -q -m "not slow and not gpu" $(AGAIN) $(ARGS)
-	$(TESTENV) $(BIN)/python -m pytest -q -m "slow and not gpu" -n $(JOBS) --max-worker-restart 0 $(ARGS) tests/contract tests/property tests/unit \
-	  || $(TESTENV) $(BIN)/python -m pytest -q -m "slow and not gpu" $(AGAIN) $(ARGS) tests/contract tests/property tests/unit
-	$(TESTENV) $(BIN)/python -m pytest -q -m "slow and not gpu" --durations=10 $(ARGS) tests/e2e \
-	  || $(TESTENV) $(BIN)/python -m pytest -q -m "slow and not gpu" $(AGAIN) $(ARGS) tests/e2e
+	$(TESTENV) $(BIN)/python -m pytest $(SLOW) $(SHARED) --maxschedchunk 1 $(ARGS) $(LONG) \
+	  || $(TESTENV) $(BIN)/python -m pytest $(SLOW) $(AGAIN) $(ARGS) $(LONG)
+	$(TESTENV) $(BIN)/python -m pytest $(SLOW) $(FILES) --durations=10 $(ARGS) tests/e2e \
+	  || $(TESTENV) $(BIN)/python -m pytest $(SLOW) $(AGAIN) $(ARGS) tests/e2e
 
 test-fast: $(STAMP) ## The tests without real processes, in minutes
 	$(TESTENV) $(BIN)/python -m pytest $(FAST) $(ARGS)

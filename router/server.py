@@ -26,6 +26,7 @@ from router.discovery import Discovery, WorkerName
 from router.feeds import FeedWord
 from router.gateway_process import GatewayProcess, limits_of
 from router.http.app import create_app
+from router.http.prompt_server import PromptServer
 from router.http.protocol import BoundedProtocol
 from router.http.tls import server_context
 from router.kv_follower import FeedPlace, KVFollower
@@ -124,7 +125,7 @@ class RouterServer:
         if self.drain_s:
             await asyncio.sleep(min(self._config.gateway.drain_notice_s, self.drain_s))
         for server, _ in self._http:
-            server.should_exit = True
+            server.stop()
         rpc_stopped = asyncio.create_task(self._rpc.stop(self.drain_s + STOP_S))
         await drained
         await self.service.stop()
@@ -184,10 +185,10 @@ def _bind(host: str, port: int) -> socket.socket:
     return sock
 
 
-def _uvicorn(app: Any, tls: TlsFiles | None = None) -> uvicorn.Server:
+def _uvicorn(app: Any, tls: TlsFiles | None = None) -> PromptServer:
     """Raises InvalidRequest for TLS files that cannot be used."""
     context = None if tls is None else server_context(tls)
-    return uvicorn.Server(
+    return PromptServer(
         uvicorn.Config(
             app,
             loop="none",

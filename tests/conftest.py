@@ -3,5 +3,21 @@
 import os
 from pathlib import Path
 
+import pytest
+
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that say how long they take come first, the longest before all: processes that share them end together.
+
+    A file whose mark is of the whole file stays together.
+    """
+    items.sort(key=lambda item: -seconds_of(item))
+
+
+def seconds_of(item: pytest.Item) -> float:
+    """What its mark says, as in `slow(seconds=60)`; 0 without."""
+    mark = item.get_closest_marker("slow")
+    return 0.0 if mark is None else float(mark.kwargs.get("seconds", 0.0))

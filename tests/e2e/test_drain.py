@@ -21,7 +21,7 @@ from engine.wire.inference_pb2_grpc import InferenceStub
 from tests.e2e.calls import connect
 from tests.fakes.checkpoints import tiny_checkpoint
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow(seconds=87), pytest.mark.timeout(600)]
 
 NUM_NEW = 700
 PROMPT = list(range(3, 60))

@@ -12,7 +12,7 @@ import pytest
 
 from tests.unit.deploy.dockerfiles import FILES, ROOT, commands, of, with_arguments
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow(seconds=79), pytest.mark.timeout(600)]
 
 CPU, GPU = FILES
 

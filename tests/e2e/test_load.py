@@ -18,7 +18,7 @@ from engine.wire.inference_pb2_grpc import InferenceStub
 from tests.e2e.calls import connect, generate
 from tests.fakes.checkpoints import tiny_checkpoint
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow(seconds=95), pytest.mark.timeout(1200)]
 
 LOAD_S = float(os.environ.get("BATON_LOAD_S", "20"))
 NUM_REQUESTS = int(os.environ.get("BATON_LOAD_REQUESTS", "3000"))

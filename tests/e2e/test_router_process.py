@@ -18,7 +18,7 @@ from tests.fakes.tenants import bearer, file_of, key_of
 from tests.fakes.text_models import write_family
 from tests.fakes.workers import worker_info
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(seconds=4)
 WAIT_S = 60.0
 
 

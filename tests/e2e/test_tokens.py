@@ -15,7 +15,7 @@ from engine.wire.inference_pb2_grpc import InferenceStub
 from tests.e2e.calls import connect, generate, greedy, reference_tokens
 from tests.fakes.checkpoints import ARCHITECTURES, reference_model, tiny_checkpoint
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow(seconds=68), pytest.mark.timeout(300)]
 
 PAGE, CHUNK, NUM_NEW = 16, 64, 12
 NUM_PAGES = 56

@@ -18,7 +18,7 @@ import pytest
 from tests.e2e.test_workers import KEY, Process, processes, prompt
 from tests.fakes.checkpoints import tiny_checkpoint
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(seconds=23)
 
 WAIT_S = 60.0
 

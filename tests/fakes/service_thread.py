@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry
 
 from router.doors.config import DoorConfig
 from router.http.app import create_app
+from router.http.prompt_server import PromptServer
 from router.rpc.server import add_inference, make_server
 from router.text.model import ServedModel
 from tests.fakes.generator import FakeGenerator, FakeStatus
@@ -51,12 +52,12 @@ class _Doors:
         await rpc.start()
         listener = socket.create_server(("127.0.0.1", 0))
         app = create_app(generator, model, status, config, CollectorRegistry())
-        http = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
+        http = PromptServer(uvicorn.Config(app, log_level="warning", lifespan="off"))
         serving = asyncio.create_task(http.serve(sockets=[listener]))
         self.addresses = Addresses(f"127.0.0.1:{port}", f"http://127.0.0.1:{listener.getsockname()[1]}")
         self._started.set()
         await self._stop.wait()
-        http.should_exit = True
+        http.stop()
         await asyncio.gather(serving, rpc.stop(0))
 
 

@@ -1,6 +1,9 @@
 """Small tokenizers of both families, as checkpoint folders that a router can serve. No torch, no weights."""
 
 import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -107,3 +110,14 @@ def write_family(folder: Path, family: str, **config: Any) -> Path:
 def served_model(folder: Path, family: str = "byte_level", **config: Any) -> ServedModel:
     """The same, loaded and named "tiny"."""
     return load_served_model(write_family(folder, family, **config), "tiny")
+
+
+@contextmanager
+def model_of_its_own(family: str = "byte_level", **config: Any) -> Iterator[ServedModel]:
+    """The same in a folder that lasts as long, with the process that tries grammars: nothing in it changes, so many
+    services may have it one after the other.
+    """
+    with tempfile.TemporaryDirectory(prefix="baton-model-") as folder:
+        model = served_model(Path(folder), family, **config)
+        yield model
+        model.grammars.close()

@@ -27,7 +27,7 @@ def test_a_few_seeds_find_nothing_wrong_and_do_what_they_are_for() -> None:
     assert report.retried and report.resumed and report.preempted and report.refusals
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=20)
 @pytest.mark.parametrize("block", range(10))
 def test_two_thousand_seeds_find_nothing_wrong(block: int) -> None:
     report, failures = play_chunk(range(1000 + 200 * block, 1200 + 200 * block))

@@ -135,7 +135,10 @@ class FeedMachine(RuleBasedStateMachine):
             self.say_state_quietly()
             self.now += 1.0
             self.ask(lossy=False)
-        assert self.feed.synced and self.feed.seq == self.last
+        assert self.feed.synced
+        # A session's word has no number: a lost batch that left the worker as it was is not noticed, and matters not.
+        same = not self.replays and self.history.get(self.feed.seq) == frozenset(self.held)
+        assert self.feed.seq == self.last or same
         assert {key for part in self.index._parts for key in part} == self.held
 
     def say_state_quietly(self) -> None:

@@ -109,7 +109,7 @@ def test_each_call_ends_once_with_right_tokens_and_leaves_nothing(seed: int, pol
     disturbed_service(seed, policy)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=40)
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), policy=st.sampled_from(POLICY_NAMES))
 def test_so_it_is_with_many_seeds(seed: int, policy: str) -> None:

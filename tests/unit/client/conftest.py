@@ -1,9 +1,7 @@
 """One service with both doors in another thread, shared by a module's tests; each test sets its own answer."""
 
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
@@ -11,7 +9,7 @@ from router.api import ServiceStatus
 from router.text.model import ServedModel
 from tests.fakes.generator import FakeGenerator, FakeStatus
 from tests.fakes.service_thread import doors_in_thread
-from tests.fakes.text_models import served_model
+from tests.fakes.text_models import model_of_its_own
 
 
 @dataclass
@@ -33,11 +31,15 @@ class Service:
         self.generator.script = lambda _: tokens
 
 
+@pytest.fixture(scope="module")
+def tiny() -> Iterator[ServedModel]:
+    """The model of all services of a module."""
+    with model_of_its_own() as model:
+        yield model
+
+
 @pytest.fixture
-def service() -> Iterator[Service]:
-    with tempfile.TemporaryDirectory() as folder:
-        model = served_model(Path(folder))
-        generator, status = FakeGenerator(lambda call: call.tokens), FakeStatus(ServiceStatus(ready=True))
-        with doors_in_thread(generator, model, status) as addresses:
-            yield Service(model, generator, status, addresses.target, addresses.url)
-        model.grammars.close()
+def service(tiny: ServedModel) -> Iterator[Service]:
+    generator, status = FakeGenerator(lambda call: call.tokens), FakeStatus(ServiceStatus(ready=True))
+    with doors_in_thread(generator, tiny, status) as addresses:
+        yield Service(tiny, generator, status, addresses.target, addresses.url)

@@ -1,9 +1,8 @@
-"""One service behind a real gRPC server for each test."""
+"""One service behind a real gRPC server for each test; its model is the module's."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import grpc
 import pytest
@@ -14,7 +13,7 @@ from router.doors.gateway import Gateway
 from router.rpc.server import RpcDoor, add_inference, make_server
 from router.text.model import ServedModel
 from tests.fakes.generator import FakeGenerator
-from tests.fakes.text_models import served_model
+from tests.fakes.text_models import model_of_its_own
 
 MAX_MODEL_LEN, VOCAB_SIZE = 2_000_000, 100_000
 
@@ -44,9 +43,8 @@ class Service:
 
 
 @asynccontextmanager
-async def serve(tmp_path: Path, gateway: Gateway | None = None) -> AsyncIterator[Service]:
+async def serve(model: ServedModel, gateway: Gateway | None = None) -> AsyncIterator[Service]:
     """A service; without a gateway everybody may call."""
-    model = served_model(tmp_path, max_position_embeddings=MAX_MODEL_LEN, vocab_size=VOCAB_SIZE)
     generator = FakeGenerator(lambda call: call.tokens[:20])
     config = DoorConfig(max_sequences=8, max_body_bytes=12 << 20)
     server = make_server(config)
@@ -57,10 +55,16 @@ async def serve(tmp_path: Path, gateway: Gateway | None = None) -> AsyncIterator
     async with grpc.aio.insecure_channel(address) as channel:
         yield Service(model, generator, door, address, channel, InferenceStub(channel))
     await server.stop(0)
-    model.grammars.close()
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Iterator[ServedModel]:
+    """The model of all services of a module."""
+    with model_of_its_own(max_position_embeddings=MAX_MODEL_LEN, vocab_size=VOCAB_SIZE) as model:
+        yield model
 
 
 @pytest.fixture
-async def service(tmp_path: Path) -> AsyncIterator[Service]:
-    async with serve(tmp_path) as running:
+async def service(tiny: ServedModel) -> AsyncIterator[Service]:
+    async with serve(tiny) as running:
         yield running

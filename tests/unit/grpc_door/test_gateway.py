@@ -2,7 +2,6 @@
 
 import random
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import grpc
 import pytest
@@ -15,6 +14,7 @@ from engine.core.errors import Unauthenticated
 from engine.wire import inference_pb2 as pb
 from router.doors.gateway import Gateway
 from router.gateway.tenants import RateLimit, Tenant
+from router.text.model import ServedModel
 from tests.fakes.tenants import bearer, key_of, table_of
 from tests.unit.grpc_door.conftest import Service, serve
 
@@ -23,8 +23,8 @@ REQUEST = pb.GenerateRequest(text="hi", sampling=pb.SamplingParams(max_tokens=2)
 
 
 @pytest.fixture
-async def guarded(tmp_path: Path) -> AsyncIterator[Service]:
-    async with serve(tmp_path, Gateway(table_of(Tenant("acme"), SLOW))) as service:
+async def guarded(tiny: ServedModel) -> AsyncIterator[Service]:
+    async with serve(tiny, Gateway(table_of(Tenant("acme"), SLOW))) as service:
         yield service
 
 

@@ -1,9 +1,8 @@
-"""One service behind a real HTTP server for each test."""
+"""One service behind a real HTTP server for each test; its model is the module's."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import httpx
 import pytest
@@ -18,7 +17,7 @@ from router.http.app import create_app
 from router.text.model import ServedModel, load_served_model
 from tests.fakes.generator import FakeGenerator, FakeStatus
 from tests.fakes.http_server import serving
-from tests.fakes.text_models import byte_level_tokenizer, served_model, tokenizer_config, write_checkpoint
+from tests.fakes.text_models import byte_level_tokenizer, model_of_its_own, tokenizer_config, write_checkpoint
 
 MAX_BODY_BYTES = 2 << 20
 TEMPLATE = (
@@ -66,34 +65,53 @@ def _echo(call: GenerateCall) -> list[int]:
 
 
 @asynccontextmanager
-async def running(tmp_path: Path, config: DoorConfig, gateway: Gateway | None = None) -> AsyncIterator[Service]:
+async def running(model: ServedModel, config: DoorConfig, gateway: Gateway | None = None) -> AsyncIterator[Service]:
     """A service with these limits; without a gateway everybody may call."""
-    model = served_model(tmp_path)
     generator, status = FakeGenerator(_echo), FakeStatus(ServiceStatus(ready=True))
     app = create_app(generator, model, status, config, CollectorRegistry(), gateway)
     async with serving(app) as url, httpx.AsyncClient(base_url=url, timeout=20, verify=False) as http:
         openai = AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, http_client=http)
         yield Service(model, generator, status, url, http, openai)
-    model.grammars.close()
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Iterator[ServedModel]:
+    """The model of all services of a module."""
+    with model_of_its_own() as model:
+        yield model
 
 
 @pytest.fixture
-async def service(tmp_path: Path) -> AsyncIterator[Service]:
-    async with running(tmp_path, DoorConfig(max_body_bytes=MAX_BODY_BYTES, max_sequences=8)) as running_service:
+async def service(tiny: ServedModel) -> AsyncIterator[Service]:
+    async with running(tiny, DoorConfig(max_body_bytes=MAX_BODY_BYTES, max_sequences=8)) as running_service:
         yield running_service
 
 
+@pytest.fixture(scope="module")
+def model_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str, str], ServedModel]]:
+    """Models by chat template and parser, each made once for all tests of a module."""
+    made: dict[tuple[str, str], ServedModel] = {}
+
+    def model_of(template: str, parser: str) -> ServedModel:
+        if (template, parser) not in made:
+            folder = tmp_path_factory.mktemp("model")
+            tokenizer = Tokenizer.from_str(byte_level_tokenizer())
+            tokenizer.add_special_tokens(["[TOOL_CALLS]"])
+            write_checkpoint(folder, tokenizer, tokenizer_config(chat_template=template), max_position_embeddings=4096)
+            made[template, parser] = load_served_model(folder, "tiny", tool_parser=parser)
+        return made[template, parser]
+
+    yield model_of
+    for model in made.values():
+        model.grammars.close()
+
+
 @pytest.fixture
-async def tools(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Service]:
+async def tools(model_of: Callable[[str, str], ServedModel], request: pytest.FixtureRequest) -> AsyncIterator[Service]:
     """A model that thinks and calls tools; its template and parser may be the test's parameter."""
-    template, parser = getattr(request, "param", (TEMPLATE, "auto"))
-    tokenizer = Tokenizer.from_str(byte_level_tokenizer())
-    tokenizer.add_special_tokens(["[TOOL_CALLS]"])
-    write_checkpoint(tmp_path, tokenizer, tokenizer_config(chat_template=template), max_position_embeddings=4096)
-    model = load_served_model(tmp_path, "tiny", tool_parser=parser)
+    model = model_of(*getattr(request, "param", (TEMPLATE, "auto")))
     generator, status = FakeGenerator(lambda call: list(call.tokens)), FakeStatus(ServiceStatus(ready=True))
     app = create_app(generator, model, status, DoorConfig(), CollectorRegistry())
     async with serving(app) as url, httpx.AsyncClient(base_url=url, timeout=20) as http:
         client = AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, http_client=http)
         yield Service(model, generator, status, url, http, client)
-    model.grammars.close()

@@ -6,7 +6,6 @@ import logging
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import httpx
 import openai
@@ -19,6 +18,7 @@ from router.doors.request_log import RequestLog
 from router.gateway.record import RequestRecord
 from router.gateway.tenants import RateLimit, Tenant
 from router.logs import JsonFormatter
+from router.text.model import ServedModel
 from tests.fakes.tenants import bearer, key_of, table_of
 from tests.unit.http.conftest import MAX_BODY_BYTES, Service, running
 
@@ -35,16 +35,16 @@ class Records(list[RequestRecord]):
 
 
 @asynccontextmanager
-async def service_of(tmp_path: Path, *sinks: Records | RequestLog) -> AsyncIterator[Service]:
+async def service_of(tiny: ServedModel, *sinks: Records | RequestLog) -> AsyncIterator[Service]:
     config = DoorConfig(max_body_bytes=MAX_BODY_BYTES, max_sequences=8)
-    async with running(tmp_path, config, Gateway(TABLE, sinks)) as service:
+    async with running(tiny, config, Gateway(TABLE, sinks)) as service:
         service.answers("a long answer")
         yield service
 
 
 @pytest.fixture
-async def service(tmp_path: Path) -> AsyncIterator[Service]:
-    async with service_of(tmp_path) as service:
+async def service(tiny: ServedModel) -> AsyncIterator[Service]:
+    async with service_of(tiny) as service:
         yield service
 
 
@@ -155,9 +155,9 @@ async def test_a_client_s_own_objective(service: Service, header: str | None, ex
         assert (await service.http.post("/v1/completions", json=BODY, headers=headers)).status_code == 400
 
 
-async def test_each_request_is_recorded_once_with_its_outcome(tmp_path: Path) -> None:
+async def test_each_request_is_recorded_once_with_its_outcome(tiny: ServedModel) -> None:
     records = Records()
-    async with service_of(tmp_path, records) as service:
+    async with service_of(tiny, records) as service:
         await complete(service, "acme", prompt=["hi", "hi there"], n=2)
         await complete(service, "acme", model="unknown")  # refused before anything of it could run
         service.generator.error = Unavailable("no worker")
@@ -183,9 +183,9 @@ async def test_each_request_is_recorded_once_with_its_outcome(tmp_path: Path) ->
     assert timing.ttft_s == pytest.approx(timing.queue_s + timing.admit_s + timing.prefill_s + timing.deliver_s)
 
 
-async def test_the_log_has_no_secret_and_no_text(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_log_has_no_secret_and_no_text(tiny: ServedModel, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
-    async with service_of(tmp_path, RequestLog()) as service:
+    async with service_of(tiny, RequestLog()) as service:
         service.answers("a private answer")
         given = BODY | {"prompt": "a private question", "stop": "never", "max_tokens": 40}
         headers = bearer("acme") | {"x-request-id": "mine-7", "traceparent": f"00-{'1' * 32}-{'2' * 16}-01"}

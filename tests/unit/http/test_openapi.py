@@ -63,7 +63,7 @@ def test_whatever_is_sent_gets_an_answer(operations: list[APIOperation]) -> None
     fuzz(operations, FEW)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=70)
 def test_whatever_is_sent_gets_an_answer_at_length(operations: list[APIOperation]) -> None:
     fuzz(operations, MANY)
 

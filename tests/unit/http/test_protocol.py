@@ -4,13 +4,13 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from router.doors.config import DoorConfig
 from router.http import protocol
+from router.text.model import ServedModel
 from tests.unit.http.conftest import Service, running
 
 HEAD = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
@@ -76,9 +76,9 @@ async def test_a_stray_newline_does_not_cut_an_answer(service: Service, monkeypa
         assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")
 
 
-async def test_a_body_that_does_not_end(tmp_path: Path) -> None:
+async def test_a_body_that_does_not_end(tiny: ServedModel) -> None:
     impatient = DoorConfig(body_timeout_s=0.01)
-    async with running(tmp_path, impatient) as service, connected(service) as (reader, writer):
+    async with running(tiny, impatient) as service, connected(service) as (reader, writer):
         writer.write(HEAD + b"content-length: 100\r\n\r\n{")
         answer = await until_closed(reader)
     assert answer.startswith(b"HTTP/1.1 408 ") and b"the body took too long" in answer
