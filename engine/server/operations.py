@@ -3,9 +3,12 @@ no prompts, no key: nothing here but counts and reasons.
 """
 
 import socket
+import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from socketserver import ThreadingMixIn
-from threading import Thread
+from threading import Lock, Thread
+from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
@@ -15,6 +18,10 @@ from engine.server.readiness import Readiness
 
 REQUEST_TIMEOUT_S = 10.0
 """For a client that does not go on with its request."""
+POLL_S = 0.1
+"""How soon it notices that it should end."""
+MAX_CONNECTIONS = 32
+"""Open at once."""
 
 
 def operations_app(registry: CollectorRegistry, readiness: Readiness) -> WSGIApplication:
@@ -46,7 +53,38 @@ class _Handler(WSGIRequestHandler):
 
 
 class _Server(ThreadingMixIn, WSGIServer):
+    """A thread a connection, and so many of them that none can keep scrapes and probes out by holding connections: past
+    the limit the oldest is cut, and who asks for something is answered within milliseconds."""
+
     daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, address: tuple[str, int], handler: type[WSGIRequestHandler]) -> None:
+        self._open: dict[socket.socket, None] = {}
+        self._lock = Lock()
+        super().__init__(address, handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        oldest = None
+        with self._lock:
+            self._open[request] = None
+            if len(self._open) > MAX_CONNECTIONS:
+                oldest = next(iter(self._open))
+                del self._open[oldest]
+        if oldest is not None:
+            with suppress(OSError):
+                oldest.shutdown(socket.SHUT_RDWR)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        with self._lock:
+            self._open.pop(request, None)
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that left, stalled or was cut is no news."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
 
 
 class OperationsServer:
@@ -58,7 +96,7 @@ class OperationsServer:
         server_class = type("_Server", (_Server,), {"address_family": family})
         self._server: WSGIServer = server_class((host, port), _Handler)
         self._server.set_app(operations_app(registry, readiness))
-        self._thread = Thread(target=self._server.serve_forever, name="operations", daemon=True)
+        self._thread = Thread(target=self._server.serve_forever, args=(POLL_S,), name="operations", daemon=True)
         self._thread.start()
         self.port: int = self._server.server_port
 
