@@ -18,7 +18,8 @@ from typing import Any
 
 import psutil
 
-from engine.core.errors import Unavailable
+from engine.core.errors import InvalidRequest, Unavailable
+from engine.server.config import CLUSTER_KEY_VARIABLE
 
 EMBEDDED = "local"
 ROUTER_RESOURCE = "baton_router"
@@ -79,6 +80,21 @@ class Cluster:
         import ray
 
         return bool(ray.cluster_resources().get(resource))
+
+    def key(self) -> str:
+        """The cluster key of the environment, or a random one.
+
+        Raises InvalidRequest when it came in the runtime environment of a Ray job: Ray writes that to its logs and
+        shows it to whoever may read its state.
+        """
+        import ray
+
+        if CLUSTER_KEY_VARIABLE in ray.get_runtime_context().runtime_env.get("env_vars", {}):
+            raise InvalidRequest(
+                f"{CLUSTER_KEY_VARIABLE} is in the job's runtime_env, which Ray logs and shows: leave it out (one is "
+                "made), or set it in the environment that the nodes start in"
+            )
+        return os.environ.get(CLUSTER_KEY_VARIABLE, "") or secrets.token_hex(32)
 
     def router_resources(self) -> dict[str, float]:
         """What the router asks of Ray: ROUTER_RESOURCE, where some node offers it."""

@@ -1,8 +1,6 @@
 """A whole service: Ray underneath, workers and a router in processes of their own, kept alive until told to stop."""
 
 import asyncio
-import os
-import secrets
 import signal
 import socket
 import sys
@@ -28,7 +26,7 @@ from engine.models.checkpoint import stored_tensors
 from engine.models.hub import resolve_model
 from engine.models.registry import load_config
 from engine.models.weights import Rank, parameters
-from engine.server.config import CLUSTER_KEY_VARIABLE, WorkerConfig
+from engine.server.config import WorkerConfig
 from router.api import ServiceStatus
 from router.config import RouterConfig
 from router.server_config import RouterServerConfig
@@ -127,7 +125,7 @@ class Service:
         self._device = place(config, cluster.num_gpus())
         self._config = config
         self._place = Place(max(1, cluster.num_cpus() // config.num_workers), is_only_node=cluster.embedded)
-        self._cluster_key = os.environ.get(CLUSTER_KEY_VARIABLE, "") or secrets.token_hex(32)
+        self._cluster_key = cluster.key()
         self._supervisor = Supervisor(say)
         self._workers_up: dict[str, WorkerInfo] = {}
         """By address."""

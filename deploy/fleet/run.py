@@ -1,8 +1,6 @@
 """`baton up`: a fleet from CONFIG.yaml, until SIGTERM, Ctrl-C or `baton down`."""
 
 import asyncio
-import os
-import secrets
 import signal
 import socket
 from collections.abc import Callable
@@ -21,7 +19,6 @@ from deploy.fleet.recipes import Site
 from deploy.fleet.scaling import autoscale
 from deploy.service import STOP_SIGNALS, Progress
 from engine.core.errors import BatonError, InvalidRequest, Unavailable
-from engine.server.config import CLUSTER_KEY_VARIABLE
 
 CONTROL_HOST = "127.0.0.1"
 
@@ -92,7 +89,7 @@ class _Fleet:
         if names := live_names(f"baton-{config.name}"):
             raise InvalidRequest(f"name: a service {config.name!r} runs on this cluster already ({', '.join(names)})")
         self._config, self._say, self._stopping = config, say, stopping
-        self._key = os.environ.get(CLUSTER_KEY_VARIABLE, "") or secrets.token_hex(32)
+        self._key = cluster.key()
         site = Site(
             self._key.encode(), cluster.num_gpus() > 0, cluster.offers(ROUTER_RESOURCE), only_node=cluster.embedded
         )

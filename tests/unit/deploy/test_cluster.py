@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import ray
+from ray.runtime_context import RuntimeContext
 
 from deploy.cluster import EMBEDDED, Cluster
-from engine.core.errors import Unavailable
+from engine.core.errors import InvalidRequest, Unavailable
 from tests.fakes.checkpoints import tiny_checkpoint
 
 LATE = "The current node timed out during startup. This could\nhappen because the GCS has become overloaded."
@@ -55,3 +56,14 @@ def test_what_failed_is_named_and_nothing_is_left(
     with pytest.raises(Unavailable, match=f"{words}: The current node timed out"), Cluster(address):
         pytest.fail("it did not start")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_key_that_ray_would_show_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BATON_CLUSTER_KEY", "of-the-environment")
+    environment = {"env_vars": {"OTHER": "1"}}
+    monkeypatch.setattr(RuntimeContext, "runtime_env", property(lambda _: environment))
+    assert Cluster(EMBEDDED).key() == "of-the-environment"
+    environment["env_vars"]["BATON_CLUSTER_KEY"] = "of-the-environment"
+    with pytest.raises(InvalidRequest, match="BATON_CLUSTER_KEY is in the job's runtime_env, which Ray logs") as refused:
+        Cluster(EMBEDDED).key()
+    assert "of-the-environment" not in refused.value.message
