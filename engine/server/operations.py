@@ -3,9 +3,12 @@ no prompts, no key: nothing here but counts and reasons.
 """
 
 import socket
+import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from socketserver import ThreadingMixIn
-from threading import Thread
+from threading import Lock, Thread
+from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
@@ -15,6 +18,10 @@ from engine.server.readiness import Readiness
 
 REQUEST_TIMEOUT_S = 10.0
 """For a client that does not go on with its request."""
+MAX_CONNECTIONS = 64
+"""Each has a thread of a process that should compute. One more closes the oldest: a probe or a scrape takes
+milliseconds, so the oldest is somebody who stalls, and the newest must not wait: a probe that fails restarts the worker.
+"""
 
 
 def operations_app(registry: CollectorRegistry, readiness: Readiness) -> WSGIApplication:
@@ -47,6 +54,40 @@ class _Handler(WSGIRequestHandler):
 
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, address: tuple[str, int]) -> None:
+        super().__init__(address, _Handler)
+        self._open: dict[socket.socket, None] = {}
+        """Connections that are being served, the oldest first."""
+        self._lock = Lock()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Serve it on a thread, at the cost of the oldest where there are too many."""
+        with self._lock:
+            self._open[request] = None
+            oldest = next(iter(self._open)) if len(self._open) > MAX_CONNECTIONS else None
+            if oldest is not None:
+                del self._open[oldest]
+        if oldest is not None:
+            _cut(oldest)  # its thread reads the end, and closes it
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        """It is served."""
+        with self._lock:
+            self._open.pop(request, None)
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that left, or was cut off, is no news; anything else is."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
+
+
+def _cut(connection: socket.socket) -> None:
+    with suppress(OSError):  # its thread was faster
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 class OperationsServer:
@@ -56,7 +97,7 @@ class OperationsServer:
         """Raises OSError when the port cannot be listened on."""
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         server_class = type("_Server", (_Server,), {"address_family": family})
-        self._server: WSGIServer = server_class((host, port), _Handler)
+        self._server: WSGIServer = server_class((host, port))
         self._server.set_app(operations_app(registry, readiness))
         self._thread = Thread(target=self._server.serve_forever, name="operations", daemon=True)
         self._thread.start()

@@ -63,6 +63,8 @@ def test_a_key_that_ray_would_show_is_refused(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(RuntimeContext, "runtime_env", property(lambda _: environment))
     assert Cluster(EMBEDDED).key() == "of-the-environment"
     environment["env_vars"]["BATON_CLUSTER_KEY"] = "of-the-environment"
-    with pytest.raises(InvalidRequest, match="BATON_CLUSTER_KEY is in the job's runtime_env, which Ray logs") as refused:
+    with pytest.raises(
+        InvalidRequest, match="BATON_CLUSTER_KEY is in the job's runtime_env, which Ray logs"
+    ) as refused:
         Cluster(EMBEDDED).key()
     assert "of-the-environment" not in refused.value.message
