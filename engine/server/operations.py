@@ -20,7 +20,7 @@ REQUEST_TIMEOUT_S = 10.0
 """For a client that does not go on with its request."""
 MAX_CONNECTIONS = 64
 """Each has a thread of a process that should compute. One more closes the oldest: a probe or a scrape takes
-milliseconds, so the oldest is somebody who stalls, and the newest must not wait: a probe that fails restarts the worker.
+milliseconds, so the oldest is somebody who stalls. The newest must not wait: a probe that fails restarts the worker.
 """
 
 
