@@ -123,15 +123,15 @@ class Autoscaler:
         shrunk = value * count / (count - 1) if count > 1 else float("inf")
         lasted_low = _lasted(shrunk < self.config.low, state.low_since_s, now)
         state.high_since_s, state.low_since_s = lasted_high[0], lasted_low[0]
-        wanted = count
+        wanted, why = count, measure
         if lasted_high[1] >= self.config.up_after_s:
             wanted = min(ceil(count * value), count + self.config.max_step, bounds.max)
         elif lasted_low[1] >= self.config.down_after_s:
-            wanted = max(count - 1, bounds.min)
+            wanted, why = max(count - 1, bounds.min), "one less is enough"
         if wanted == count:
             return None
         self._states[pool] = _State(frozen_until_s=now + self.config.cooldown_s)
-        return Decision(pool, wanted, f"pressure {value:.2f}: {measure}")
+        return Decision(pool, wanted, f"pressure {value:.2f}: {why}")
 
 
 def _lasted(holds: bool, since_s: float | None, now: float) -> tuple[float | None, float]:

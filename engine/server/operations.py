@@ -20,8 +20,10 @@ REQUEST_TIMEOUT_S = 10.0
 """For a client that does not go on with its request."""
 POLL_S = 0.1
 """How soon it notices that it should end."""
-MAX_CONNECTIONS = 32
-"""Open at once."""
+MAX_CONNECTIONS = 64
+"""Each has a thread of a process that should compute. One more closes the oldest: a probe or a scrape takes
+milliseconds, so the oldest is somebody who stalls. The newest must not wait: a probe that fails restarts the worker.
+"""
 
 
 def operations_app(registry: CollectorRegistry, readiness: Readiness) -> WSGIApplication:
@@ -53,38 +55,41 @@ class _Handler(WSGIRequestHandler):
 
 
 class _Server(ThreadingMixIn, WSGIServer):
-    """A thread a connection, and so many of them that none can keep scrapes and probes out by holding connections: past
-    the limit the oldest is cut, and who asks for something is answered within milliseconds."""
-
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, address: tuple[str, int], handler: type[WSGIRequestHandler]) -> None:
+    def __init__(self, address: tuple[str, int]) -> None:
+        super().__init__(address, _Handler)
         self._open: dict[socket.socket, None] = {}
+        """Connections that are being served, the oldest first."""
         self._lock = Lock()
-        super().__init__(address, handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        oldest = None
+        """Serve it on a thread, at the cost of the oldest where there are too many."""
         with self._lock:
             self._open[request] = None
-            if len(self._open) > MAX_CONNECTIONS:
-                oldest = next(iter(self._open))
+            oldest = next(iter(self._open)) if len(self._open) > MAX_CONNECTIONS else None
+            if oldest is not None:
                 del self._open[oldest]
         if oldest is not None:
-            with suppress(OSError):
-                oldest.shutdown(socket.SHUT_RDWR)
+            _cut(oldest)  # its thread reads the end, and closes it
         super().process_request(request, client_address)
 
     def shutdown_request(self, request: Any) -> None:
+        """It is served."""
         with self._lock:
             self._open.pop(request, None)
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that left, stalled or was cut is no news."""
+        """A client that left, or was cut off, is no news; anything else is."""
         if not isinstance(sys.exception(), OSError):
             super().handle_error(request, client_address)
+
+
+def _cut(connection: socket.socket) -> None:
+    with suppress(OSError):  # its thread was faster
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 class OperationsServer:
@@ -94,7 +99,7 @@ class OperationsServer:
         """Raises OSError when the port cannot be listened on."""
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         server_class = type("_Server", (_Server,), {"address_family": family})
-        self._server: WSGIServer = server_class((host, port), _Handler)
+        self._server: WSGIServer = server_class((host, port))
         self._server.set_app(operations_app(registry, readiness))
         self._thread = Thread(target=self._server.serve_forever, args=(POLL_S,), name="operations", daemon=True)
         self._thread.start()

@@ -43,6 +43,8 @@ def test_it_shrinks_one_by_one_only_when_one_less_would_be_idle_enough() -> None
     scaler = Autoscaler({"decode": Bounds(1, 8)}, CONFIG)
     assert play(scaler, steady(0.31, 0, 100)) == [], "0.62 for one worker is above the mark"
     assert play(scaler, steady(0.2, 100, 130)) == [(120.0, 1)]
+    decisions = [scaler.decide("decode", 2, Sample(2), (0.2, "workers are busy"), now) for now in (300.0, 320.0)]
+    assert [each and each.reason for each in decisions] == [None, "pressure 0.20: one less is enough"]
 
 
 def test_bounds_and_pools_that_nobody_named_are_kept() -> None:
