@@ -56,10 +56,12 @@ def _port(url: str) -> int:
         raise InvalidRequest(f"--url {url}: {error}") from error
 
 
-def call_door(door: httpx.Client, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+def call_door(
+    door: httpx.Client, method: str, path: str, body: dict[str, Any] | None = None, timeout_s: float = _TIMEOUT_S
+) -> dict[str, Any]:
     """One request of the admin door. Raises NotFound, InvalidRequest or Unavailable."""
     try:
-        response = door.request(method, path, json=body)
+        response = door.request(method, path, json=body, timeout=timeout_s)
         if response.status_code == httpx.codes.NOT_FOUND:
             raise NotFound(response.text)
         if response.status_code == httpx.codes.BAD_REQUEST:

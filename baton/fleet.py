@@ -19,6 +19,8 @@ from deploy.cluster import EMBEDDED
 from engine.core.errors import InvalidRequest, NotFound, Unavailable
 
 POLL_S = 0.1
+PATIENCE_S = 60.0
+"""For one look at a fleet that is changing: where workers load, all processes are slow to answer."""
 
 Url = Annotated[str, typer.Option(envvar="BATON_URL", help="The HTTP door of a fleet that was started here.")]
 Control = Annotated[
@@ -146,7 +148,7 @@ def _follow(door: httpx.Client, timeout_s: float, is_done: Callable[[dict[str, A
     """Say how it goes until `is_done`. Raises Unavailable when it cannot go on, or not in time."""
     end_s, last = time.monotonic() + timeout_s, ""
     while True:
-        body = call_door(door, "GET", "/fleet")
+        body = call_door(door, "GET", "/fleet", timeout_s=PATIENCE_S)
         line = _line(body)
         if line != last:
             typer.echo(line)
