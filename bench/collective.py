@@ -23,7 +23,7 @@ from engine.runtime.collective.peer import PeerRank, PeerRanks
 HIDDEN = 8192
 TOKENS = (1, 8, 32, 64, 256, 1024, 2048, 8192)
 IN_A_GRAPH = 20
-LARGEST_GRAPH_TOKENS = 256
+LARGEST_GRAPH_TOKENS = 2048
 
 
 def ways(tp: int) -> dict[str, list[Callable[[Tensor], Tensor]]]:

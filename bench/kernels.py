@@ -2,6 +2,7 @@
 
 python -m bench.kernels --json            every shape and row count, every tiling
 python -m bench.kernels --rows 1,8 --copies 12
+python -m bench.kernels --rows 64,128,256     beyond the few-row kernel
 python -m bench.kernels --fp8             8-bit weights: the vendor's product then has 8-bit activations too
 """
 
@@ -15,6 +16,8 @@ import torch
 import triton
 import typer
 
+from engine.kernels import gate_up
+from engine.kernels.activation import silu_mul
 from engine.kernels.fp8 import scaled_product
 from engine.kernels.linear_small import MAX_ROWS, MAX_ROWS_SILU, Tiles, linear_small
 
@@ -72,6 +75,15 @@ TILINGS = (
     Tiles(64, 128, 4, 5),
     Tiles(128, 64, 4, 5),
     Tiles(128, 128, 8, 3),
+    Tiles(64, 64, 4, 8, bulk=True),
+    Tiles(64, 128, 4, 4, bulk=True),
+    Tiles(64, 128, 4, 8, bulk=True),
+    Tiles(64, 256, 4, 4, bulk=True),
+    Tiles(64, 256, 4, 5, bulk=True),
+    Tiles(128, 64, 4, 4, bulk=True),
+    Tiles(128, 64, 8, 4, bulk=True),
+    Tiles(128, 128, 4, 3, bulk=True),
+    Tiles(128, 128, 4, 4, bulk=True),
 )
 TILINGS_FP8 = (
     Tiles(16, 512, 4, 4),
@@ -118,6 +130,9 @@ def measure(product: Product, rows: int, copies: int, *, fp8: bool = False) -> d
     vendor_us = graph_us(partial(vendor, x, (weights, scales)), copies)
     result: dict[str, object] = {"product": product.name, "rows": rows, "limit_us": limit_us, "vendor_us": vendor_us}
     if rows > (MAX_ROWS_SILU if product.silu_mul else MAX_ROWS):
+        if product.silu_mul and gate_up.takes(x, weights[0]):
+            result |= {"vendor_and_silu_us": graph_us(lambda i: silu_mul(x @ weights[i].T), copies)}
+            result |= {"us": graph_us(lambda i: gate_up.gate_up(x, weights[i]), copies)}
         return result
     tried: list[tuple[float, Tiles]] = []
     for cut in TILINGS_FP8 if fp8 else TILINGS:

@@ -25,10 +25,11 @@ from triton.language.extra.cuda import globaltimer
 
 NUM_SLOTS = 128
 """Programs of the largest kernel: all of them fit a large GPU at once, so that none waits for one that cannot start."""
-SLOT_BYTES = 16 << 10
+SLOT_BYTES = 32 << 10
 SLAB_BYTES = 2 * NUM_SLOTS * SLOT_BYTES
-SMALL_BLOCK_BYTES = 4 << 10
-"""A program's part of a tensor that is small enough for that: shorter waits. Larger ones take SLOT_BYTES at a time."""
+BLOCK_BYTES = (4 << 10, 16 << 10, SLOT_BYTES)
+"""What a program brings to one meeting: the least with which one meeting is enough, since a smaller part is waited for
+less; of the largest tensors the most, since then meetings are fewer."""
 TWO_SHOT_BYTES = 512 << 10
 """From here on, with four ranks and more, each rank sums a part and the others fetch the sum: less is moved."""
 GIVE_UP = 1 << 62
@@ -230,7 +231,8 @@ def peer_join(x_SV: torch.Tensor, memory: PeerMemory) -> torch.Tensor:
 
 def _cut(x: torch.Tensor) -> tuple[int, tuple[int]]:
     """Elements of a program's part, and programs. The same on every rank: both follow from the tensor's size alone."""
-    block = (SMALL_BLOCK_BYTES if x.nbytes <= NUM_SLOTS * SMALL_BLOCK_BYTES else SLOT_BYTES) // x.element_size()
+    enough = (size for size in BLOCK_BYTES if x.nbytes <= NUM_SLOTS * size)
+    block = next(enough, SLOT_BYTES) // x.element_size()
     return block, (min(NUM_SLOTS, triton.cdiv(x.numel(), block)),)
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from engine.kernels import gate_up
 from engine.kernels.activation import silu_mul
 from engine.kernels.fp8 import Quantized, scaled_product, silu_mul_quantize
 from engine.kernels.linear_small import MAX_ROWS, MAX_ROWS_SILU, Unscaled, linear_small, linear_small_norm
@@ -124,7 +125,10 @@ def _large_product(x: Normed | Quantized, linear: Linear) -> Tensor:
 def _gate_up(normed: Normed, layer: Layer) -> Tensor | Quantized:
     """SiLU(gate) * up; for many tokens already rounded to what the down product takes."""
     linear = layer.gate_up
-    if linear.bias_O is None and (isinstance(normed, Unscaled) or len(normed) <= MAX_ROWS_SILU):
+    max_rows = MAX_ROWS if linear.scale_O is not None else MAX_ROWS_SILU
+    if linear.bias_O is None and (isinstance(normed, Unscaled) or len(normed) <= max_rows):
         return linear_small(normed, linear.weight_OI, scale_N=linear.scale_O, silu_mul=True)
+    if linear.bias_O is None and isinstance(normed, Tensor) and gate_up.takes(normed, linear.weight_OI):
+        return gate_up.gate_up(normed, linear.weight_OI)
     packed_T2F = _product(normed, linear)
     return silu_mul(packed_T2F) if layer.down.scale_O is None else silu_mul_quantize(packed_T2F)

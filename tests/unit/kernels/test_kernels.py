@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from engine.core.errors import InvalidRequest
+from engine.kernels import gate_up
 from engine.kernels.activation import silu_mul
 from engine.kernels.argmax import argmax
 from engine.kernels.caches import Caches
@@ -42,8 +43,8 @@ def test_norm_and_residual(tokens: int, width: int) -> None:
 
 @pytest.mark.parametrize("width", [16, 100, 3000])
 def test_silu_mul(width: int) -> None:
-    gate_up = torch.randn(3, 2 * width)
-    torch.testing.assert_close(silu_mul(gate_up), torch.nn.functional.silu(gate_up[:, :width]) * gate_up[:, width:])
+    both = torch.randn(3, 2 * width)
+    torch.testing.assert_close(silu_mul(both), torch.nn.functional.silu(both[:, :width]) * both[:, width:])
 
 
 @pytest.mark.parametrize("head_dim", [64, 96, 128])
@@ -84,8 +85,9 @@ def test_rope_and_write(head_dim: int, with_norm: bool) -> None:
 
 @pytest.mark.parametrize("rows", [1, 3, 32])
 @pytest.mark.parametrize(("features", "width"), [(40, 96), (64, 128)])
-def test_linear_small_stages(rows: int, features: int, width: int) -> None:
-    tiles = Tiles(32, 64, 4, 2)
+@pytest.mark.parametrize("bulk", [False, True])
+def test_linear_small_stages(rows: int, features: int, width: int, bulk: bool) -> None:
+    tiles = Tiles(32, 64, 4, 2, bulk)
     x, weight = torch.randn(rows, width), torch.randn(features, width)
     residual, bias = torch.randn(rows, features), torch.randn(features)
     close = {"rtol": 1e-4, "atol": 1e-3}
@@ -100,8 +102,9 @@ def test_linear_small_stages(rows: int, features: int, width: int) -> None:
 
 @pytest.mark.parametrize("rows", [1, 3, 32])
 @pytest.mark.parametrize(("features", "width"), [(40, 96), (64, 128)])
-def test_the_norm_between_two_products(rows: int, features: int, width: int) -> None:
-    tiles = Tiles(32, 64, 4, 2)
+@pytest.mark.parametrize("bulk", [False, True])
+def test_the_norm_between_two_products(rows: int, features: int, width: int, bulk: bool) -> None:
+    tiles = Tiles(32, 64, 4, 2, bulk)
     x, weight, residual = torch.randn(rows, width), torch.randn(features, width), torch.randn(rows, features)
     bias, gain, packed = torch.randn(features), torch.randn(features), torch.randn(2 * features, features)
     stream, unscaled = linear_small_norm(x, weight, residual, (gain, EPS), bias_N=bias, tiles=tiles)
@@ -115,6 +118,15 @@ def test_the_norm_between_two_products(rows: int, features: int, width: int) -> 
     gate, up = (normed @ packed.T).chunk(2, -1)
     out = linear_small(unscaled, packed, silu_mul=True, tiles=tiles)
     torch.testing.assert_close(out, torch.nn.functional.silu(gate) * up, **close)
+
+
+@pytest.mark.parametrize(("rows", "features", "width"), [(65, 100, 96), (128, 256, 128)])
+def test_gate_up_of_many_rows(rows: int, features: int, width: int) -> None:
+    x, weight = torch.randn(rows, width), torch.randn(2 * features, width)
+    gate, up = (x @ weight.T).chunk(2, -1)
+    close = {"rtol": 1e-4, "atol": 1e-3}
+    torch.testing.assert_close(gate_up.gate_up(x, weight), torch.nn.functional.silu(gate) * up, **close)
+    assert not gate_up.takes(x.bfloat16(), weight.bfloat16()), "a CPU has no engine for tiles"
 
 
 @pytest.mark.parametrize("num_vocab", [5, 4096, 9001])
@@ -161,9 +173,9 @@ def test_rows_are_quantized_each_with_its_own_scale(rows: int) -> None:
     x8 = quantize(x)
     assert x8.scale_T1[:, 0].tolist() == [2.0**power for power in range(rows)]
     torch.testing.assert_close(x8.values_TI.float() * x8.scale_T1, x)
-    gate_up = torch.randn(rows, 2 * 72)
-    expected = torch.nn.functional.silu(gate_up[:, :72]) * gate_up[:, 72:]
-    x8 = silu_mul_quantize(gate_up)
+    both = torch.randn(rows, 2 * 72)
+    expected = torch.nn.functional.silu(both[:, :72]) * both[:, 72:]
+    x8 = silu_mul_quantize(both)
     assert len(x8) == rows
     torch.testing.assert_close(x8.scale_T1[:, 0], expected.abs().amax(1) / 448)
     near = ((x8.values_TI.float() * x8.scale_T1 - expected).abs() <= expected.abs() / 8).float().mean()
@@ -202,11 +214,12 @@ def test_activations_for_8_bit_weights_keep_their_bits() -> None:
 
 @pytest.mark.parametrize("weight_bytes", [1, 2, 4])
 @pytest.mark.parametrize("x_bytes", [2, 4])
-@pytest.mark.parametrize("silu_mul", [False, True])
-def test_tiles_in_flight_fit_shared_memory(weight_bytes: int, x_bytes: int, silu_mul: bool) -> None:
+@pytest.mark.parametrize(("silu_mul", "bulk"), [(False, False), (True, False), (False, True), (True, True)])
+def test_tiles_in_flight_fit_shared_memory(weight_bytes: int, x_bytes: int, silu_mul: bool, bulk: bool) -> None:
     for num_out in (64, 1024, 4096, 5120, 5121, 7168, 8191, 8192, 14336, 28672, 128256):
         for num_rows in range(1, 1 + (MAX_ROWS_SILU if silu_mul else MAX_ROWS)):
-            tiles = choose_tiles(num_out, (weight_bytes, x_bytes), num_rows, silu_mul=silu_mul)
+            tiles = choose_tiles(num_out, (weight_bytes, x_bytes), num_rows, silu_mul=silu_mul, bulk=bulk)
+            assert not tiles.bulk or (bulk and max(tiles.block_n, tiles.block_d) <= 256)
             block_m = next(block for block in (16, 32, 64) if num_rows <= block)
             weight = tiles.num_stages * tiles.block_n * tiles.block_d * weight_bytes * (2 if silu_mul else 1)
             x = tiles.num_stages * block_m * tiles.block_d * x_bytes
