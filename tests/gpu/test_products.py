@@ -38,7 +38,7 @@ def test_few_rows(features: int, width: int, rows: int, tiles: Tiles | None) -> 
     torch.testing.assert_close(unscaled.squares_PM.sum(0).double(), stream.double().square().sum(1), rtol=1e-4, atol=0)
 
 
-@pytest.mark.parametrize("rows", [1, 17, MAX_ROWS, MAX_ROWS_SILU, gate_up.MAX_ROWS])
+@pytest.mark.parametrize("rows", [1, 17, MAX_ROWS, MAX_ROWS_SILU, gate_up.MIN_ROWS, gate_up.MAX_ROWS])
 def test_silu_of_gate_times_up(rows: int) -> None:
     x, weight = random(rows, 4096), random(28672, 4096, scale=0.02)
     gate, up = (x.double() @ weight.double().T).chunk(2, -1)
