@@ -1,8 +1,8 @@
-"""SiLU(x gate^T) * (x up^T) for 97 to 128 rows: nothing but the product of both ever reaches memory.
+"""SiLU(x gate^T) * (x up^T) for 80 to 128 rows: nothing but the product of both ever reaches memory.
 
 The vendor's product of so many rows is as fast, but it writes twice as much and another kernel reads that again: 2 % of
-a step of 128 rows (H200). With more rows, and with so few that half of a tile would be empty, its own cuts win that
-back; up to 64 see engine.kernels.linear_small.
+a step of 128 rows (H200). With more rows, and with so few that half of a tile is empty, its own cuts win that back; up
+to 64 see engine.kernels.linear_small.
 
 Tiles are copied as a whole (engine.kernels.bulk), so this is for Hopper and later, and operands of 16 bits.
 
@@ -16,7 +16,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from engine.kernels.bulk import has_bulk_copies, in_rows_of_16_bytes
 
-MIN_ROWS, MAX_ROWS = 97, 128
+MIN_ROWS, MAX_ROWS = 80, 128
 BLOCK_N, BLOCK_D = 128, 64
 """Outputs and width of a tile: the best of eight cuts of an 8B model's product (14,336 x 4,096)."""
 
