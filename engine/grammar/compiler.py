@@ -66,7 +66,7 @@ class Compiler:
             raise found
         matcher = found.deep_copy()
         if emitted and not matcher.consume_tokens(emitted):
-            raise InvalidRequest("the tokens so far do not follow the grammar")
+            raise InvalidRequest(f"the tokens so far do not follow the grammar: {_reason(matcher.get_error())}")
         return matcher
 
     def _vocabulary(self) -> LLTokenizer:

@@ -2,11 +2,11 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
 
-from engine.core.errors import BatonError, Code
+from engine.core.errors import BatonError, Code, InvalidRequest
 from router.api import Generator, Timing
 from router.doors.session import Choice, run
 from router.gateway.budget import Ledger, Quotas, Reservation
@@ -44,6 +44,23 @@ class Gateway:
         self.ledger = Ledger()
         self.clock = clock
         self.sinks = sinks
+        self._turns: dict[str, asyncio.Lock] = {}
+        """By tenant."""
+
+    @asynccontextmanager
+    async def costly(self, caller: Caller) -> AsyncIterator[None]:
+        """Around work that a request makes before it enters: one at a time for each tenant, so a flood waits for itself.
+
+        It counts as a request if none comes of it. Raises RateLimited when the tenant's limits have no room for one.
+        """
+        tenant = caller.tenant
+        async with self._turns.setdefault(tenant.name, asyncio.Lock()):
+            self.ledger.check(tenant, self.clock())
+            try:
+                yield
+            except (InvalidRequest, asyncio.CancelledError):
+                self.ledger.charge(tenant, self.clock())
+                raise
 
     def caller(self, authorization: str | None) -> Caller:
         """Who sent that `Authorization` header. Raises Unauthenticated."""

@@ -79,6 +79,14 @@ def test_a_matcher_stands_after_the_tokens_so_far(compiler: Compiler, tokenizer:
         compiler.open(grammar, tokens[::-1] * 2).result()
 
 
+def test_a_row_too_wide_to_follow_is_said_to_be_so(compiler: Compiler, tokenizer: LLTokenizer) -> None:
+    """What the limit forbids is not what the tokens did wrong."""
+    optional = {"type": "object", "properties": {f"key{n}": {"type": "string"} for n in range(1200)}}
+    schema = Grammar(SCHEMA, json.dumps(optional | {"additionalProperties": False}))
+    with pytest.raises(InvalidRequest, match="max is 2000"):
+        compiler.open(schema, tokenizer.tokenize_str('{"')).result()
+
+
 @pytest.mark.parametrize(
     ("kind", "source", "message"),
     [
