@@ -49,7 +49,7 @@ class Gateway:
 
     @asynccontextmanager
     async def costly(self, caller: Caller) -> AsyncIterator[None]:
-        """Around work that a request makes before it enters: one at a time for each tenant, so a flood waits for itself.
+        """Around work that a request makes before it enters: one at a time for each tenant: a flood waits for itself.
 
         It counts as a request if none comes of it. Raises RateLimited when the tenant's limits have no room for one.
         """
