@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Se
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
 
-from engine.core.errors import BatonError, Code, InvalidRequest
+from engine.core.errors import BatonError, Code, InvalidRequest, Unauthenticated
 from router.api import Generator, Timing
 from router.doors.session import Choice, run
 from router.gateway.budget import Ledger, Quotas, Reservation
@@ -62,9 +62,13 @@ class Gateway:
                 self.ledger.charge(tenant, self.clock())
                 raise
 
-    def caller(self, authorization: str | None) -> Caller:
-        """Who sent that `Authorization` header. Raises Unauthenticated."""
-        return OPEN_TO_ALL if self.tenants is None else self.tenants.caller(authorization)
+    def caller(self, *authorization: str) -> Caller:
+        """Who sent these `Authorization` headers; of several nobody knows which is meant. Raises Unauthenticated."""
+        if self.tenants is None:
+            return OPEN_TO_ALL
+        if len(authorization) > 1:
+            raise Unauthenticated("more than one Authorization header")
+        return self.tenants.caller(*authorization or ("",))
 
     def visit(self, arrival: Arrival, request_id: str, choices: Sequence[Choice]) -> "Visit":
         """One request of the caller; nothing is taken of its limits before it runs."""

@@ -78,8 +78,9 @@ class InferenceService(InferenceServicer):
 
     def _arrival(self, context: grpc.aio.ServicerContext) -> Arrival:
         """Who calls, and what the call's metadata say. Raises Unauthenticated."""
-        given = {name: value for name, value in context.invocation_metadata() or () if isinstance(value, str)}
-        caller = self._gateway.caller(given.get("authorization"))
+        sent = [(name, value) for name, value in context.invocation_metadata() or () if isinstance(value, str)]
+        caller = self._gateway.caller(*(value for name, value in sent if name == "authorization"))
+        given = dict(sent)
         trace = {name: given[name] for name in ("traceparent", "tracestate") if name in given}
         return Arrival(caller, self._gateway.clock(), slo_of(given.get(SLO_HEADER)), trace)
 

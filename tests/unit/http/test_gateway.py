@@ -66,6 +66,8 @@ async def test_without_a_key_nobody_is_served(service: Service) -> None:
         assert (await service.http.get(path)).status_code == 401
     wrong = await service.http.get("/v1/models", headers={"authorization": f"Bearer {key_of('acme')}0"})
     assert wrong.status_code == 401
+    both = [("authorization", bearer(tenant)["authorization"]) for tenant in ("acme", "ops")]
+    assert (await service.http.get("/v1/models", headers=both)).status_code == 401, "nobody knows which one is meant"
     assert not service.generator.calls
 
 
