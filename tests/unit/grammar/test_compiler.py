@@ -1,6 +1,7 @@
 """Grammars over a real vocabulary: what follows them, what is refused, and what a hostile one may cost."""
 
 import json
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -176,3 +177,24 @@ def test_a_model_that_cannot_end_has_no_grammars(tmp_path: Path) -> None:
         load_vocabulary(folder, 1000)
     with pytest.raises(CheckpointError, match="no grammars"):
         load_vocabulary(tiny_checkpoint("llama"), 3)
+
+
+def test_what_is_compiled_waits_for_no_other(compiler: Compiler, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step waits for `open`, and with it all rows of the step."""
+    known, new, bad = Grammar(REGEX, "a+"), Grammar(REGEX, "b+"), Grammar(REGEX, "(")
+    goes_on, woken, compile = threading.Event(), threading.Semaphore(0), module._serialized
+
+    def slowly(grammar: Grammar) -> str:
+        assert grammar == known or goes_on.wait(60.0)
+        return compile(grammar)
+
+    monkeypatch.setattr(module, "_serialized", slowly)
+    compiler.wake = woken.release
+    assert not compiler.is_compiled(known) and woken.acquire(timeout=60.0) and compiler.is_compiled(known)
+    assert not compiler.is_compiled(new) and not compiler.is_compiled(bad) and not compiler.is_compiled(new)
+    assert compiler.open(known).result(60.0).compute_bitmask()
+    goes_on.set()
+    assert all(woken.acquire(timeout=60.0) for _ in range(2)) and not woken.acquire(blocking=False), "each once"
+    assert compiler.is_compiled(new) and compiler.is_compiled(bad)
+    with pytest.raises(InvalidRequest):
+        compiler.open(bad).result(60.0)
