@@ -1,5 +1,6 @@
 """The `baton` command. Each failure is one line on stderr and an exit code: 2 for the caller's mistake, else 1."""
 
+import os
 import sys
 from typing import Annotated
 
@@ -56,6 +57,9 @@ def generate(
 
 def main() -> None:
     """Entry point."""
+    # Of the processes that a service starts: else each handshake that fails, a port scan's included, is a line of
+    # gRPC's own in the log.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     try:
         app()
     except BatonError as error:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from math import inf
+from threading import Event
 
 from engine.core.engine import EngineCore, StepResult
 from engine.core.errors import Overloaded, Unavailable
@@ -32,6 +33,8 @@ class Driver:
         self._core = core
         self._ids = count(1)
         self._rows: dict[int, _Row] = {}
+        self._woken = Event()
+        core.when_ready(self._woken.set)
 
     def run(self, choices: Sequence[Choice]) -> list[Answer]:
         """All answers, in the order of `choices`. Whatever is raised, nothing of them is left in the engine."""
@@ -39,8 +42,11 @@ class Driver:
         answers = [row.answer for row in waiting]
         try:
             while waiting or self._rows:
+                self._woken.clear()
                 self._submit(waiting)
                 self._take(self._core.step(time.monotonic()))
+                if self._rows and not self._core.has_work:  # a grammar is being compiled
+                    self._woken.wait()
         finally:
             for id in list(self._rows):
                 self._core.abort(id)

@@ -3,6 +3,7 @@
 import ssl
 from contextvars import ContextVar
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
@@ -48,6 +49,12 @@ class ClientTls:
 _OWN: ContextVar[ClientTls | None] = ContextVar("own_tls", default=None)
 
 
+def _say_version(asked: bool) -> None:
+    if asked:
+        print(f"baton {version('baton')}")
+        raise typer.Exit
+
+
 def tls_options(
     tls_ca: Annotated[
         Path | None, typer.Option(envvar="BATON_TLS_CA", help="PEM: speak TLS; trust this authority.")
@@ -56,6 +63,9 @@ def tls_options(
         Path | None, typer.Option(envvar="BATON_TLS_CERT", help="PEM: this client's certificate, if it needs one.")
     ] = None,
     tls_key: Annotated[Path | None, typer.Option(envvar="BATON_TLS_KEY", help="PEM: its key.")] = None,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
 ) -> None:
     """Serve language models with prefill and decode apart, and talk to such a service."""
     if tls_ca is not None:

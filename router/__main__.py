@@ -96,7 +96,7 @@ def config_of(arguments: argparse.Namespace, environment: Mapping[str, str]) -> 
     folder = resolve_model(arguments.model)
     return RouterServerConfig(
         model=folder,
-        model_name=arguments.model_name or folder.name,
+        model_name=arguments.model_name or Path(arguments.model).name or folder.resolve().name,
         cluster_key=key,
         max_model_len=arguments.max_model_len,
         host=arguments.host,

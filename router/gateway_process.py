@@ -41,7 +41,8 @@ class GatewayProcess:
             try:
                 from router.tracing import otlp_tracing  # heavy, and an extra: only who asks for it pays
             except ImportError as error:
-                raise InvalidRequest(f"--otlp-endpoint needs baton[otel]: {error}", param="otlp_endpoint") from error
+                needs = f"--otlp-endpoint needs the extra otel (pip install -e '.[otel]'): {error}"
+                raise InvalidRequest(needs, param="otlp_endpoint") from error
             self._tracing = otlp_tracing(config.otlp_endpoint)
             sinks.append(self._tracing)
         self.gateway = Gateway(self._file.table if self._file else None, sinks)

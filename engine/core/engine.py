@@ -22,7 +22,7 @@ from engine.core.messages import Finished, KVEvent, PagesStored, Started
 from engine.core.request import Leg, RequestState, Stage
 from engine.core.result import FinalPages, Reserved, StepResult
 from engine.core.scheduler import Scheduler
-from engine.core.types import FinishReason, Request, StepOutput, StepPlan, TokenLogprob, WorkerLoad
+from engine.core.types import FinishReason, Grammar, Request, StepOutput, StepPlan, TokenLogprob, WorkerLoad
 
 __all__ = ["EngineCore", "FinalPages", "Reserved", "StepResult"]
 
@@ -37,14 +37,19 @@ class EngineCore:
         *,
         model_hash: str = "",
         generations: MutableSequence[int] | None = None,
+        is_compiled: Callable[[Grammar], bool] = lambda _: True,
     ) -> None:
-        """`generations`: one unsigned 64-bit counter a page, in memory that peers can read; own memory when None."""
+        """`generations`: one unsigned 64-bit counter a page, in memory that peers can read; own memory when None.
+
+        `is_compiled`: False for a grammar that rows would have to wait for. The request waits in the queue then, until
+        a launch after it has become True.
+        """
         self.config = config
         self.max_model_len = min(config.max_model_len, config.num_pages * config.page_size)
         """Tokens of prompt and output together that one request can have here."""
         self._executor = executor
         self._kv = KVCache(config.page_size, config.num_pages, model_hash, generations)
-        self._scheduler = Scheduler(config, self._kv)
+        self._scheduler = Scheduler(config, self._kv, is_compiled)
         self._states: dict[int, RequestState] = {}
         self._filling: dict[int, Lease] = {}
         """Leases with transfers in flight, by the id of the request they are or were for."""

@@ -20,7 +20,8 @@ class Executor(Protocol):
         """Whether `collect` would not wait: the oldest launched step has ended, well or not."""
 
     def when_ready(self, call: Callable[[], None]) -> None:
-        """Call it whenever a step has ended, from any thread: it may only wake somebody. To be said before launches."""
+        """Call it whenever a step has ended, or a grammar that requests wait for is compiled, from any thread: it may
+        only wake somebody. To be said before launches."""
 
     def close(self) -> None:
         """Free the device. No step may be in flight."""

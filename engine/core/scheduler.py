@@ -6,6 +6,7 @@ requests while the step has room. Everything is served in `RequestState.order`: 
 
 from array import array
 from bisect import bisect_left, insort
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from operator import attrgetter
 
@@ -13,7 +14,7 @@ from engine.core.config import SchedulerConfig
 from engine.core.kv_cache import Frontier, KVCache, PageNeed
 from engine.core.lease import Lease, LeaseEvent, LeaseState
 from engine.core.request import NOT_LAUNCHED, Event, Leg, RequestState, Stage
-from engine.core.types import NewRow, StepPlan
+from engine.core.types import Grammar, NewRow, StepPlan
 
 _order = attrgetter("order")
 
@@ -37,9 +38,11 @@ class Changes:
 class Scheduler:
     """Owns the queue, the rows and what becomes of their pages; the engine tells it when a step was committed."""
 
-    def __init__(self, config: SchedulerConfig, kv: KVCache) -> None:
+    def __init__(self, config: SchedulerConfig, kv: KVCache, is_compiled: Callable[[Grammar], bool]) -> None:
+        """`is_compiled`: a row with that grammar can draw without others' waiting for it; asked of who could run."""
         self._config = config
         self._kv = kv
+        self._is_compiled = is_compiled
         self._queue: list[RequestState] = []
         self._num_remote = 0
         """Requests in the queue whose pages come from elsewhere: they need no row."""
@@ -190,9 +193,14 @@ class Scheduler:
 
     def _plan_rows(self) -> None:
         self._make_way()
-        while self._ready and len(self._running) < self._max_rows:
-            self._run(self._ready.pop(0))
-        self._blocked = self._ready[0] if self._ready else None
+        self._blocked = None
+        for state in self._ready[:]:
+            if len(self._running) >= self._max_rows:
+                self._blocked = state
+                break
+            if self._can_draw(state):
+                _remove(self._ready, state)
+                self._run(state)
         extends = self._plan_decodes()
         budget = self._config.max_step_tokens - len(self._rows)
         for state in extends:
@@ -294,8 +302,8 @@ class Scheduler:
         """Pages for queued requests in order, those that come before `before`; returns the budget that is left.
 
         One that gets no pages holds up all behind it, so nobody starves. One that waits for another's page does not:
-        what it waits for is running or being filled. Its turn comes as soon as that is done: a long prompt that came
-        later and began meanwhile goes on after it.
+        what it waits for is running or being filled; nor does one whose grammar is still being compiled. Its turn comes
+        as soon as that is done: a long prompt that came later and began meanwhile goes on after it.
         """
         for state in self._queue[:]:
             remote = state.leg is Leg.LAST
@@ -307,6 +315,8 @@ class Scheduler:
                 if not self._num_remote:
                     break
                 continue
+            if not remote and not self._can_draw(state):
+                continue
             opened = self._open(state)
             if opened is None:
                 self._note_blocked(state)
@@ -315,6 +325,10 @@ class Scheduler:
                 self._place(state, opened)
                 budget -= 0 if remote else self._plan_extend(state, budget)
         return budget
+
+    def _can_draw(self, state: RequestState) -> bool:
+        grammar = state.request.sampling.grammar
+        return grammar is None or self._is_compiled(grammar)
 
     def _open(self, state: RequestState) -> Lease | Frontier | None:
         """A lease, the page that the request waits for, or None when there are too few pages."""

@@ -2,9 +2,11 @@
 
 A grammar is somebody else's program. Its text is bounded, and so is what the engine builds of it (see check for what
 that does not bound). It is built in one thread of its own, and kept, so that the same schema again costs nothing.
+`is_compiled` is for those who cannot wait for that.
 """
 
 import json
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -33,8 +35,24 @@ class Compiler:
         """`load` is called at the first grammar, in the compiler's own thread."""
         self._load = load
         self._tokenizer: LLTokenizer | None = None
-        self._kept: OrderedDict[Grammar, LLMatcher | InvalidRequest] = OrderedDict()
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[Grammar, LLMatcher | BatonError] = OrderedDict()
+        self._under_way: set[Grammar] = set()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="grammar")
+        self._opener = ThreadPoolExecutor(1, thread_name_prefix="grammar-open")
+        """Of what is kept: behind nobody's compilation."""
+        self.wake: Callable[[], None] = lambda: None
+        """Called in the compiler's thread whenever a grammar that was asked for is compiled, or found to be bad."""
+
+    def is_compiled(self, grammar: Grammar) -> bool:
+        """Whether `open` has no compilation to wait for. False begins it; `wake` is called at its end."""
+        with self._lock:
+            if grammar in self._kept:
+                return True
+            if grammar not in self._under_way:
+                self._under_way.add(grammar)
+                self._thread.submit(self._compile_ahead, grammar)
+            return False
 
     def open(self, grammar: Grammar, emitted: Sequence[int] = ()) -> "Future[LLMatcher]":
         """A matcher that stands after `emitted`, tokens of the answer so far.
@@ -42,31 +60,51 @@ class Compiler:
         The future raises InvalidRequest for a grammar that is broken, too large or too slow, or that `emitted` does
         not follow, and CheckpointError where the checkpoint's tokenizer knows no grammars.
         """
-        return self._thread.submit(self._open, grammar, list(emitted))
+        with self._lock:
+            thread = self._opener if grammar in self._kept else self._thread
+        return thread.submit(self._open, grammar, list(emitted))
 
     def load(self) -> None:
         """Read the vocabulary now. Raises as `load` of the constructor."""
         self._thread.submit(self._vocabulary).result()
 
     def close(self) -> None:
-        """End the thread, after what it is at."""
+        """End the threads, after what they are at."""
         self._thread.shutdown(wait=False, cancel_futures=True)
+        self._opener.shutdown(wait=False, cancel_futures=True)
 
-    def _open(self, grammar: Grammar, emitted: list[int]) -> LLMatcher:
-        found = self._kept.pop(grammar, None)
-        if found is None:
-            try:
-                found = self._compile(grammar)
-            except InvalidRequest as error:
-                found = error
+    def _compile_ahead(self, grammar: Grammar) -> None:
+        try:
+            self._compiled(grammar)
+        finally:
+            with self._lock:
+                self._under_way.discard(grammar)
+            self.wake()
+
+    def _compiled(self, grammar: Grammar) -> LLMatcher | BatonError:
+        with self._lock:
+            found = self._kept.pop(grammar, None)
+            if found is not None:
+                self._kept[grammar] = found  # the last to go
+                return found
+        try:
+            found = self._compile(grammar)
+        except BatonError as error:
+            found = error
+        with self._lock:
             if len(self._kept) >= MAX_KEPT:
                 self._kept.popitem(last=False)
-        self._kept[grammar] = found
+            self._kept[grammar] = found
+        return found
+
+    def _open(self, grammar: Grammar, emitted: list[int]) -> LLMatcher:
+        found = self._compiled(grammar)
         if isinstance(found, BatonError):
             raise found
-        matcher = found.deep_copy()
+        with self._lock:
+            matcher = found.deep_copy()
         if emitted and not matcher.consume_tokens(emitted):
-            raise InvalidRequest("the tokens so far do not follow the grammar")
+            raise InvalidRequest(f"the tokens so far do not follow the grammar: {_reason(matcher.get_error())}")
         return matcher
 
     def _vocabulary(self) -> LLTokenizer:

@@ -139,11 +139,11 @@ def _assemble(
         )
         for model, tensor_NL2SKE in zip(models, pool.tensors_NL2SKE, strict=True)
     ]
+    grammars = Compiler(lambda: load_vocabulary(resolve_model(config.model), facts.vocab_size))
     runners = []
     graphs: list[Sequence[StepGraphs]] = []
     for model, backend in zip(models, backends, strict=True):
         place = model.weights.embedding_VD.device
-        grammars = Compiler(lambda: load_vocabulary(resolve_model(config.model), facts.vocab_size))
         table = RowTable(config.max_rows, max_len, layout.page_size, pool.filler_page, place, grammars)
         fused = _fused(model, backend)
         graphs.append(_graphs(config, fused, backend, table))
@@ -162,7 +162,7 @@ def _assemble(
         max_queued=config.max_queued,
     )
     generations = cast(MutableSequence[int], pool.generations[:num_pages])  # a memoryview is one in all but name
-    core = EngineCore(scheduler, executor, model_hash=name, generations=generations)
+    core = EngineCore(scheduler, executor, model_hash=name, generations=generations, is_compiled=grammars.is_compiled)
     return Engine(core, executor, pool, scheduler, facts, backends[0].name)
 
 

@@ -11,6 +11,7 @@ Shape suffixes: S rows that draw a token, G rows with a grammar, W words of 32 b
 """
 
 import math
+from collections.abc import Callable
 from concurrent.futures import Future
 from functools import cache
 
@@ -104,6 +105,11 @@ class FollowedRows:
             emitted = row.tokens[row.num_prompt :]
             opening = self._compiler.open(row.sampling.grammar, emitted) if self._compiler else None
             self.by_slot[slot] = Followed(row.id, opening)
+
+    def when_compiled(self, call: Callable[[], None]) -> None:
+        """Call it whenever a grammar that a request waits for is compiled, from any thread."""
+        if self._compiler is not None:
+            self._compiler.wake = call
 
     def remove(self, slot: int) -> None:
         """The row at `slot` has left."""

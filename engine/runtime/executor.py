@@ -49,6 +49,7 @@ class ThreadedExecutor:
     def when_ready(self, call: Callable[[], None]) -> None:
         """See Executor."""
         self._steps.wake = call
+        self._runner.when_compiled(call)
 
     def close(self) -> None:
         """See Executor. Steps that were launched and not collected still run to their end."""
@@ -123,6 +124,7 @@ class RankedExecutor:
     def when_ready(self, call: Callable[[], None]) -> None:
         """See Executor."""
         self._steps.wake = call
+        self._runners[0].when_compiled(call)  # all ranks have one compiler
 
     def _end(self) -> StepOutput:
         steps = self._later.popleft()

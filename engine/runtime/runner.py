@@ -5,7 +5,7 @@ Shape suffixes: T tokens of the step, D hidden, B rows, S rows that draw a token
 probabilities, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -92,6 +92,10 @@ class StepRunner:
         """Give the graphs back, when no step is in flight. No step can be started afterwards."""
         for each in self._graphs:
             each.close()
+
+    def when_compiled(self, call: Callable[[], None]) -> None:
+        """See FollowedRows."""
+        self._table.grammars.when_compiled(call)
 
     @torch.inference_mode()
     def start(self, plan: StepPlan) -> PendingStep:

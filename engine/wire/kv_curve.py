@@ -39,4 +39,7 @@ def protect_client(socket: "zmq.Socket[Any]", cluster_key: bytes) -> None:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(public_key(os.environ[CLUSTER_KEY_VARIABLE].encode()).decode() + "\n")
+    key = os.environ.get(CLUSTER_KEY_VARIABLE)
+    if not key:
+        sys.exit(f"{CLUSTER_KEY_VARIABLE} is not set: the public key follows from the cluster key")
+    sys.stdout.write(public_key(key.encode()).decode() + "\n")

@@ -3,6 +3,7 @@
 import logging
 
 from engine.core.errors import TransferFailed
+from engine.server.config import LOOPBACK
 from engine.wire.tls import TlsFiles
 from kv_transfer.transports.base import PagePool, Transport
 from kv_transfer.transports.grpc import GrpcTransport
@@ -30,7 +31,8 @@ def open_transports(
         choice: auto (NIXL where it can be used, and gRPC), nixl, grpc or local.
         name: this worker's own peer_key.
         key: the cluster key.
-        bind: host:port that gRPC listens on; port 0 takes a free one.
+        bind: host:port that gRPC listens on; port 0 takes a free one. Of a loopback address NIXL, too, listens there
+            alone.
         advertise: where peers reach that host, when that is another name.
         tls: of gRPC, on both sides.
 
@@ -42,7 +44,8 @@ def open_transports(
     transports: list[Transport] = []
     if choice in ("auto", "nixl"):
         try:
-            transports.append(NixlTransport(pool, name))
+            only_here = bind.rpartition(":")[0].strip("[]") in LOOPBACK  # UCX would listen on every address
+            transports.append(NixlTransport(pool, name, only_here=only_here))
         except TransferFailed as error:
             if choice == "nixl":
                 raise

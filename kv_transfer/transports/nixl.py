@@ -36,13 +36,15 @@ class NixlTransport:
 
     name = "nixl"
 
-    def __init__(self, pool: PagePool, name: str, backend: str = "UCX") -> None:
+    def __init__(self, pool: PagePool, name: str, backend: str = "UCX", *, only_here: bool = False) -> None:
         """Make the agents and register the pool and its generations; `name` is this worker's own peer_key.
+
+        `only_here`: all peers are on this host.
 
         Raises:
             TransferFailed: NIXL is not installed, or refuses.
         """
-        self._nixl = Nixl(backend)
+        self._nixl = Nixl(backend, only_here=only_here)
         self._pool, self._name = pool, name
         self._num_slabs = pool.num_pages + NUM_SPARE_PAGES
         self._generations = pool.generations

@@ -11,6 +11,7 @@ Memory that NIXL may touch, and what keeps it alive and in place:
   prepared lists, requests   hold the C++ agent, so `destroy` lets go of them first, then of the agent, then of landings
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -37,10 +38,17 @@ Table = "np.ndarray[Any, np.dtype[np.uint64]]"
 class Nixl:
     """The library: NIXL's Python modules of whichever distribution is installed."""
 
-    def __init__(self, backend: str = "UCX") -> None:
-        """Raises TransferFailed if none is installed."""
+    def __init__(self, backend: str = "UCX", *, only_here: bool = False) -> None:
+        """`only_here`: peers are on this host, so agents listen on no address that others could reach.
+
+        Raises TransferFailed if none is installed.
+        """
         self._api, self._bindings = _load()
         self._backend = backend
+        # Of UCX's network devices only: shared memory and NVLink are other kinds. An operator's own choice counts.
+        self._settings = (
+            {"engine_config": "NET_DEVICES=lo"} if only_here and "UCX_NET_DEVICES" not in os.environ else {}
+        )
         self.errors: tuple[type[Exception], ...] = tuple(
             value for key, value in vars(self._bindings).items() if key.startswith("nixl") and key.endswith("Error")
         )
@@ -53,7 +61,7 @@ class Nixl:
         config.pthrDelay = PROGRESS_TIMEOUT_US
         agent = self._api.nixl_agent(name, self._api.nixl_agent_config(enable_prog_thread=False, backends=[]))
         agent.agent = self._bindings.nixlAgent(name, config)
-        agent.create_backend(self._backend)
+        agent.create_backend(self._backend, self._settings)
         return agent
 
     def failure(self, op: int, error: Exception, status: OpStatus = OpStatus.FAILED) -> Completion:

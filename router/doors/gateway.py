@@ -2,11 +2,11 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
 
-from engine.core.errors import BatonError, Code
+from engine.core.errors import BatonError, Code, InvalidRequest, Unauthenticated
 from router.api import Generator, Timing
 from router.doors.session import Choice, run
 from router.gateway.budget import Ledger, Quotas, Reservation
@@ -44,10 +44,31 @@ class Gateway:
         self.ledger = Ledger()
         self.clock = clock
         self.sinks = sinks
+        self._turns: dict[str, asyncio.Lock] = {}
+        """By tenant."""
 
-    def caller(self, authorization: str | None) -> Caller:
-        """Who sent that `Authorization` header. Raises Unauthenticated."""
-        return OPEN_TO_ALL if self.tenants is None else self.tenants.caller(authorization)
+    @asynccontextmanager
+    async def costly(self, caller: Caller) -> AsyncIterator[None]:
+        """Around work that a request makes before it enters: one at a time for each tenant: a flood waits for itself.
+
+        It counts as a request if none comes of it. Raises RateLimited when the tenant's limits have no room for one.
+        """
+        tenant = caller.tenant
+        async with self._turns.setdefault(tenant.name, asyncio.Lock()):
+            self.ledger.check(tenant, self.clock())
+            try:
+                yield
+            except (InvalidRequest, asyncio.CancelledError):
+                self.ledger.charge(tenant, self.clock())
+                raise
+
+    def caller(self, *authorization: str) -> Caller:
+        """Who sent these `Authorization` headers; of several nobody knows which is meant. Raises Unauthenticated."""
+        if self.tenants is None:
+            return OPEN_TO_ALL
+        if len(authorization) > 1:
+            raise Unauthenticated("more than one Authorization header")
+        return self.tenants.caller(*authorization or ("",))
 
     def visit(self, arrival: Arrival, request_id: str, choices: Sequence[Choice]) -> "Visit":
         """One request of the caller; nothing is taken of its limits before it runs."""

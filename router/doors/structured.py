@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StrictStr, StringConstraints, model_validator
@@ -143,8 +144,10 @@ def _bounded_json(value: object, param: str) -> str:
     return "".join(parts)
 
 
-async def checked_grammar(model: ServedModel, asked: tuple[Grammar, str] | None) -> Grammar | None:
-    """The grammar, when it can be compiled; the event loop goes on meanwhile.
+async def checked_grammar(
+    model: ServedModel, asked: tuple[Grammar, str] | None, turn: AbstractAsyncContextManager[None]
+) -> Grammar | None:
+    """The grammar, when it can be compiled; the event loop goes on meanwhile. `turn` is the client's, to be entered.
 
     Raises:
         InvalidRequest: it cannot; the message says why and `param` which field.
@@ -154,7 +157,7 @@ async def checked_grammar(model: ServedModel, asked: tuple[Grammar, str] | None)
         return None
     grammar, param = asked
     try:
-        async with asyncio.timeout(CHECK_TIMEOUT_S):
+        async with asyncio.timeout(CHECK_TIMEOUT_S), turn:
             await asyncio.wrap_future(model.grammars.check(grammar))
     except InvalidRequest as error:
         raise InvalidRequest(f"{param}: {error.message}", param=param) from error

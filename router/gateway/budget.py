@@ -71,11 +71,8 @@ class Ledger:
 
     def enter(self, tenant: Tenant, tokens: int, now: float) -> Reservation:
         """Take what a request of `tokens` tokens at most needs. Raises RateLimited, and takes nothing then."""
+        self.check(tenant, now)
         account = self._account(tenant, now)
-        if tenant.max_concurrent is not None and account.num_running >= tenant.max_concurrent:
-            self._refuse(tenant, f"{account.num_running} requests at once", _BUSY_RETRY_S, now)
-        if account.requests and (wait_s := account.requests.wait_s(1, now)):
-            self._refuse(tenant, f"{account.requests.limit.per_s:g} requests/s", wait_s, now)
         reserved = 0.0
         if account.tokens:
             reserved = min(tokens, account.tokens.limit.burst)
@@ -86,6 +83,20 @@ class Ledger:
             account.requests.take(1, now)
         account.num_running += 1
         return Reservation(tenant.name, reserved)
+
+    def check(self, tenant: Tenant, now: float) -> None:
+        """Whether a request could enter, its tokens aside. Raises RateLimited; takes nothing."""
+        account = self._account(tenant, now)
+        if tenant.max_concurrent is not None and account.num_running >= tenant.max_concurrent:
+            self._refuse(tenant, f"{account.num_running} requests at once", _BUSY_RETRY_S, now)
+        if account.requests and (wait_s := account.requests.wait_s(1, now)):
+            self._refuse(tenant, f"{account.requests.limit.per_s:g} requests/s", wait_s, now)
+
+    def charge(self, tenant: Tenant, now: float) -> None:
+        """Take a request that will never enter."""
+        account = self._account(tenant, now)
+        if account.requests:
+            account.requests.take(1, now)
 
     def _refuse(self, tenant: Tenant, limit: str, wait_s: float, now: float) -> None:
         message = f"the limit of {limit} is reached; try again in {wait_s:.3g} s"

@@ -51,7 +51,8 @@ def create_app(
         registry: what /metrics exposes; the door adds its own metrics to it.
         gateway: who may call, and how much; left out, everybody.
     """
-    framework = FastAPI(title="Baton", openapi_url=None)  # bodies are read by read_body, of which it knows nothing
+    # Bodies are read by read_body, of which it knows nothing. A redirect would go wherever the Host header says.
+    framework = FastAPI(title="Baton", openapi_url=None, redirect_slashes=False)
     gateway = gateway or Gateway()
     door = Door(generator, model, config, gateway)
     endpoints: dict[str, Endpoint] = {

@@ -34,8 +34,8 @@ class Authenticate:
         await self._app(scope, receive, send)
 
     def _caller(self, scope: Scope) -> Caller:
-        given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-        caller = self._gateway.caller(given.decode("latin-1"))
+        given = [value.decode("latin-1") for name, value in scope["headers"] if name == b"authorization"]
+        caller = self._gateway.caller(*given)
         if f"{scope['path']}/".startswith(f"{OPERATOR_PATH}/") and not caller.operator:
             raise PermissionDenied(f"{OPERATOR_PATH} is for operators: this key is none of theirs")
         return caller

@@ -13,6 +13,7 @@ from router.doors.prompts import check_model, tokens_of_chat
 from router.doors.session import Answer, Ask, Choice, choices_of
 from router.doors.structured import checked_grammar
 from router.http.body import read_body
+from router.http.caller import caller_of
 from router.http.logprobs import Json, chat_logprobs
 from router.http.message import MessageBuilder
 from router.http.respond import ChunkEvents, Door, request_id_of, respond
@@ -55,7 +56,7 @@ async def turn_of(request: Request, door: Door, body: ChatRequest, id_prefix: st
         timeout_s=body.timeout_s,
         priority=body.priority or 0,
         num_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-        grammar=await checked_grammar(model, asked),
+        grammar=await checked_grammar(model, asked, door.gateway.costly(caller_of(request))),
         marks=model.dialect.marks(with_tools=use.parses),
     )
     choices = choices_of(ask, model, door.config)

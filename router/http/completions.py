@@ -11,6 +11,7 @@ from router.doors.prompts import check_model, tokens_of_prompts
 from router.doors.session import Answer, Ask, check_count, choices_of
 from router.doors.structured import checked_grammar
 from router.http.body import parse_body, read_bytes
+from router.http.caller import caller_of
 from router.http.logprobs import Json, joined, legacy_logprobs, legacy_token
 from router.http.respond import ChunkEvents, Door, request_id_of, respond
 from router.http.schema import CompletionRequest
@@ -41,7 +42,7 @@ async def complete(request: Request, door: Door) -> Response:
         priority=body.priority or 0,
         num_logprobs=body.logprobs,
         num_prompt_logprobs=body.logprobs if body.echo else None,
-        grammar=await checked_grammar(door.model, body.grammar()),
+        grammar=await checked_grammar(door.model, body.grammar(), door.gateway.costly(caller_of(request))),
     )
     choices = choices_of(ask, door.model, door.config)
     pieces = door.model.tokenizer.pieces

@@ -43,7 +43,7 @@ class InferenceService(InferenceServicer):
         """Stream the answers. Writes instead of yielding, so that a cancelled call ends here and nowhere later."""
         try:
             arrival = self._arrival(context)
-            choices = await self._choices(request, context)
+            choices = await self._choices(request, context, arrival)
             request_id = choices[0].call.request_id.rpartition("-")[0]
             await self._stream(self._gateway.visit(arrival, request_id, choices), context)
         except BatonError as error:
@@ -78,12 +78,15 @@ class InferenceService(InferenceServicer):
 
     def _arrival(self, context: grpc.aio.ServicerContext) -> Arrival:
         """Who calls, and what the call's metadata say. Raises Unauthenticated."""
-        given = {name: value for name, value in context.invocation_metadata() or () if isinstance(value, str)}
-        caller = self._gateway.caller(given.get("authorization"))
+        sent = [(name, value) for name, value in context.invocation_metadata() or () if isinstance(value, str)]
+        caller = self._gateway.caller(*(value for name, value in sent if name == "authorization"))
+        given = dict(sent)
         trace = {name: given[name] for name in ("traceparent", "tracestate") if name in given}
         return Arrival(caller, self._gateway.clock(), slo_of(given.get(SLO_HEADER)), trace)
 
-    async def _choices(self, request: pb.GenerateRequest, context: grpc.aio.ServicerContext) -> list[Choice]:
+    async def _choices(
+        self, request: pb.GenerateRequest, context: grpc.aio.ServicerContext, arrival: Arrival
+    ) -> list[Choice]:
         check_model(self._model, request.model or self._model.name)
         is_chat = request.WhichOneof("prompt") == "chat"
         fields = sampling_fields(request.sampling, request.n)
@@ -97,7 +100,7 @@ class InferenceService(InferenceServicer):
             priority=request.priority,
             num_logprobs=num_logprobs(request.sampling, "logprobs"),
             num_prompt_logprobs=num_logprobs(request.sampling, "prompt_logprobs"),
-            grammar=await checked_grammar(self._model, fields.grammar()),
+            grammar=await checked_grammar(self._model, fields.grammar(), self._gateway.costly(arrival.caller)),
         )
         return choices_of(ask, self._model, self._config)
 

@@ -74,6 +74,10 @@ class ChatTemplate:
                 add_generation_prompt=True,
                 **values,
             )
+        except RecursionError:
+            raise InvalidRequest(
+                "the chat template refused the messages: nested too deeply", param="messages"
+            ) from None
         except (jinja2.TemplateError, TypeError, ValueError, LookupError) as error:
             raise InvalidRequest(f"the chat template refused the messages: {error}", param="messages") from error
         return str(rendered[0][0])  # (one prompt a conversation, places of the assistant's words)

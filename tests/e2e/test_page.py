@@ -65,7 +65,7 @@ def complaints(page: Chrome) -> list[str]:
 def test_workers_a_chat_and_numbers_that_move(page: Chrome) -> None:
     ready = {"prefill-0": "ready", "decode-0": "ready", "decode-1": "ready"}
     until(page, lambda: states(page) == ready)
-    assert (text(page, "ready"), text(page, "model"), text(page, "alert")) == ("ready", "builtin_model", "")
+    assert (text(page, "ready"), text(page, "model"), text(page, "alert")) == ("ready", "builtin", "")
     handoffs = int(text(page, "handoffs"))
     words = page.find_element(By.ID, "words")
     words.send_keys("Tell me", Keys.SHIFT, Keys.ENTER, Keys.SHIFT, "a story.")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from engine.core.config import SchedulerConfig
 from engine.core.engine import EngineCore, FinalPages, Reserved, StepResult
 from engine.core.messages import Finished, Started
-from engine.core.types import Request, Sampling
+from engine.core.types import Grammar, Request, Sampling
 from tests.fakes.executor import FakeExecutor, expected_tokens
 
 
@@ -36,14 +36,21 @@ class CoreBench:
             page_size, num_pages, max_model_len, max_step_tokens, max_rows, max_in_flight, max_queued
         )
         self.executor = FakeExecutor(page_size, num_pages, max_rows, max_step_tokens)
+        self.uncompiled: set[Grammar] = set()
+        self.asked: list[Grammar] = []
+        """Whether they are compiled."""
         self.generations = array("Q", bytes(8 * num_pages))
-        self.core = EngineCore(self.config, self.executor, generations=self.generations)
+        self.core = EngineCore(self.config, self.executor, generations=self.generations, is_compiled=self._is_compiled)
         self.tokens: dict[int, list[int]] = defaultdict(list)
         self.finished: dict[int, Finished] = {}
         self.started: dict[int, Started] = {}
         self.final: dict[int, list[FinalPages]] = defaultdict(list)
         self.reserved: dict[int, Reserved] = {}
         self.results: list[StepResult] = []
+
+    def _is_compiled(self, grammar: Grammar) -> bool:
+        self.asked.append(grammar)
+        return grammar not in self.uncompiled
 
     def step(self, now: float = 0.0) -> StepResult:
         """One step; takes in what it reports and checks every invariant."""

@@ -217,3 +217,8 @@ def test_status_names_all_routers_of_a_service(
         withdraw(port)
     out = capsys.readouterr().out
     assert f"router {service.url}: ready; " in out and "router http://127.0.0.1:1: cannot read the status" in out
+
+
+def test_the_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(monkeypatch, "--version") == 0
+    assert capsys.readouterr().out.startswith("baton ")

@@ -3,7 +3,7 @@
 import pytest
 
 from engine.core.errors import IllegalEvent
-from engine.core.types import FinishReason, Request
+from engine.core.types import FinishReason, Grammar, GrammarKind, Request
 from tests.fakes.core import CoreBench, make_request
 from tests.fakes.executor import VOCAB_SIZE, kv_of
 
@@ -329,3 +329,20 @@ def test_pages_proven_early_are_shared_at_once() -> None:
     bench.core.submit(other)
     bench.run()
     assert bench.started[2].cached_tokens == 8 and bench.tokens[2] == bench.expected(other)
+
+
+def test_pages_come_while_the_grammar_is_compiled() -> None:
+    bench, form = CoreBench(), Grammar(GrammarKind.REGEX, "a+")
+    bench.uncompiled.add(form)
+    request, other = make_request(1, range(1, 11), max_tokens=5, grammar=form), make_request(2, [3], max_tokens=9)
+    bench.core.reserve(request)
+    bench.step()
+    receive(bench, request)
+    bench.core.adopt(1, bench.expected(request)[:1])
+    bench.core.submit(other)
+    bench.run()
+    assert bench.tokens == {2: bench.expected(other)}
+    bench.uncompiled.clear()
+    bench.step()
+    bench.run()
+    assert bench.tokens[1] == bench.expected(request)[1:]

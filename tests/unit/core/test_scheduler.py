@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.core.types import FinishReason, StepPlan
+from engine.core.types import FinishReason, Grammar, GrammarKind, StepPlan
 from tests.fakes.core import CoreBench, make_request
 
 
@@ -287,3 +287,42 @@ def test_a_large_request_is_not_starved_by_small_ones() -> None:
         bench.core.submit(make_request(id, [id], max_tokens=8))
     bench.run()
     assert list(bench.finished)[:2] == [0, 1]
+
+
+FORM = Grammar(GrammarKind.REGEX, "a+")
+
+
+def test_a_request_whose_grammar_is_being_compiled_holds_nobody_up() -> None:
+    bench = CoreBench()
+    bench.uncompiled.add(FORM)
+    waits, other = make_request(1, [1, 2, 3], max_tokens=3, grammar=FORM), make_request(2, [4, 5], max_tokens=4)
+    bench.core.submit(waits)
+    bench.core.submit(other)
+    bench.run()
+    assert bench.tokens == {2: bench.expected(other)} and not bench.core.has_work
+    bench.uncompiled.clear()
+    bench.step()  # whoever compiled it has woken the loop
+    bench.run()
+    assert bench.tokens[1] == bench.expected(waits)
+
+
+def test_nobody_asks_for_grammars_of_requests_that_could_not_run_yet() -> None:
+    """Few are kept: one that is compiled too early is compiled again."""
+    bench = CoreBench(max_rows=1)
+    bench.core.submit(make_request(1, [1], max_tokens=20))
+    bench.core.submit(make_request(2, [2], max_tokens=3, grammar=FORM))
+    for _ in range(10):
+        bench.step()
+    assert not bench.asked
+    bench.run()
+    assert bench.asked and bench.finished.keys() == {1, 2}
+
+
+def test_a_grammar_that_is_not_compiled_in_time() -> None:
+    bench = CoreBench()
+    bench.uncompiled.add(FORM)
+    bench.core.submit(make_request(1, [1, 2, 3], max_tokens=3, grammar=FORM, deadline_s=5.0))
+    bench.run()
+    assert bench.core.next_deadline_s() == 5.0
+    bench.step(now=5.0)
+    assert bench.finished[1].reason is FinishReason.DEADLINE and bench.core.is_empty

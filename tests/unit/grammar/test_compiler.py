@@ -1,6 +1,7 @@
 """Grammars over a real vocabulary: what follows them, what is refused, and what a hostile one may cost."""
 
 import json
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,6 +78,14 @@ def test_a_matcher_stands_after_the_tokens_so_far(compiler: Compiler, tokenizer:
     assert whole.consume_tokens(tokens) and whole.compute_bitmask() == resumed.compute_bitmask()
     with pytest.raises(InvalidRequest, match="do not follow"):
         compiler.open(grammar, tokens[::-1] * 2).result()
+
+
+def test_a_row_too_wide_to_follow_is_said_to_be_so(compiler: Compiler, tokenizer: LLTokenizer) -> None:
+    """What the limit forbids is not what the tokens did wrong."""
+    optional = {"type": "object", "properties": {f"key{n}": {"type": "string"} for n in range(1200)}}
+    schema = Grammar(SCHEMA, json.dumps(optional | {"additionalProperties": False}))
+    with pytest.raises(InvalidRequest, match="max is 2000"):
+        compiler.open(schema, tokenizer.tokenize_str('{"')).result()
 
 
 @pytest.mark.parametrize(
@@ -168,3 +177,24 @@ def test_a_model_that_cannot_end_has_no_grammars(tmp_path: Path) -> None:
         load_vocabulary(folder, 1000)
     with pytest.raises(CheckpointError, match="no grammars"):
         load_vocabulary(tiny_checkpoint("llama"), 3)
+
+
+def test_what_is_compiled_waits_for_no_other(compiler: Compiler, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step waits for `open`, and with it all rows of the step."""
+    known, new, bad = Grammar(REGEX, "a+"), Grammar(REGEX, "b+"), Grammar(REGEX, "(")
+    goes_on, woken, compile = threading.Event(), threading.Semaphore(0), module._serialized
+
+    def slowly(grammar: Grammar) -> str:
+        assert grammar == known or goes_on.wait(60.0)
+        return compile(grammar)
+
+    monkeypatch.setattr(module, "_serialized", slowly)
+    compiler.wake = woken.release
+    assert not compiler.is_compiled(known) and woken.acquire(timeout=60.0) and compiler.is_compiled(known)
+    assert not compiler.is_compiled(new) and not compiler.is_compiled(bad) and not compiler.is_compiled(new)
+    assert compiler.open(known).result(60.0).compute_bitmask()
+    goes_on.set()
+    assert all(woken.acquire(timeout=60.0) for _ in range(2)) and not woken.acquire(blocking=False), "each once"
+    assert compiler.is_compiled(new) and compiler.is_compiled(bad)
+    with pytest.raises(InvalidRequest):
+        compiler.open(bad).result(60.0)

@@ -32,7 +32,15 @@ def metadata(tenant: str, **more: str) -> tuple[tuple[str, str], ...]:
     return (*bearer(tenant).items(), *more.items())
 
 
-@pytest.mark.parametrize("given", [(), (("authorization", "Bearer baton_0_0"),), (("authorization", key_of("acme")),)])
+@pytest.mark.parametrize(
+    "given",
+    [
+        (),
+        (("authorization", "Bearer baton_0_0"),),
+        (("authorization", key_of("acme")),),
+        (*bearer("slow").items(), *bearer("acme").items()),
+    ],
+)
 async def test_without_a_key_nobody_is_served(guarded: Service, given: tuple[tuple[str, str], ...]) -> None:
     calls = (
         guarded.stub.Generate(REQUEST, metadata=given).read(),

@@ -5,13 +5,18 @@ import json
 import logging
 import socket
 from collections.abc import AsyncIterator
+from concurrent.futures import Future
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
 
 import httpx
 import openai
 import pytest
 
-from engine.core.errors import Unavailable
+from engine.core.errors import InvalidRequest, Unavailable
+from engine.core.types import Grammar
+from engine.grammar.check import GrammarChecker
 from router.doors.config import DoorConfig
 from router.doors.gateway import Gateway
 from router.doors.request_log import RequestLog
@@ -61,6 +66,8 @@ async def test_without_a_key_nobody_is_served(service: Service) -> None:
         assert (await service.http.get(path)).status_code == 401
     wrong = await service.http.get("/v1/models", headers={"authorization": f"Bearer {key_of('acme')}0"})
     assert wrong.status_code == 401
+    both = [("authorization", bearer(tenant)["authorization"]) for tenant in ("acme", "ops")]
+    assert (await service.http.get("/v1/models", headers=both)).status_code == 401, "nobody knows which one is meant"
     assert not service.generator.calls
 
 
@@ -224,3 +231,48 @@ async def test_a_slow_reader_holds_up_nobody(service: Service) -> None:
     async with asyncio.timeout(10):
         while "baton_http_requests_open 1.0" not in (await service.http.get("/metrics")).text:
             await asyncio.sleep(0)
+
+
+class Checker(GrammarChecker):
+    """Leaves every question open until the test answers it."""
+
+    def __init__(self) -> None:
+        super().__init__(Path(), 0)
+        self.asked: list[tuple[str, Future[None]]] = []
+
+    def check(self, grammar: Grammar) -> "Future[None]":
+        self.asked.append((grammar.source, Future()))
+        return self.asked[-1][1]
+
+
+async def asked(checker: Checker, count: int) -> list[str]:
+    """What the next questions are, once there are so many."""
+    while len(checker.asked) < count:
+        await asyncio.sleep(0)
+    return [source for source, _ in checker.asked]
+
+
+async def test_a_tenant_s_grammars_are_checked_one_after_the_other(tiny: ServedModel) -> None:
+    checker = Checker()
+    async with service_of(replace(tiny, grammars=checker)) as service:
+        flood = [
+            asyncio.create_task(complete(service, "acme", guided_regex="a" * n, ignore_eos=False)) for n in range(1, 4)
+        ]
+        await asked(checker, 1)
+        other = asyncio.create_task(complete(service, "ops", guided_regex="b", ignore_eos=False))
+        assert (await asked(checker, 2))[1] == "b", "it waits for one of the other tenant's at most"
+        for place in range(4):
+            await asked(checker, place + 1)
+            checker.asked[place][1].set_result(None)
+        assert [(await each).status_code for each in (*flood, other)] == [200] * 4
+
+
+async def test_a_refused_grammar_is_a_request_used(tiny: ServedModel) -> None:
+    checker = Checker()
+    async with service_of(replace(tiny, grammars=checker)) as service:
+        bad = [asyncio.create_task(complete(service, "strict", guided_regex=f"{n}(")) for n in range(4)]
+        for place in range(2):
+            await asked(checker, place + 1)
+            checker.asked[place][1].set_exception(InvalidRequest("unclosed"))
+        assert sorted([(await each).status_code for each in bad]) == [400, 400, 429, 429]
+    assert len(checker.asked) == 2, "over the limit nothing is checked"

@@ -134,3 +134,68 @@ async def test_a_client_that_leaves_with_requests_in_line_frees_everything(servi
         await service.generator.paused.wait()
     await service.generator.idle.wait()
     assert len(service.generator.calls) == 1
+
+
+CHUNKED = HEAD + b"transfer-encoding: chunked\r\n\r\n1\r\n{\r\n"
+
+
+@pytest.mark.parametrize("wrapping", [b"0\r\n", b"1;a="], ids=["trailers", "extension of a chunk"])
+@pytest.mark.parametrize("line", [b"x: y\r\n" * 1000, b"a" * 4096], ids=["many", "one"])
+async def test_what_surrounds_a_body_without_end_is_cut_off(service: Service, wrapping: bytes, line: bytes) -> None:
+    sent = 0
+    async with connected(service) as (reader, writer):
+        writer.write(CHUNKED + wrapping + b"x: " * (wrapping == b"0\r\n"))
+        try:
+            while not reader.at_eof():
+                writer.write(line)
+                sent += len(line)
+                await writer.drain()
+                await asyncio.sleep(0)
+        except ConnectionError:
+            pass
+        await until_closed(reader)
+    assert sent < 100 * protocol.MAX_HEAD_BYTES, "the kernel's buffers and one read beyond the limit"
+
+
+async def test_trailers_are_no_headers_of_this_request_or_the_next(service: Service) -> None:
+    service.answers("abc")
+    end = b"0\r\nx-request-id: smuggled\r\n\r\n"
+    body = json.dumps({"model": "tiny", "prompt": "hi", "max_tokens": 1}).encode()
+    request = HEAD + b"transfer-encoding: chunked\r\n\r\n%x\r\n" % len(body) + body + b"\r\n" + end
+    async with connected(service) as (reader, writer):
+        writer.write(request + request)
+        for _ in range(2):
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 200 ") and b"smuggled" not in head
+            length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length"))
+            await reader.readexactly(int(length.split()[1]))
+
+
+OFFER = b"connection: upgrade, http2-settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABkAAQAAP__\r\n"
+
+
+@pytest.mark.parametrize("cut", [0, 10, None], ids=["body apart", "body in two", "at once"])
+async def test_an_offer_to_speak_another_protocol_is_declined(service: Service, cut: int | None) -> None:
+    service.answers("abc")
+    plain = post(max_tokens=1)
+    offer = plain.replace(HEAD, HEAD + OFFER)
+    place = len(offer) if cut is None else offer.index(b"\r\n\r\n") + 4 + cut
+    async with connected(service) as (reader, writer):
+        writer.write(offer[:place])
+        for _ in range(5):
+            await asyncio.sleep(0)
+        writer.write(offer[place:] + plain)
+        for _ in range(2):
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 200 ")
+            length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length"))
+            await reader.readexactly(int(length.split()[1]))
+
+
+async def test_many_offers_at_once_are_answered_one_after_the_other(service: Service) -> None:
+    offer = b"GET /health HTTP/1.1\r\nhost: x\r\n" + OFFER + b"\r\n"
+    async with connected(service) as (reader, writer):
+        writer.write(offer * protocol.MAX_PIPELINED)
+        for _ in range(protocol.MAX_PIPELINED):
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+            await reader.readuntil(b"}")

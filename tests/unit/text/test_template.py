@@ -47,6 +47,16 @@ def test_a_template_s_refusal_is_an_invalid_request(tmp_path: Path) -> None:
     assert caught.value.param == "messages"
 
 
+def test_messages_that_are_nested_too_deeply(tmp_path: Path) -> None:
+    """The arguments of a call are a text of their own, which no depth of the body's JSON bounds."""
+    template, deep = load(write_family(tmp_path, "byte_level")), {}
+    for _ in range(900):
+        deep = {"a": deep}
+    assert template is not None
+    with pytest.raises(InvalidRequest, match="too deeply"):
+        template.render([*MESSAGES, {"role": "assistant", "content": "", "tool_calls": [deep]}])
+
+
 def test_a_template_cannot_leave_its_sandbox() -> None:
     template = ChatTemplate("{{ messages.__class__.__mro__ }}", {})
     with pytest.raises(InvalidRequest):

@@ -1,5 +1,6 @@
 import logging
 
+import psutil
 import pytest
 
 from engine.core.errors import TransferFailed
@@ -29,7 +30,7 @@ def test_choices(choice: str, opened: list[str]) -> None:
 def test_without_nixl_auto_is_grpc_and_says_why(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def missing(backend: str) -> None:
+    def missing(backend: str, *, only_here: bool) -> None:
         raise TransferFailed("NIXL cannot be imported: no module")
 
     monkeypatch.setattr(nixl, "Nixl", missing)
@@ -38,3 +39,18 @@ def test_without_nixl_auto_is_grpc_and_says_why(
     assert "gRPC: NIXL cannot be imported: no module" in caplog.text
     with pytest.raises(TransferFailed, match="cannot be imported"):
         names("nixl")
+
+
+def test_a_worker_on_loopback_can_be_reached_from_nowhere_else() -> None:
+    """UCX authenticates nobody, and left alone it listens on every address of the host."""
+
+    def listened_on() -> set[tuple[str, int]]:
+        return {
+            connection.laddr for connection in psutil.Process().net_connections("tcp") if connection.status == "LISTEN"
+        }
+
+    before = listened_on()
+    (transport,) = open_transports("nixl", HostPool(LAYOUT, 2), "here@1", KEY, "127.0.0.1:0")
+    opened = listened_on() - before
+    transport.close()
+    assert opened and {host for host, _ in opened} == {"127.0.0.1"}
