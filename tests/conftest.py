@@ -1,5 +1,6 @@
 """Set before anything imports Triton: its library chooses between compiler and interpreter at import."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -15,6 +16,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     A file whose mark is of the whole file stays together.
     """
     items.sort(key=lambda item: -seconds_of(item))
+
+
+def pytest_collection_finish() -> None:
+    """What imports and collection made stays to the end: no later collection of garbage has to look through it."""
+    gc.collect()
+    gc.freeze()
 
 
 def seconds_of(item: pytest.Item) -> float:
