@@ -1,6 +1,7 @@
 """The GPU image's Python environment: made, and resolved against what the package index has now.
 
-By uv, which reads what packages need without fetching gigabytes of them, as pip would to tell what it would do. The CPU image installs with the line that `make` itself ran to make the environment of these tests.
+By uv, which reads what packages need without fetching gigabytes of them, as pip would to tell what it would do. The
+CPU image installs with the line that `make` itself ran to make the environment of these tests.
 """
 
 import os
