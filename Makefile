@@ -22,7 +22,7 @@ serve: $(STAMP) ## Serve the built-in model: HTTP on 8000, gRPC on 8001 (ARGS="-
 SHARED   := --max-worker-restart 0
 FILES    := $(SHARED) --dist loadfile --no-loadscope-reorder
 LONG     := tests/contract tests/property tests/unit
-FAST     := -q -m "not slow and not gpu" -n $(JOBS) $(FILES)
+FAST     := -q -m "not slow and not gpu" --ignore tests/e2e --ignore tests/gpu -n $(JOBS) $(FILES)
 SLOW     := -q -m "slow and not gpu"
 SERVICES := -n $$(($(JOBS) + 1)) $(FILES)
 
