@@ -27,6 +27,8 @@ ROUTER_RESOURCE = "baton_router"
 ROUTER_SHARE = 0.01
 _FOLDER = re.compile(r"baton-ray-(\d+)-")
 _PR_SET_CHILD_SUBREAPER = 36
+_TRIES = 2
+"""Ray gives its node 30 s, which a very busy machine may exceed; what the first try has read is in memory then."""
 _OBJECT_STORE_BYTES = 80 << 20
 """Ray's minimum and some: pages never travel through the object store."""
 
@@ -127,6 +129,16 @@ class Cluster:
         _adopt_orphans()
         _remove_stale_folders()
         os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
+        for tries_left in reversed(range(_TRIES)):
+            try:
+                self._embed()
+                return
+            except Unavailable:
+                if not tries_left:
+                    raise
+                self.close()
+
+    def _embed(self) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix=f"baton-ray-{os.getpid()}-"))
         _init(
             "Ray did not start",

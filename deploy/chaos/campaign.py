@@ -98,11 +98,12 @@ def campaign(config: CampaignConfig, say: Callable[[str], None] = lambda line: N
         def break_workers(page: StatusPage, load: Load) -> Breaker:
             return Chaos(service, page, load, config.seed, say)
 
-        report = asyncio.run(_Campaign(config, service, say).run(break_workers))
+        first = _Campaign(config, service, say)
+        report = asyncio.run(first.run(break_workers))
     if config.stall_s:
         say("starting processes with a link between them")
         with serve_plain(*config.plain_flags()) as plain:
-            report.add(asyncio.run(_stalls(replace(config, seconds=config.stall_s), plain, say)))
+            report.add(asyncio.run(_stalls(replace(config, seconds=config.stall_s), plain, say, first.right)))
     if config.kinds:
         say("starting processes of which the only decode worker will be killed")
         with serve_plain(*config.pair_flags()) as plain:
@@ -113,13 +114,13 @@ def campaign(config: CampaignConfig, say: Callable[[str], None] = lambda line: N
     return report
 
 
-async def _stalls(config: CampaignConfig, plain: PlainService, say: Callable[[str], None]) -> Report:
+async def _stalls(config: CampaignConfig, plain: PlainService, say: Callable[[str], None], right: Right) -> Report:
     async with Link(LINK_HOST, HOST, listening_ports(plain.worker_pids[0])) as link:
 
         def break_link(page: StatusPage, load: Load) -> Breaker:
             return Stalls(link, page, load, config.seed, say)
 
-        return await _Campaign(config, plain, say).run(break_link)
+        return await _Campaign(config, plain, say, right).run(break_link)
 
 
 class Site(Protocol):
@@ -144,7 +145,11 @@ class Breaker(Protocol):
 
 
 class _Campaign:
-    def __init__(self, config: CampaignConfig, site: Site, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, config: CampaignConfig, site: Site, say: Callable[[str], None], right: Right | None = None
+    ) -> None:
+        """`right` answers are asked for unless some service of the same model gave them before."""
+        self.right: Right = right or {}
         self._config = config
         self._site = site
         self._say = say
@@ -157,8 +162,8 @@ class _Campaign:
             (model,) = await client.models()
             doors: list[Door] = [GrpcDoor(client), HttpDoor(session, self._site.url, model.name)]
             cases = make_cases(model.vocab_size, self._config.seed)
-            right = await self._right_answers(cases, doors)
-            load = Load(cases, doors, right, self._config.timeout_s)
+            self.right = self.right or await self._right_answers(cases, doors)
+            load = Load(cases, doors, self.right, self._config.timeout_s)
             page = StatusPage(session, self._site.url)
             breaker = breaker_of(page, load)
             await page.start_counting()
@@ -181,9 +186,10 @@ class _Campaign:
                 async for _ in door.ask(case, answers, REFERENCE_TIMEOUT_S):
                     pass
 
-        await asyncio.gather(*(ask(door, case) for door in doors for case in cases))
         plain = [case for case in cases if case.is_plain_greedy]
-        expected = await asyncio.to_thread(greedy_tokens, self._config.model, plain)
+        oracle = asyncio.create_task(asyncio.to_thread(greedy_tokens, self._config.model, plain))
+        await asyncio.gather(*(ask(door, case) for door in doors for case in cases))
+        expected = await oracle
         for case, tokens in zip(plain, expected, strict=True):
             if right["grpc", case.name][0].tokens != tokens:
                 self._report.counts["wrong_tokens"] += 1

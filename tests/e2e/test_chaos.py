@@ -8,7 +8,7 @@ import pytest
 from deploy.chaos import CampaignConfig, campaign
 from deploy.chaos.cases import make_kinds
 
-pytestmark = [pytest.mark.slow(seconds=120), pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow(seconds=80), pytest.mark.timeout(400)]
 
 
 def test_what_breaks_costs_nobody_an_answer() -> None:

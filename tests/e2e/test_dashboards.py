@@ -28,7 +28,7 @@ from deploy.plain import PlainService, serve_plain
 from deploy.spawned import POLL_S
 from tests.fakes.prometheus import program
 
-pytestmark = [pytest.mark.slow(seconds=20), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow(seconds=25), pytest.mark.timeout(600)]
 
 LISTENING = re.compile(r'msg="Listening on" address=(\S+)')
 RATE_INTERVAL = "15s"

@@ -24,7 +24,7 @@ from tests.fakes.certificates import Authority
 from tests.fakes.checkpoints import tiny_checkpoint
 from tests.fakes.tenants import bearer, file_of, key_of
 
-pytestmark = pytest.mark.slow(seconds=11)
+pytestmark = pytest.mark.slow(seconds=12)
 
 KEY = "the-key-of-this-cluster-0123456789abcdef"
 WAIT_S = 120.0

@@ -22,7 +22,7 @@ from deploy.upped import Clients, Fleet, Stream, ask, up
 from engine.wire.inference_pb2_grpc import InferenceStub
 from tests.fakes.checkpoints import tiny_checkpoint
 
-pytestmark = [pytest.mark.slow(seconds=140), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow(seconds=100), pytest.mark.timeout(600)]
 
 PROMPTS = [list(range(3 + i, 80 + i)) for i in range(0, 60, 10)]
 NUM_NEW = 60

@@ -20,7 +20,7 @@ from engine.wire.inference_pb2_grpc import InferenceStub
 from tests.e2e.calls import connect
 from tests.fakes.checkpoints import tiny_checkpoint
 
-pytestmark = pytest.mark.slow(seconds=21)
+pytestmark = pytest.mark.slow(seconds=25)
 
 HI: list[Any] = [{"role": "user", "content": "A city, please."}]
 

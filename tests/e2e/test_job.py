@@ -22,7 +22,7 @@ from deploy.raylets import NodeSpec, Raylet, Raylets, pid_at
 from deploy.spawned import READY, environment
 from tests.fakes.checkpoints import tiny_checkpoint
 
-pytestmark = [pytest.mark.slow(seconds=67), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow(seconds=50), pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent

@@ -17,7 +17,7 @@ import pytest
 from deploy.spawned import BATON, STOP_S, Service, environment, serve, stop
 from tests.fakes.checkpoints import tiny_checkpoint
 
-pytestmark = [pytest.mark.slow(seconds=71), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow(seconds=50), pytest.mark.timeout(600)]
 
 REFUSED_S = 240.0
 

@@ -18,10 +18,10 @@ from engine.wire.inference_pb2_grpc import InferenceStub
 from tests.e2e.calls import connect, generate
 from tests.fakes.checkpoints import tiny_checkpoint
 
-pytestmark = [pytest.mark.slow(seconds=95), pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow(seconds=45), pytest.mark.timeout(1200)]
 
-LOAD_S = float(os.environ.get("BATON_LOAD_S", "20"))
-NUM_REQUESTS = int(os.environ.get("BATON_LOAD_REQUESTS", "3000"))
+LOAD_S = float(os.environ.get("BATON_LOAD_S", "12"))
+NUM_REQUESTS = int(os.environ.get("BATON_LOAD_REQUESTS", "2000"))
 NUM_CLIENTS = 64
 PAGE_BYTES = 3 * 2 * 16 * 2 * 16 * 4
 """Of the tiny Llama at 16 tokens a page."""

@@ -15,7 +15,7 @@ from selenium.webdriver.support.wait import WebDriverWait
 from deploy.plain import PlainService, serve_plain
 from tests.fakes.browser import browser, look, missing
 
-pytestmark = [pytest.mark.slow(seconds=60), pytest.mark.skipif(bool(missing()), reason=missing())]
+pytestmark = [pytest.mark.slow(seconds=45), pytest.mark.skipif(bool(missing()), reason=missing())]
 
 WAIT_S = 60.0
 MODEL = ["--model", "builtin"]

@@ -10,7 +10,7 @@ from engine.wire.inference_pb2_grpc import InferenceStub
 from tests.e2e.calls import Answer, connect, generate
 from tests.fakes.checkpoints import tiny_checkpoint
 
-pytestmark = [pytest.mark.slow(seconds=15), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow(seconds=17), pytest.mark.timeout(300)]
 
 SETTINGS: list[dict[str, object]] = [
     {"temperature": 1.0},

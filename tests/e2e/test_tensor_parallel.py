@@ -31,7 +31,7 @@ from tests.e2e.test_workers import (
 from tests.fakes.checkpoints import reference_model, tiny_checkpoint
 from tests.fakes.router_session import join
 
-pytestmark = [pytest.mark.slow(seconds=53), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow(seconds=55), pytest.mark.timeout(300)]
 
 LENGTHS = (1, PAGE_SIZE - 1, PAGE_SIZE, PAGE_SIZE + 1, CHUNK, CHUNK + 1, 3 * CHUNK + 5)
 DEGREES = {"a": 1, "b": 2, "c": 2, "d": 4}

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from deploy.plain import serve_plain
-from deploy.spawned import Site, serve
+from deploy.spawned import Site
 from engine.wire.inference_pb2_grpc import InferenceStub
 from tests.e2e.calls import connect, generate, greedy, reference_tokens
 from tests.fakes.checkpoints import ARCHITECTURES, reference_model, tiny_checkpoint
 
-pytestmark = [pytest.mark.slow(seconds=68), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow(seconds=55), pytest.mark.timeout(300)]
 
 PAGE, CHUNK, NUM_NEW = 16, 64, 12
 NUM_PAGES = 56
@@ -35,20 +35,15 @@ class Case:
 
 
 @contextmanager
-def serve_split(folder: Path, page_bytes: int, with_ray: bool) -> Iterator[Site]:
-    """A prefill and a decode worker with a small pool each; without Ray the same processes start in half the time."""
+def serve_split(folder: Path, page_bytes: int) -> Iterator[Site]:
+    """A prefill and a decode worker with a small pool each."""
     model = ["--model", str(folder), "--max-model-len", "512"]
     sizes = {"--page-size": PAGE, "--kv-memory": NUM_PAGES * page_bytes, "--max-step-tokens": CHUNK}
     engine = [*model, *(str(word) for pair in sizes.items() for word in pair)]
-    hand_over = ["--policy", "cost_always_hand_over"]
-    if with_ray:
-        with serve(*engine, *hand_over) as service:
-            yield service
-    else:
-        workers = [["prefill_worker", *engine], ["decode_worker", *engine]]
-        with serve_plain(workers, [*model, *hand_over]) as plain:
-            plain.wait_whole()
-            yield plain
+    workers = [["prefill_worker", *engine], ["decode_worker", *engine]]
+    with serve_plain(workers, [*model, "--policy", "cost_always_hand_over"]) as plain:
+        plain.wait_whole()
+        yield plain
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
@@ -63,7 +58,7 @@ def case(request: pytest.FixtureRequest) -> Iterator[Case]:
     config = model.config
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     page_bytes = config.num_hidden_layers * 2 * PAGE * config.num_key_value_heads * head_dim * 4
-    with serve_split(folder, page_bytes, with_ray=request.param == "llama") as service:
+    with serve_split(folder, page_bytes) as service:
         yield Case(service, prompts, expected, growing, grown)
 
 

@@ -22,7 +22,7 @@ from engine.core.types import FinishReason, Request, Sampling, TokenLogprob, tok
 from tests.fakes.checkpoints import reference_model, tiny_checkpoint
 from tests.fakes.router_session import RouterSession, join
 
-pytestmark = pytest.mark.slow(seconds=45)
+pytestmark = pytest.mark.slow(seconds=40)
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE_SIZE, CHUNK = 16, 64

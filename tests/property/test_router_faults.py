@@ -103,13 +103,13 @@ def check_index(world: RouterWorld) -> None:
         assert world.core.view.index.pages(worker.slot) == set(page_keys(world.sessions[key].worker.cache.parents))
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), policy=st.sampled_from(POLICY_NAMES))
 def test_each_call_ends_once_with_right_tokens_and_leaves_nothing(seed: int, policy: str) -> None:
     disturbed_service(seed, policy)
 
 
-@pytest.mark.slow(seconds=40)
+@pytest.mark.slow(seconds=25)
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), policy=st.sampled_from(POLICY_NAMES))
 def test_so_it_is_with_many_seeds(seed: int, policy: str) -> None:
@@ -142,7 +142,7 @@ def disturbed_service(seed: int, policy: str) -> None:
     assert sum(outcomes.values()) == world.core.stats.calls == len(world.clients)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), policy=st.sampled_from(POLICY_NAMES))
 def test_without_faults_every_call_succeeds_at_the_first_try(seed: int, policy: str) -> None:
     world, rng = RouterWorld(seed, policy), Random(seed + 1)

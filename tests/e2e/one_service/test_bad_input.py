@@ -13,7 +13,7 @@ from engine.wire import inference_pb2 as pb
 from engine.wire.inference_pb2_grpc import InferenceStub
 from tests.e2e.calls import connect, generate
 
-pytestmark = pytest.mark.slow(seconds=30)
+pytestmark = pytest.mark.slow(seconds=60)
 
 JSON = {"content-type": "application/json"}
 

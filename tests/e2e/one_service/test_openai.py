@@ -8,7 +8,7 @@ import pytest
 
 from deploy.spawned import Service
 
-pytestmark = pytest.mark.slow(seconds=30)
+pytestmark = pytest.mark.slow(seconds=60)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from deploy.spawned import BATON, Service, Site, environment
 from engine.wire.inference_pb2_grpc import InferenceStub
 from tests.e2e.calls import connect, generate
 
-pytestmark = [pytest.mark.slow(seconds=30), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow(seconds=60), pytest.mark.timeout(600)]
 
 HEAL_S = 240.0
 

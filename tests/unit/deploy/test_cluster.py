@@ -3,10 +3,10 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import ray
-from ray.runtime_context import RuntimeContext
 
 from deploy.cluster import EMBEDDED, Cluster
 from engine.core.errors import InvalidRequest, Unavailable
@@ -61,7 +61,7 @@ def test_what_failed_is_named_and_nothing_is_left(
 def test_a_key_that_ray_would_show_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BATON_CLUSTER_KEY", "of-the-environment")
     environment = {"env_vars": {"OTHER": "1"}}
-    monkeypatch.setattr(RuntimeContext, "runtime_env", property(lambda _: environment))
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(runtime_env=environment))
     assert Cluster(EMBEDDED).key() == "of-the-environment"
     environment["env_vars"]["BATON_CLUSTER_KEY"] = "of-the-environment"
     with pytest.raises(InvalidRequest, match="BATON_CLUSTER_KEY is in the job's runtime_env, which Ray") as refused:

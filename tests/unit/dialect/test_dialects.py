@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 
 from engine.grammar.compiler import Compiler
@@ -90,8 +91,8 @@ def test_a_forced_answer_is_calls_that_the_parser_reads(dialect: Dialect, parall
     for seed in range(12):
         matcher, said = compiler.open(grammar).result(), []
         while not matcher.is_stopped() and len(said) < 400:
-            mask = matcher.compute_bitmask()
-            allowed = [token for token in range(4096) if mask[token // 8] >> token % 8 & 1]
+            mask = np.frombuffer(matcher.compute_bitmask(), np.uint8)
+            allowed = np.flatnonzero(np.unpackbits(mask, bitorder="little")).tolist()
             token = allowed[hash((seed, len(said))) % len(allowed)]
             if token in tokenizer.eos_tokens:
                 break

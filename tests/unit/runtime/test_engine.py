@@ -3,6 +3,7 @@
 import math
 from array import array
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from engine.core.errors import CheckpointError, InvalidRequest
 from engine.core.types import FinishReason, Request, Sampling
+from engine.models.registry import load_config
 from engine.runtime.build import Engine, build_engine, resolve_device
 from engine.runtime.config import EngineConfig
 from tests.fakes.checkpoints import ARCHITECTURES, reference_model, tiny_checkpoint
@@ -25,7 +27,7 @@ def config_of(folder: Path, **options: object) -> EngineConfig:
 
 
 def prompts_of(folder: Path, lengths: Sequence[int]) -> list[list[int]]:
-    vocab = reference_model(folder).config.vocab_size
+    vocab = load_config(folder).vocab_size
     rng = torch.Generator().manual_seed(0)
     return [torch.randint(0, vocab, (length,), generator=rng).tolist() for length in lengths]
 
@@ -58,13 +60,18 @@ def by_transformers(folder: Path, prompts: list[list[int]], num_new: int) -> lis
     return outputs
 
 
+@cache
+def greedy_by_transformers(folder: Path) -> list[list[int]]:
+    return by_transformers(folder, prompts_of(folder, LENGTHS), NUM_NEW)
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("backend", ["torch", "torch_cpu", "numba"])
 def test_greedy_tokens_are_those_of_transformers(architecture: str, backend: str) -> None:
     """Chunked prompts, sixteen at once, cold and again over the prefix cache."""
     folder = tiny_checkpoint(architecture)
     prompts = prompts_of(folder, LENGTHS)
-    want = by_transformers(folder, prompts, NUM_NEW)
+    want = greedy_by_transformers(folder)
     engine = build_engine(config_of(folder, attention_backend=backend))
     sampling = Sampling(max_tokens=NUM_NEW, temperature=0.0)
     assert generate(engine, prompts, sampling) == want
@@ -79,7 +86,7 @@ def test_preemption_changes_no_token() -> None:
     engine = build_engine(config_of(folder, kv_memory=24 * page_bytes))
     assert engine.pool.num_pages == 20
     sampling = Sampling(max_tokens=NUM_NEW, temperature=0.0)
-    assert generate(engine, prompts, sampling) == by_transformers(folder, prompts, NUM_NEW)
+    assert generate(engine, prompts, sampling) == greedy_by_transformers(folder)
     engine.close()
 
 
