@@ -74,11 +74,11 @@ class RayProcess:
         return await self.call("start", *self._start_args())
 
     async def ended(self) -> End:
-        """See Process."""
-        end: End | None = None
+        """See Process. Also while `stop` waits for it."""
+        actor, end = self._actor, None
         while end is None:
             try:
-                end = await self.call("ended", _ASK_AGAIN_S)
+                end = await _call(actor, "ended", _ASK_AGAIN_S)
             except BatonError as error:
                 end = End(error.message, unreachable=isinstance(error, _Unreachable))
         return end
@@ -101,20 +101,24 @@ class RayProcess:
 
     async def call(self, method: str, *args: object) -> Any:
         """One method of the actor. Raises BatonError."""
-        import ray
+        return await _call(self._actor, method, *args)
 
-        if self._actor is None:
-            raise Unavailable("the process is not running")
-        try:
-            return await getattr(self._actor, method).remote(*args)
-        except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, BatonError):
-                raise error.cause from None
-            raise
-        except ray.exceptions.ActorUnavailableError as error:
-            raise _Unreachable(f"its node does not answer: {_first_line(error)}") from None
-        except ray.exceptions.RayError as error:
-            raise Unavailable(f"its process died: {_first_line(error)}") from None
+
+async def _call(actor: Any, method: str, *args: object) -> Any:
+    import ray
+
+    if actor is None:
+        raise Unavailable("the process is not running")
+    try:
+        return await getattr(actor, method).remote(*args)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, BatonError):
+            raise error.cause from None
+        raise
+    except ray.exceptions.ActorUnavailableError as error:
+        raise _Unreachable(f"its node does not answer: {_first_line(error)}") from None
+    except ray.exceptions.RayError as error:
+        raise Unavailable(f"its process died: {_first_line(error)}") from None
 
 
 def _first_line(error: Exception) -> str:

@@ -298,6 +298,6 @@ async def test_sigterm_lets_answers_finish_and_leaves_nothing(fleet: Fleet, clus
             await asyncio.sleep(0.01)
         fleet.process.terminate()
         await call
-    assert (stream.error, len(stream.tokens)) == ("", 600)
+    assert (stream.error, len(stream.tokens)) == ("", 600), fleet.log.read_text()
     assert await asyncio.to_thread(fleet.process.wait, 20) == 0
     assert not cluster.actors(), "nothing is left"
