@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from baton.tls import own_verify
+from deploy.cluster import EMBEDDED
 from deploy.door import AdminDoor, find
 from engine.core.errors import InvalidRequest, NotFound, Unavailable
 from engine.server.config import CLUSTER_KEY_VARIABLE, LOOPBACK
@@ -37,6 +38,15 @@ def connect_control(url: str, control: str) -> httpx.Client:
     if not found.control:
         raise NotFound(f"the service at {url} was not started by `baton up`")
     return httpx.Client(base_url=found.control, headers={"authorization": f"Bearer {found.key}"}, timeout=_TIMEOUT_S)
+
+
+def own_fleet(url: str) -> tuple[str, str] | None:
+    """Name and Ray address of the fleet started here at `url`; None: it cannot be there without its controller."""
+    try:
+        found = find(_port(url))
+    except NotFound:
+        return None
+    return (found.fleet, found.ray) if found.fleet and found.ray != EMBEDDED else None
 
 
 def routers_of(url: str) -> tuple[str, ...]:

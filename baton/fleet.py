@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from baton.admin_door import call_door, connect_control
+from baton.admin_door import call_door, connect_control, own_fleet
 from baton.status import DEFAULT_URL
 from deploy.cluster import EMBEDDED
 from engine.core.errors import InvalidRequest, NotFound, Unavailable
@@ -35,14 +35,21 @@ def up(
     address: Annotated[
         str, typer.Option(help="Ray's address; auto: of the cluster here; local: one of this service's own.")
     ] = EMBEDDED,
+    leave_running: Annotated[
+        bool, typer.Option(help="Ctrl-C and SIGTERM end this process alone; `baton up` takes the service over again.")
+    ] = False,
 ) -> None:
-    """Serve a model with pools of workers on a Ray cluster, until Ctrl-C, SIGTERM or `baton down`."""
+    """Serve a model with pools of workers on a Ray cluster, until Ctrl-C, SIGTERM or `baton down`.
+
+    A service of that name that has lost its controller is taken over as it runs, with its cluster key in
+    BATON_CLUSTER_KEY.
+    """
     from deploy.fleet.config import read_config
 
     parsed = read_config(config)
     from deploy.fleet.run import run  # a second that a wrong file need not wait
 
-    code = run(parsed, ray_address=address)
+    code = run(parsed, ray_address=address, leave_running=leave_running)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     os._exit(code)  # as in `baton serve`
@@ -106,18 +113,36 @@ def down(
     control: Control = "",
     drain: Annotated[float | None, typer.Option(min=0.0, help="Seconds for answers under way; as in CONFIG.")] = None,
     timeout: Timeout = 120.0,
+    name: Annotated[str, typer.Option(help="Of a service that has no controller; --address is its cluster's.")] = "",
+    address: Annotated[str, typer.Option(help="Ray's address, with --name.")] = "auto",
 ) -> None:
-    """End the service: routers let nobody new in and finish, then every process ends."""
-    with connect_control(url, control) as door:
-        call_door(door, "POST", "/fleet/down", {"drain_s": drain})
-        end_s = time.monotonic() + timeout
-        while time.monotonic() < end_s:
+    """End the service: routers let nobody new in and finish, then every process ends. Needs no controller."""
+    if not name:
+        found = None if control else own_fleet(url)
+        with connect_control(url, control) as door:
             try:
-                call_door(door, "GET", "/fleet")
+                call_door(door, "POST", "/fleet/down", {"drain_s": drain})
             except Unavailable:
+                if found is None:
+                    raise
+                name, address = found
+            else:
+                _wait_for_end(door, timeout)
                 return
-            time.sleep(POLL_S)
-    raise Unavailable(f"the service is still there after {timeout:g} s")
+    from deploy.fleet.end import end
+
+    end(name, address, drain)
+
+
+def _wait_for_end(door: httpx.Client, timeout_s: float) -> None:
+    end_s = time.monotonic() + timeout_s
+    while time.monotonic() < end_s:
+        try:
+            call_door(door, "GET", "/fleet")
+        except Unavailable:
+            return
+        time.sleep(POLL_S)
+    raise Unavailable(f"the service is still there after {timeout_s:g} s")
 
 
 def _counts(words: list[str]) -> dict[str, int]:

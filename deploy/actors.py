@@ -9,11 +9,14 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from deploy.fleet.adopt import Stage
 from deploy.supervisor import End
+from deploy.tags import Description, Tag, prove
 from engine.core.errors import Unavailable
 from engine.core.types import WorkerInfo
 from engine.models.hub import resolve_model
@@ -51,25 +54,66 @@ class Endpoints:
 
 
 class _Actor(Generic[R]):
-    """Ends and their reasons, the same for all. `running` is what the subclass started."""
+    """Ends and their reasons, the same for all. `running` is what the subclass started, `info` what it says of that."""
 
     running: R | None = None
+    info: Any = None
 
-    def __init__(self) -> None:
+    def __init__(self, tag: Tag | None = None) -> None:
+        """`tag` is for `describe`, where the process may outlive who started it."""
+        self._tag = tag
+        self._cluster_key = b""
+        """From when something is started."""
+        self._is_leaving = False
+        self._starting = threading.Lock()
         # WARNING and above reach the service's own terminal, through Ray.
         os.environ.setdefault("NIXL_LOG_LEVEL", "WARN")
         logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
 
-    def ended(self) -> End:
-        """Wait until it has ended."""
+    def ended(self, timeout_s: float) -> End | None:
+        """Wait until it has ended, or for `timeout_s`: then None. (One who asked and died does not wait for ever.)"""
         started = self._started
-        started.wait()
+        if not started.wait(timeout_s):
+            return None
         return End("it broke, its log says why" if started.died else "it was stopped")
 
     def stop(self, drain_s: float = 0.0) -> None:
         """End it. Idempotent. A router's answers under way have `drain_s`; a worker is drained by `drain`."""
+        self._is_leaving = True
         if self.running is not None:
             self._stop(self.running, drain_s)
+
+    def describe(self, nonce: bytes) -> Description:
+        """What it is, for a controller that did not start it; `nonce` was drawn by that one."""
+        import ray
+
+        assert self._tag is not None, "a fleet gives each process one"
+        node = ray.get_runtime_context().get_node_id()
+        return Description(self._tag, self._stage, self.info, node, prove(self._cluster_key, nonce))
+
+    def end_in(self, delay_s: float) -> None:
+        """End the process then, also if nobody is there any more to do it, and give back what was set aside for it."""
+        import ray
+
+        group = ray.util.get_current_placement_group()
+
+        def end() -> None:
+            self.stop()
+            if group is not None:
+                ray.util.remove_placement_group(group)
+            os._exit(0)
+
+        timer = threading.Timer(delay_s, end)
+        timer.daemon = True
+        timer.start()
+
+    @property
+    def _stage(self) -> Stage:
+        if self.running is None:
+            return Stage.STARTING if self._cluster_key else Stage.EMPTY
+        if self.running.wait(0.0):
+            return Stage.ENDED
+        return Stage.DRAINING if self._is_leaving else Stage.RUNNING
 
     def _stop(self, running: R, drain_s: float) -> None:
         running.stop()
@@ -84,8 +128,8 @@ class _Actor(Generic[R]):
 class _WorkerActor(_Actor[Worker]):
     """SIGTERM drains it: routers move what runs there, then it ends. The model stays for another role."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, tag: Tag | None = None) -> None:
+        super().__init__(tag)
         self._drain_grace_s = 0.0
         self._signalled = False
         self._again: Callable[[tuple[str, ...]], Worker] | None = None
@@ -93,10 +137,11 @@ class _WorkerActor(_Actor[Worker]):
         """At the very end: until then another role may want it."""
         signal.signal(signal.SIGTERM, self._on_sigterm)  # Ray makes actors in the main thread of their process
 
-    def ended(self) -> End:
-        """Wait until it has ended; it was wanted to when it was drained."""
-        end = super().ended()
-        return End("it was drained", wanted=True, signalled=self._signalled) if self._started.drained else end
+    def ended(self, timeout_s: float) -> End | None:
+        """As of any process; the end was wanted when it was drained."""
+        end = super().ended(timeout_s)
+        drained = end is not None and self._started.drained
+        return End("it was drained", wanted=True, signalled=self._signalled) if drained else end
 
     def _stop(self, running: Worker, drain_s: float) -> None:
         running.stop()
@@ -104,9 +149,10 @@ class _WorkerActor(_Actor[Worker]):
 
     def drain(self, grace_s: float) -> None:
         """See RunningWorker; returns at once, `ended` waits."""
+        self._is_leaving = True
         self._started.drain(grace_s)
 
-    def change_role(self, role: str) -> WorkerInfo:
+    def change_role(self, role: str, tag: Tag) -> WorkerInfo:
         """Serve again once it is drained, for that role, as a new incarnation, with the model that is loaded.
 
         Raises Unavailable when something is left of the old role's requests.
@@ -114,16 +160,27 @@ class _WorkerActor(_Actor[Worker]):
         before = self._started
         if not before.wait(0.0) or before.died or self._again is None:
             raise Unavailable("only a drained worker can change its role")
-        self.running = self._again((role,))
-        return self.running.info
+        running = self._again((role,))
+        self._tag, self.info, self.running, self._is_leaving = tag, running.info, running, False
+        return running.info
 
     def _on_sigterm(self, _signal: int, _frame: object) -> None:
         if self.running is None:
             sys.exit(1)  # still loading: nothing to drain
-        self._signalled = True
+        self._signalled = self._is_leaving = True
         self.running.drain(self._drain_grace_s)
 
-    def _start(self, roles: tuple[str, ...], config: WorkerConfig, place: Place) -> WorkerInfo:
+    def _start_once(self, roles: tuple[str, ...], config: WorkerConfig, place: Place) -> WorkerInfo:
+        """Whoever asks while it loads, or later, gets the same answer."""
+        with self._starting:
+            if self.running is None:
+                self._cluster_key = config.cluster_key
+                running = self._start(roles, config, place)
+                self.info, self.running = running.info, running
+            info: WorkerInfo = self.info
+            return info
+
+    def _start(self, roles: tuple[str, ...], config: WorkerConfig, place: Place) -> Worker:
         import torch
 
         from engine.runtime.build import build_engine
@@ -141,8 +198,7 @@ class _WorkerActor(_Actor[Worker]):
             return serve_engine(engine, replace(config, port=port), roles, close_engine=lambda: None)
 
         self._again, self._close_engine = serve, engine.close
-        self.running = serve(roles, config.port)
-        return self.running.info
+        return serve(roles, config.port)
 
 
 class PrefillWorker(_WorkerActor):
@@ -152,7 +208,7 @@ class PrefillWorker(_WorkerActor):
         """Load the model and serve (`config.host` is not used). Raises BatonError."""
         from prefill_worker.server import ROLES
 
-        return self._start(ROLES, config, place)
+        return self._start_once(ROLES, config, place)
 
 
 class DecodeWorker(_WorkerActor):
@@ -162,14 +218,14 @@ class DecodeWorker(_WorkerActor):
         """Load the model and serve (`config.host` is not used). Raises BatonError."""
         from decode_worker.server import ROLES
 
-        return self._start(ROLES, config, place)
+        return self._start_once(ROLES, config, place)
 
 
 class Router(_Actor["RunningRouter"]):
     """The router and its doors. SIGTERM drains it: nobody new is let in, answers under way go on for a while."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, tag: Tag | None = None) -> None:
+        super().__init__(tag)
         import router.server  # noqa: F401  # seconds, which pass while the workers load the model
 
         self._drain_s = 0.0
@@ -178,6 +234,7 @@ class Router(_Actor["RunningRouter"]):
     def _on_sigterm(self, _signal: int, _frame: object) -> None:
         if self.running is None:
             sys.exit(1)  # still starting
+        self._is_leaving = True
         self.running.ask_to_stop(self._drain_s)
 
     def _stop(self, running: "RunningRouter", drain_s: float) -> None:
@@ -187,13 +244,17 @@ class Router(_Actor["RunningRouter"]):
         """Serve `model`, wherever this node has it (`config.model` is not used). Raises BatonError."""
         from router.server import RunningRouter
 
-        self._drain_s = drain_s
-
-        if config.gateway.log_format:
-            set_up_logging("INFO", config.gateway.log_format)
-        router = self.running = RunningRouter(replace(config, model=resolve_model(model)))
-        assert router.admin_port is not None, "the service asks for one"
-        return Endpoints(config.host, router.port, router.grpc_port, router.admin_port)
+        with self._starting:
+            if self.running is None:
+                self._cluster_key, self._drain_s = config.cluster_key, drain_s
+                if config.gateway.log_format:
+                    set_up_logging("INFO", config.gateway.log_format)
+                router = RunningRouter(replace(config, model=resolve_model(model)))
+                assert router.admin_port is not None, "the service asks for one"
+                self.info = Endpoints(config.host, router.port, router.grpc_port, router.admin_port)
+                self.running = router
+            info: Endpoints = self.info
+            return info
 
     def add_worker(self, address: str) -> None:
         """See RouterService."""

@@ -22,6 +22,10 @@ class AdminDoor:
     """Of `baton up`."""
     routers: tuple[str, ...] = ()
     """Base URLs of all routers of the service, this one's too."""
+    fleet: str = ""
+    """Name of the fleet, for a command that has to do without its controller."""
+    ray: str = ""
+    """Address of its Ray cluster, if that is not the service's own."""
 
 
 def _path(http_port: int) -> Path:

@@ -5,10 +5,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from deploy.supervisor import End
+from deploy.tags import Tag
 from engine.core.errors import BatonError, Unavailable
 
 STOP_TIMEOUT_S = 1.5
 """For a process to end by itself; it is killed after that."""
+_ASK_AGAIN_S = 5.0
+"""A process that is asked for its end answers after this long at the latest: who asked may be dead by then, and of the
+process's few threads one would wait for nobody."""
 
 
 class _Unreachable(Unavailable):
@@ -31,15 +35,23 @@ class RayProcess:
         num_gpus: int = 0,
         resources: Mapping[str, float] | None = None,
         options: Mapping[str, object] | None = None,
+        tag: Tag | None = None,
     ) -> None:
-        """`resources` are custom ones that its node must offer; `options` more of Ray's, such as its name."""
+        """`resources` are custom ones that its node must offer; `options` more of Ray's, such as its name; `tag` is
+        what it says of itself to a controller that did not start it.
+        """
         self._actor_class = actor_class
         self._start_args = start_args
         self._num_gpus = num_gpus
         self._resources = dict(resources or {})
         self._options = dict(options or {})
+        self._tag = tag
         self._actor: Any = None
         self._has_begun = False
+
+    def adopt(self, actor: Any) -> None:
+        """Go on with an actor that is there already. `start` then waits for what it says, if it has yet to say that."""
+        self._actor, self._has_begun = actor, True
 
     def prepare(self) -> None:
         """Begin to make the process, which imports what it needs; `start` waits for it. Idempotent."""
@@ -50,9 +62,8 @@ class RayProcess:
             options["resources"] = self._resources
             options |= self._options
             try:
-                self._actor = (
-                    ray.remote(self._actor_class).options(max_restarts=0, max_concurrency=8, **options).remote()
-                )
+                actor_class = ray.remote(self._actor_class).options(max_restarts=0, max_concurrency=8, **options)
+                self._actor = actor_class.remote(self._tag)
             except ValueError as error:  # its predecessor of the same name is not quite gone
                 raise Unavailable(_first_line(error)) from error
 
@@ -63,11 +74,13 @@ class RayProcess:
         return await self.call("start", *self._start_args())
 
     async def ended(self) -> End:
-        """See Process."""
-        try:
-            end: End = await self.call("ended")
-        except BatonError as error:
-            return End(error.message, unreachable=isinstance(error, _Unreachable))
+        """See Process. Also while `stop` waits for it."""
+        actor, end = self._actor, None
+        while end is None:
+            try:
+                end = await _call(actor, "ended", _ASK_AGAIN_S)
+            except BatonError as error:
+                end = End(error.message, unreachable=isinstance(error, _Unreachable))
         return end
 
     async def stop(self, drain_s: float = 0.0) -> None:
@@ -88,20 +101,24 @@ class RayProcess:
 
     async def call(self, method: str, *args: object) -> Any:
         """One method of the actor. Raises BatonError."""
-        import ray
+        return await _call(self._actor, method, *args)
 
-        if self._actor is None:
-            raise Unavailable("the process is not running")
-        try:
-            return await getattr(self._actor, method).remote(*args)
-        except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, BatonError):
-                raise error.cause from None
-            raise
-        except ray.exceptions.ActorUnavailableError as error:
-            raise _Unreachable(f"its node does not answer: {_first_line(error)}") from None
-        except ray.exceptions.RayError as error:
-            raise Unavailable(f"its process died: {_first_line(error)}") from None
+
+async def _call(actor: Any, method: str, *args: object) -> Any:
+    import ray
+
+    if actor is None:
+        raise Unavailable("the process is not running")
+    try:
+        return await getattr(actor, method).remote(*args)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, BatonError):
+            raise error.cause from None
+        raise
+    except ray.exceptions.ActorUnavailableError as error:
+        raise _Unreachable(f"its node does not answer: {_first_line(error)}") from None
+    except ray.exceptions.RayError as error:
+        raise Unavailable(f"its process died: {_first_line(error)}") from None
 
 
 def _first_line(error: Exception) -> str:

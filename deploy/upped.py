@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import subprocess
 import tempfile
 import time
@@ -30,9 +31,24 @@ END_S = 30.0
 class Fleet(Site):
     """A running `baton up`."""
 
-    process: "subprocess.Popen[str]"
+    words: Sequence[str]
+    """Its command line."""
     log: Path
+    """What all of them say."""
     environment: Mapping[str, str]
+    processes: "list[subprocess.Popen[str]]"
+    """One controller after the other."""
+
+    @property
+    def process(self) -> "subprocess.Popen[str]":
+        """The controller."""
+        return self.processes[-1]
+
+    def up_again(self, *flags: str) -> None:
+        """The same command, after the end of the controller. Returns when it says that the fleet is ready."""
+        process = _popen([*self.words, *flags], self.log, self.environment)
+        self.processes.append(process)
+        _until_ready(process, self.log)
 
     def baton(self, *words: str) -> "subprocess.CompletedProcess[str]":
         """One command of the command line, on this fleet."""
@@ -66,29 +82,38 @@ def up(cluster: Raylets, config: Mapping[str, Any]) -> Iterator[Fleet]:
     with tempfile.TemporaryDirectory(prefix="baton-up-") as folder:
         path, log = Path(folder) / "config.yaml", Path(folder) / "log"
         path.write_text(yaml.safe_dump(dict(config)))
-        with log.open("w") as stderr:
-            process = subprocess.Popen(
-                [BATON, "up", str(path), "--address", cluster.address],
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                text=True,
-                env=cluster.environment,
-                start_new_session=True,
-            )
+        words = [BATON, "up", str(path), "--address", cluster.address]
+        processes = [_popen(words, log, cluster.environment)]
         try:
-            assert process.stdout is not None
-            while (match := READY.search(line := process.stdout.readline())) is None:
-                if not line:
-                    raise Unavailable(f"baton up ended with {process.wait()}:\n{log.read_text()}")
-            yield Fleet(match["http"], match["grpc"], process, log, cluster.environment)
+            match = _until_ready(processes[0], log)
+            yield Fleet(match["http"], match["grpc"], words, log, cluster.environment, processes)
         finally:
-            if process.poll() is None:
-                process.terminate()
-            try:
-                process.wait(END_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            _end(processes[-1])
+
+
+def _popen(words: Sequence[str], log: Path, environment: Mapping[str, str]) -> "subprocess.Popen[str]":
+    with log.open("a") as stderr:
+        return subprocess.Popen(
+            words, stdout=subprocess.PIPE, stderr=stderr, text=True, env=environment, start_new_session=True
+        )
+
+
+def _until_ready(process: "subprocess.Popen[str]", log: Path) -> "re.Match[str]":
+    assert process.stdout is not None
+    while (match := READY.search(line := process.stdout.readline())) is None:
+        if not line:
+            raise Unavailable(f"baton up ended with {process.wait()}:\n{log.read_text()}")
+    return match
+
+
+def _end(process: "subprocess.Popen[str]") -> None:
+    if process.poll() is None:
+        process.terminate()
+    try:
+        process.wait(END_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 @dataclass(slots=True)

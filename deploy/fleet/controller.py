@@ -2,14 +2,17 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from deploy.actors import Endpoints
+from deploy.fleet.adopt import adopt
 from deploy.fleet.config import ROUTER_POOL, FleetConfig
+from deploy.fleet.found import Found, adopted
 from deploy.fleet.lives import Hooks, Life
-from deploy.fleet.nodes import RayNodes
+from deploy.fleet.memory import Memory
+from deploy.fleet.nodes import RayNodes, Room
 from deploy.fleet.placing import Taken
 from deploy.fleet.plan import Drain, Phase, Place, Remove, Start, after_death, decide, next_wake_s
 from deploy.fleet.recipes import Recipe, Site, model_facts, recipes, restart_of, router_config, router_process, wanted
@@ -20,6 +23,10 @@ from engine.core.errors import InvalidRequest, NotFound
 from engine.core.types import WorkerInfo
 
 READY_POLL_S = 0.1
+LAST_WILL_S = 5.0
+"""Beyond the time that answers have: then processes end by themselves, if their controller was killed meanwhile."""
+_TELL_S = 1.0
+"""For all processes to hear that."""
 
 
 @dataclass(slots=True)
@@ -36,7 +43,9 @@ class _Past:
 class Controller:
     """Everything happens in one asyncio loop."""
 
-    def __init__(self, config: FleetConfig, site: Site, nodes: RayNodes, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, config: FleetConfig, site: Site, nodes: RayNodes, memory: Memory, say: Callable[[str], None]
+    ) -> None:
         """Raises BatonError when the config asks for what cannot be."""
         self.config = config
         self.counts = {name: config.count_of(name) for name in (*config.pools, ROUTER_POOL)}
@@ -44,12 +53,10 @@ class Controller:
         self.lives: dict[str, Life] = {}
         self._pasts: dict[str, _Past] = {}
         """By id; kept when a place is gone, for its name may come again."""
-        self.nodes = nodes
+        self.nodes, self._memory = nodes, memory
         self.routers = Routers(say, config.gateway.tls.scheme)
         self._site, self._say = site, say
         self._recipes = recipes(config, model_facts(config), site)
-        self._tasks: dict[str, asyncio.Task[None]] = {}
-        """Of lives, by place."""
         self._asides: set[asyncio.Task[None]] = set()
         """Drains and changes of roles under way."""
         self._changed = asyncio.Event()
@@ -78,21 +85,71 @@ class Controller:
         finally:
             watch.cancel()
 
+    def adopt(self, found: Sequence[Found], counts: Mapping[str, int]) -> None:
+        """Go on with what an earlier controller left, and with what was wanted last. Before `run`."""
+        by_name = {each.name: each for each in found}
+        adopted_ = adopt(each.seen for each in found)
+        self._pasts = {id: _Past(num_starts) for id, num_starts in adopted_.starts.items()}
+        rooms = {name: self._room_of(by_name[name]) for name in adopted_.places}
+        kept = [name for name, room in rooms.items() if room is not None]
+        for name in kept:
+            self._adopt(adopted_.places[name], by_name[name], rooms[name])
+        self.counts |= {pool: count for pool, count in counts.items() if pool in self.counts}
+        strays = sorted(by_name.keys() - set(kept))
+        for name in strays:
+            if by_name[name].actor is not None:
+                self._aside(adopted(by_name[name].actor).stop())
+        self.nodes.release_all_but(kept)
+        ended = f"; ending {', '.join(strays)}" if strays else ""
+        self._say(f"taking over {', '.join(sorted(kept)) or 'nothing'}{ended}")
+
+    def _room_of(self, found: Found) -> Room | None:
+        assert found.said is not None, "it is adopted"
+        return self.nodes.room_of(found.name, found.said.node, found.said.tag.resources)
+
+    def _adopt(self, place: Place, found: Found, room: Room | None) -> None:
+        said = found.said
+        assert said is not None and room is not None
+        of_any_pool = next(recipe for recipe in self._recipes.values() if recipe.config is not None)
+        recipe = self._recipes.get(place.pool, of_any_pool)  # a pool that is wanted no more is about to leave
+        life = self._life(place, found.name, recipe.as_tagged(said.tag))
+        life.room, life.process, life.info, life.last_node = room, life.launch({}), said.info, room.node.id
+        life.process.adopt(found.actor)
+        self.places[place.id] = place
+        self._begin(life)
+        if place.phase is Phase.DRAINING:
+            self._aside(life.drain(life.recipe.drain_s))
+
+    def leave(self) -> None:
+        """All processes go on without a controller. Nothing else may be done afterwards."""
+        self._stopping = True
+        for life in self.lives.values():
+            life.is_left = True
+
     async def stop(self, drain_s: float) -> None:
-        """Routers first, whose answers under way have `drain_s`; then workers. Nothing is left. Idempotent."""
+        """Routers first, whose answers under way have `drain_s`; then workers. Nothing is left. Idempotent.
+
+        All hear first when to end by themselves: this process may be killed meanwhile, as `ray job stop` does.
+        """
         self._stopping = True
         for task in self._asides:
             task.cancel()
         ids = list(self.lives)
         for id in ids:
             self._set(id, Phase.DRAINING)
+        told = [asyncio.create_task(self.lives[id].end_in(drain_s + LAST_WILL_S)) for id in ids]
+        if told:
+            _, late = await asyncio.wait(told, timeout=_TELL_S)
+            for task in late:
+                task.cancel()
         routers = [id for id in ids if self.lives[id].recipe.role == ROUTER_POOL]
         drains = [self.lives[id].drain(drain_s) for id in routers if drain_s and self.lives[id].info is not None]
         try:
             await asyncio.gather(*drains)
         finally:
             for each in (routers, [id for id in ids if id not in routers]):
-                tasks = [self._tasks[id] for id in each if id in self._tasks]
+                mine = [self.lives[id].task for id in each if id in self.lives]
+                tasks = [task for task in mine if task is not None]
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
@@ -100,6 +157,7 @@ class Controller:
     def _reconcile(self) -> None:
         if self._stopping:
             return
+        self._memory.save(self.config, self.counts)
         pools = [wanted(self.config, self._recipes[name], count) for name, count in self.counts.items()]
         for action in decide(pools, self.places.values(), time.monotonic()):
             match action:
@@ -113,29 +171,42 @@ class Controller:
                     self._remove(id)
 
     def _start(self, place: Place) -> None:
-        self.places[place.id] = place
         recipe = self._recipe_of(place)
-        launch = self._router_launch(place.id) if recipe.role == ROUTER_POOL else self._worker_launch(place.id, recipe)
+        self.places[place.id] = replace(place, version=recipe.version)
         past = self._pasts.setdefault(place.id, _Past())
         past.num_starts += 1
         # A name of its own for each start: Ray keeps that of an actor on a lost node until it knows of the loss.
         name = place.id if past.num_starts == 1 else f"{place.id}.{past.num_starts}"
-        life = Life(place.id, name, recipe, launch, self._hooks, avoid=past.lost_node)
-        self.lives[place.id] = life
-        self._tasks[place.id] = asyncio.create_task(self._live(life))
+        life = self._life(place, name, recipe)
+        life.avoid = past.lost_node
+        self._begin(life)
+
+    def _life(self, place: Place, name: str, recipe: Recipe) -> Life:
+        is_router = recipe.role == ROUTER_POOL
+        launch = self._router_launch(place.id, recipe) if is_router else self._worker_launch(place.id, recipe)
+        return Life(place.id, name, recipe, launch, self._hooks)
+
+    def _begin(self, life: Life) -> None:
+        self.lives[life.id] = life
+        life.task = asyncio.create_task(self._live(life))
+        life.task.add_done_callback(lambda task: task.cancelled() or task.result())  # a fault shall be seen
 
     def _recipe_of(self, place: Place) -> Recipe:
         """A place of an older version is started again as it was."""
         old = self.lives.get(place.id)
         current = self._recipes[place.pool]
-        return old.recipe if old is not None and place.version != current.version else current
+        is_old = old is not None and place.version != current.version and not old.recipe.is_lost
+        return old.recipe if old is not None and is_old else current
 
     async def _live(self, life: Life) -> None:
-        end = End("it was stopped", wanted=True)
+        end = End("a fault of the controller: its trace is above")
         try:
             end = await life.run(self.nodes, self._taken)
+        except asyncio.CancelledError:
+            end = End("it was stopped", wanted=True)
+            raise
         finally:
-            if self.lives.get(life.id) is life:
+            if self.lives.get(life.id) is life and not life.is_left:
                 self._ended(life, end)
 
     def _ended(self, life: Life, end: End) -> None:
@@ -156,8 +227,8 @@ class Controller:
 
     def _remove(self, id: str) -> None:
         """It serves nobody. Its name is free again when its task has cleaned up."""
-        task = self._tasks[id]
-        if task.done():
+        task = self.lives[id].task
+        if task is None or task.done():
             self._forget(id)
             self._changed.set()
         else:
@@ -189,14 +260,14 @@ class Controller:
     def _worker_launch(self, id: str, recipe: Recipe) -> Callable[[Mapping[str, object]], RayProcess]:
         return lambda options: recipe.worker(id, options)
 
-    def _router_launch(self, id: str) -> Callable[[Mapping[str, object]], RayProcess]:
+    def _router_launch(self, id: str, recipe: Recipe) -> Callable[[Mapping[str, object]], RayProcess]:
         def args() -> tuple[object, ...]:
             index = int(id.rpartition("-")[2])
             known = self.routers.endpoints.get(id)
             config = router_config(self.config, index, self._site, known, self.max_model_len)
             return self.config.model, config, self.config.routers.drain_s
 
-        return lambda options: router_process(args, options)
+        return lambda options: router_process(recipe, args, options)
 
     @property
     def infos(self) -> list[WorkerInfo]:
@@ -247,7 +318,8 @@ class Controller:
                 statuses = await self.routers.statuses()
                 for id in up:
                     life = self.lives.get(id)
-                    if life is not None and life.info is not None and self.routers.have_met(life.info, statuses):
+                    info = None if life is None else life.info
+                    if isinstance(info, WorkerInfo) and self.routers.have_met(info, statuses):
                         self._set(id, Phase.READY)
             await asyncio.sleep(READY_POLL_S)
 

@@ -53,6 +53,10 @@ class Life:
     """What its node would have to have, while none is found."""
     since_s: float = field(default_factory=time.monotonic)
     """Of the search for a node."""
+    task: "asyncio.Task[None] | None" = None
+    """What the controller runs it in."""
+    is_left: bool = False
+    """The process goes on without this controller."""
     _next_role: str = ""
 
     @property
@@ -66,13 +70,16 @@ class Life:
         return f"{self.recipe.pool} {self.recipe.version}"
 
     async def run(self, nodes: RayNodes, all_taken: Callable[[], list[Taken]]) -> End:
-        """From the search for room to the end, and why. Nothing of it is left afterwards, however it ends."""
+        """From the search for room to the end, and why. Nothing of it is left afterwards, however it ends.
+
+        With `room` and `process` it was adopted, and goes on from there; with `info` it works already.
+        """
         try:
-            self.room = await self._find_room(nodes, all_taken)
-            await self.hooks.placed(self.id)
-            options = self.room.options() | {"name": self.name}
-            self.process = self.launch(options)
-            info = await self.process.start()
+            if self.process is None:
+                self.room = await self._find_room(nodes, all_taken)
+                await self.hooks.placed(self.id)
+                self.process = self.launch(self.room.options() | {"name": self.name, "lifetime": "detached"})
+            info = self.info or await self.process.start()
             while True:
                 self.info = info
                 await self.hooks.up(self.id, info)
@@ -82,7 +89,7 @@ class Life:
                 role, self._next_role = self._next_role, ""
                 if not (role and end.wanted):
                     return end
-                info = await self.process.call("change_role", role)
+                info = await self.process.call("change_role", role, self.recipe.tag)
         except BatonError as error:
             return End(error.message)
         finally:
@@ -100,7 +107,7 @@ class Life:
                 node = next(node for node in view if node.id == chosen)
                 self.room = Room(node, need.resources, None)  # counts as taken from now on
                 try:
-                    room = await nodes.reserve(node, need.resources)
+                    room = await nodes.reserve(node, need.resources, self.name)
                 except Unavailable as error:
                     self.lack, self.avoid = error.message, chosen
                 else:
@@ -113,6 +120,8 @@ class Life:
     async def _clean_up(self, nodes: RayNodes) -> None:
         process, room = self.process, self.room
         self.process = self.room = None
+        if self.is_left:
+            return
         try:
             if process is not None:
                 await process.stop()
@@ -136,6 +145,15 @@ class Life:
             await process.stop()
         except BatonError:
             pass  # it died meanwhile, which `run` sees, too
+
+    async def end_in(self, delay_s: float) -> None:
+        """Have the process end itself then, should nobody be there any more who does it."""
+        process = self.process
+        try:
+            if process is not None:
+                await process.call("end_in", delay_s)
+        except BatonError:
+            pass  # it is dead
 
     async def change_role(self, role: str) -> None:
         """Drain it, then go on with another role and the model that is loaded."""

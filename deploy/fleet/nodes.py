@@ -1,7 +1,10 @@
-"""Ray's nodes, and room on them: what is set aside for one process, from before its start until after its end."""
+"""Ray's nodes, and room on them: what is set aside for one process, from before its start until after its end.
+
+Room has the name of the process that it is for, and outlives the controller that asked for it.
+"""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +48,10 @@ class Room:
 class RayNodes:
     """What deploy.fleet asks Ray for, besides processes."""
 
+    def __init__(self, namespace: str) -> None:
+        """`namespace` of the fleet's actors."""
+        self._prefix = f"{namespace}:"
+
     def view(self) -> list[Node]:
         """Live nodes."""
         import ray
@@ -69,15 +76,21 @@ class RayNodes:
 
         return str(ray.get_runtime_context().get_node_id())
 
-    async def reserve(self, node: Node, resources: Mapping[str, float]) -> Room:
-        """Set `resources` aside there. Raises Unavailable when the node has too little after all."""
+    async def reserve(self, node: Node, resources: Mapping[str, float], name: str) -> Room:
+        """Set that aside for the process of that name. Raises Unavailable when the node has too little after all."""
         from ray.util.placement_group import placement_group
 
         wanted = {name: amount for name, amount in resources.items() if amount}
         if not wanted:
             return Room(node, {}, None)
         # One bundle, which lies on one node by its nature; STRICT_PACK says that it is meant so.
-        group = placement_group([wanted], strategy="STRICT_PACK", bundle_label_selector=[{NODE_LABEL: node.id}])
+        group = placement_group(
+            [wanted],
+            strategy="STRICT_PACK",
+            name=self._prefix + name,
+            lifetime="detached",
+            bundle_label_selector=[{NODE_LABEL: node.id}],
+        )
         room = Room(node, wanted, group)
         try:
             if await asyncio.to_thread(group.wait, RESERVE_S):
@@ -95,10 +108,23 @@ class RayNodes:
         if room.group is not None:
             remove_placement_group(room.group)
 
+    def room_of(self, name: str, node_id: str, resources: Mapping[str, float]) -> Room | None:
+        """What an earlier controller set aside for the process of that name; None when that is not there any more."""
+        import ray
 
-def live_names(namespace: str) -> list[str]:
-    """Named actors that are there."""
-    import ray
+        node = next((node for node in self.view() if node.id == node_id), None)
+        try:
+            group = ray.util.get_placement_group(self._prefix + name) if resources else None
+        except ValueError:
+            return None
+        return None if node is None else Room(node, resources, group)
 
-    actors = ray.util.list_named_actors(all_namespaces=True)
-    return sorted(str(actor["name"]) for actor in actors if actor["namespace"] == namespace)
+    def release_all_but(self, names: Collection[str]) -> None:
+        """Give back what is set aside for processes that are not there."""
+        import ray
+
+        for group in ray.util.placement_group_table().values():
+            name = str(group["name"])
+            if name.startswith(self._prefix) and group["state"] != "REMOVED":
+                if name.removeprefix(self._prefix) not in names:
+                    ray.util.remove_placement_group(ray.util.get_placement_group(name))

@@ -12,6 +12,7 @@ from deploy.fleet.config import ROUTER_POOL, FleetConfig
 from deploy.fleet.placing import Need, Strategy
 from deploy.fleet.plan import Pool, Restart
 from deploy.launcher import RayProcess
+from deploy.tags import Tag
 from engine.core.errors import InvalidRequest
 from engine.models.checkpoint import model_hash, stored_tensors
 from engine.models.hub import resolve_model
@@ -61,14 +62,33 @@ class Recipe:
     config: WorkerConfig | None
     """Of a worker, but for its id; None for routers."""
     place: Place
+    is_lost: bool = False
+    """Only the tag of what was started is known, by an earlier controller; the next start is by another one."""
+
+    @property
+    def tag(self) -> Tag:
+        """What a process that is started from it says of itself."""
+        return Tag(self.pool, self.version, self.model.weights, self.need.resources)
+
+    def as_tagged(self, tag: Tag) -> "Recipe":
+        """Of a process that an earlier controller started from that."""
+        if tag == self.tag:
+            return self
+        return replace(
+            self,
+            pool=tag.pool,
+            version=tag.version,
+            model=replace(self.model, weights=tag.model),
+            need=replace(self.need, resources=tag.resources),
+            is_lost=True,
+        )
 
     def worker(self, id: str, options: Mapping[str, object]) -> RayProcess:
         """One that is not started yet."""
         assert self.config is not None
         config = replace(self.config, worker_id=id)
-        return RayProcess(
-            PrefillWorker if self.role == "prefill" else DecodeWorker, lambda: (config, self.place), options=options
-        )
+        actor = PrefillWorker if self.role == "prefill" else DecodeWorker
+        return RayProcess(actor, lambda: (config, self.place), options=options, tag=self.tag)
 
 
 def model_facts(config: FleetConfig) -> ModelFacts:
@@ -179,9 +199,9 @@ def _router_recipe(config: FleetConfig, model: ModelFacts, site: Site) -> Recipe
     )
 
 
-def router_process(args: Any, options: Mapping[str, object]) -> RayProcess:
+def router_process(recipe: Recipe, args: Any, options: Mapping[str, object]) -> RayProcess:
     """One that is not started yet; `args` is called when it starts."""
-    return RayProcess(Router, args, options=options)
+    return RayProcess(Router, args, options=options, tag=recipe.tag)
 
 
 def _version(model: ModelFacts, engine: EngineConfig, transport: str, resources: Mapping[str, float]) -> str:

@@ -33,9 +33,12 @@ class Routers:
         """By place; kept after an end, for the next start."""
 
     async def joined(self, id: str, process: RayProcess, endpoints: Endpoints, node: Node) -> None:
-        """A router works."""
-        self._joined[id] = _Joined(process, node, {})
+        """A router works. One that is older than this controller has heard of workers already."""
         self.endpoints[id] = endpoints
+        joined = self._joined[id] = _Joined(process, node, {})
+        status = await self._ask(id, "status")
+        if isinstance(status, ServiceStatus):
+            joined.told.update((worker.info.address, worker.info) for worker in status.workers)
 
     def left(self, id: str) -> None:
         """It ended."""
@@ -63,7 +66,11 @@ class Routers:
         return sorted(self._joined)
 
     async def learn(self, infos: Sequence[WorkerInfo]) -> None:
-        """All workers that are up; what a router knows already it is not told again."""
+        """All workers that are up; what a router knows already it is not told again. Others it shall forget."""
+        known = {info.address for info in infos}
+        for gone in {info.address: info for joined in self._joined.values() for info in joined.told.values()}.values():
+            if gone.address not in known:
+                await self.forget(gone)
         models = frozenset(info.layout.model_hash for info in infos)
         for id, joined in list(self._joined.items()):
             new = [info for info in infos if info.address not in joined.told]

@@ -7,7 +7,9 @@ router alone; workers are on two others, and in the end on the one that is left.
 import asyncio
 import itertools
 import os
+import secrets
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +21,7 @@ import yaml
 
 from deploy.raylets import NodeSpec, Raylets, pid_at, raylets
 from deploy.upped import Clients, Fleet, Stream, ask, up
+from engine.server.config import CLUSTER_KEY_VARIABLE
 from engine.wire.inference_pb2_grpc import InferenceStub
 from tests.fakes.checkpoints import tiny_checkpoint
 
@@ -50,6 +53,7 @@ def config(seed: int) -> dict[str, Any]:
 def cluster() -> Iterator[Raylets]:
     workers = NodeSpec(cpus=3, resources={"worker_node": 1})
     with raylets(NodeSpec(cpus=0, resources={"baton_router": 1}), workers, workers) as running:
+        running.environment[CLUSTER_KEY_VARIABLE] = secrets.token_hex(32)
         yield running
 
 
@@ -61,6 +65,11 @@ def fleet(cluster: Raylets) -> Iterator[Fleet]:
 
 def by_phase(body: dict[str, Any], phase: str = "ready") -> dict[str, dict[str, Any]]:
     return {place["id"]: place for place in body["places"] if place["phase"] == phase}
+
+
+def pids_of(fleet: Fleet) -> dict[str, int]:
+    """Of all places."""
+    return {id: pid_at(int(place["address"].rpartition(":")[2])) for id, place in by_phase(fleet.body()).items()}
 
 
 async def answers(fleet: Fleet, model: str) -> list[list[int]]:
@@ -97,12 +106,10 @@ def test_workers_are_spread_over_nodes_and_the_router_is_pinned(fleet: Fleet, cl
     assert len(cluster.actors()) == 3
 
 
-def test_its_actors_have_names_so_that_a_second_one_is_refused(fleet: Fleet, cluster: Raylets, tmp_path: Path) -> None:
-    path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(config(0)))
-    again = fleet.baton("up", str(path), "--address", cluster.address)
+def test_a_second_controller_is_refused(fleet: Fleet) -> None:
+    again = fleet.baton(*fleet.words[1:])
     assert again.returncode == 2
-    assert "'chat' runs on this cluster already (decode-0, prefill-0, router-0)" in again.stderr
+    assert f"process {fleet.process.pid} at " in again.stderr and " controls this service already" in again.stderr
 
 
 async def test_scale_up_and_down_under_load(fleet: Fleet) -> None:
@@ -153,6 +160,66 @@ async def test_a_worker_changes_its_role_and_keeps_its_process(fleet: Fleet) -> 
     assert "prefill-1" in {stream.decode_worker for stream in clients.streams}
 
 
+async def test_a_fleet_outlives_its_controller_and_the_next_one_takes_it_over(fleet: Fleet) -> None:
+    """As scaling and the change of a role have left it, which is not as the file says."""
+    right = await answers(fleet, "old")
+    before, pids = by_phase(fleet.body()), pids_of(fleet)
+    async with Clients(fleet.grpc, PROMPTS, NUM_NEW, 3) as clients:
+        await clients.until(3)
+        fleet.process.kill()
+        fleet.process.wait()
+        assert fleet.baton("fleet").returncode == 1, "nobody controls it"
+        await clients.until(6)
+        strange = {**fleet.environment, CLUSTER_KEY_VARIABLE: "of another service"}
+        refused = await asyncio.to_thread(
+            subprocess.run, fleet.words, env=strange, capture_output=True, text=True, check=False
+        )
+        assert refused.returncode == 2 and "has another cluster key" in refused.stderr
+        await asyncio.to_thread(fleet.up_again)
+        after = by_phase(fleet.body())
+        assert {id: (place["pool"], place["incarnation"]) for id, place in after.items()} == {
+            id: (place["pool"], place["incarnation"]) for id, place in before.items()
+        }
+        assert pids_of(fleet) == pids
+        await fleet.command("scale", "prefill=2", "decode=1")
+        await clients.until(3)
+    check(clients, right)
+    assert set(by_phase(fleet.body())) == {"prefill-0", "prefill-2", "decode-0", "router-0"}
+
+
+def test_a_controller_may_leave_a_fleet_running(fleet: Fleet) -> None:
+    before = by_phase(fleet.body())
+    fleet.process.kill()
+    fleet.process.wait()
+    fleet.up_again("--leave-running")
+    fleet.process.terminate()
+    assert fleet.process.wait(20) == 0
+    fleet.up_again()
+    assert by_phase(fleet.body()) == before
+
+
+def test_what_lost_its_controller_is_ended_without_one(fleet: Fleet, cluster: Raylets, tmp_path: Path) -> None:
+    """While its processes start: nothing is left of them, and the room that they had is free."""
+    path, before = tmp_path / "config.yaml", fleet.body()["nodes"]
+    path.write_text(yaml.safe_dump({**config(0), "name": "other"}))
+    words = [*fleet.words[:2], str(path), *fleet.words[3:]]
+    num_actors = len(cluster.actors())
+    controller = subprocess.Popen(words, env=fleet.environment, stderr=subprocess.DEVNULL)
+    while len(cluster.actors()) < num_actors + 2:
+        time.sleep(0.1)
+    controller.kill()
+    controller.wait()
+    ended = fleet.baton("down", "--name", "other", "--address", cluster.address)
+    assert ended.returncode == 0, ended.stderr
+    assert len(cluster.actors()) == num_actors
+    again = fleet.baton("down", "--name", "other", "--address", cluster.address)
+    assert again.returncode == 2 and "no service 'other' runs on that cluster" in again.stderr
+    refused = fleet.baton("down", "--name", "chat", "--address", cluster.address)
+    assert refused.returncode == 2 and "controls this service already" in refused.stderr
+    while fleet.body()["nodes"] != before:  # Ray is a second late to say so
+        time.sleep(0.1)
+
+
 async def test_a_router_that_gets_sigterm_finishes_its_answers(fleet: Fleet) -> None:
     port = int(fleet.url.rpartition(":")[2])
     pid = pid_at(port)
@@ -175,7 +242,7 @@ async def test_a_router_that_gets_sigterm_finishes_its_answers(fleet: Fleet) -> 
 
 
 async def test_a_rolling_update_fails_no_request_and_mixes_no_models(fleet: Fleet, tmp_path: Path) -> None:
-    """The new config wants one decode worker less, too."""
+    """The new config wants one prefill worker less, too."""
     old = await answers(fleet, "old")
     path = tmp_path / "new.yaml"
     path.write_text(yaml.safe_dump({**config(1), "name": "other"}))
@@ -231,6 +298,6 @@ async def test_sigterm_lets_answers_finish_and_leaves_nothing(fleet: Fleet, clus
             await asyncio.sleep(0.01)
         fleet.process.terminate()
         await call
-    assert (stream.error, len(stream.tokens)) == ("", 600)
+    assert (stream.error, len(stream.tokens)) == ("", 600), fleet.log.read_text()
     assert await asyncio.to_thread(fleet.process.wait, 20) == 0
     assert not cluster.actors(), "nothing is left"

@@ -1,8 +1,9 @@
 """A fleet without processes: what is decided happens at once, places get on when the test says so."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from deploy.fleet.adopt import Adopted, Seen, Stage, adopt
 from deploy.fleet.plan import Action, Drain, Phase, Place, Pool, Remove, Restart, Start, after_death, decide
 
 _NEXT = {
@@ -11,6 +12,15 @@ _NEXT = {
     Phase.UP: Phase.READY,
     Phase.CHANGING: Phase.UP,
 }
+_STAGES = {
+    Phase.STARTING: Stage.STARTING,
+    Phase.UP: Stage.RUNNING,
+    Phase.READY: Stage.RUNNING,
+    Phase.CHANGING: Stage.DRAINING,
+    Phase.DRAINING: Stage.DRAINING,
+    Phase.ENDING: Stage.ENDED,
+}
+"""What a process says when its controller died in that phase; in others there is none."""
 PATIENT = Restart(max_deaths=10**6, first_s=0.1, max_s=1.0)
 
 
@@ -87,6 +97,13 @@ class FakeFleet:
             del self.places[place.id]
         else:
             self.places[place.id] = after_death(place, self._restart, self.now)
+
+    def lose_controller(self, dies: Callable[[Place], bool] = lambda place: False) -> Adopted:
+        """Another controller begins, with what was wanted and with what it sees: processes that `dies` spares."""
+        there = [place for place in self.places.values() if place.phase in _STAGES and not dies(place)]
+        adopted = adopt(Seen(place.id, place.pool, place.version, _STAGES[place.phase]) for place in there)
+        self.places = {place.id: place for place in adopted.places.values()}
+        return adopted
 
     def run_until_quiet(self, max_steps: int = 300) -> None:
         """Let everything get on; AssertionError when that does not come to an end."""

@@ -19,6 +19,7 @@ events = st.lists(
         st.tuples(st.just("update"), st.integers(0, 3)),
         st.tuples(st.just("wait"), st.integers(0, 9)),
         st.tuples(st.just("role"), st.integers(0, 9)),
+        st.tuples(st.just("controller"), st.integers(0, 9)),
     ),
     max_size=60,
 )
@@ -40,6 +41,8 @@ def test_rules_hold_at_every_step_and_it_ends_as_wanted(
             fleet.pools = [replace(pool, version=f"v{number}") for pool in fleet.pools]
         elif kind == "die":
             fleet.kill(number)
+        elif kind == "controller":
+            fleet.lose_controller()
         elif kind == "step":
             fleet.advance(number)
         else:
@@ -50,6 +53,35 @@ def test_rules_hold_at_every_step_and_it_ends_as_wanted(
         mine = [place for place in fleet.places.values() if place.pool == pool.name]
         assert [(place.phase, place.version) for place in mine] == [(Phase.READY, pool.version)] * pool.count
     assert fleet.actions_now() == []
+
+
+@settings(max_examples=200, deadline=None)
+@given(pool_sizes, st.lists(st.integers(0, 9), max_size=30), st.sets(st.integers(0, 9)), st.booleans())
+def test_a_new_controller_changes_only_what_is_not_as_wanted(
+    count: int, steps: list[int], dead: set[int], is_updated: bool
+) -> None:
+    """Some processes died while nobody looked, and the file may be another one."""
+    fleet = FakeFleet([Pool("prefill", count, "v0"), Pool("decode", 2, "v0")])
+    fleet.reconcile()
+    for number in steps:
+        fleet.advance(number)
+        fleet.reconcile()
+    numbers = {id: number for number, id in enumerate(sorted(fleet.places))}
+    adopted = fleet.lose_controller(lambda place: numbers[place.id] in dead)
+    assert not set(adopted.strays) & set(adopted.places)
+    running = {id for id, place in fleet.places.items() if place.phase is Phase.UP}
+    if is_updated:
+        fleet.pools = [replace(pool, version="v1") for pool in fleet.pools]
+    acted = fleet.reconcile()
+    assert not [action for action in acted if isinstance(action, Remove) and action.id in running]
+    if not is_updated:
+        assert all(isinstance(action, Start) for action in acted), "what is there is as wanted"
+    fleet.run_until_quiet()
+    for pool in fleet.pools:
+        mine = [place for place in fleet.places.values() if place.pool == pool.name]
+        assert [(place.phase, place.version) for place in mine] == [(Phase.READY, pool.version)] * pool.count
+    if not is_updated:
+        assert running <= fleet.places.keys()
 
 
 @settings(max_examples=200, deadline=None)

@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from deploy.fleet.config import FleetConfig, config_from
+
 ROOT = Path(__file__).resolve().parents[3]
 CHART = ROOT / "deploy" / "helm" / "baton"
 HELM = str(Path(sys.executable).parent / "helm")
@@ -62,3 +64,13 @@ def containers(case: str) -> dict[str, Object]:
         for name, template in pod_templates(case).items()
         for container in template["spec"]["containers"]
     }
+
+
+def fleet_config(case: str, *settings: str) -> FleetConfig:
+    """What `baton up` serves in mode kuberay, as its own reader takes it."""
+    (made,) = (
+        each
+        for each in render(case, *settings)
+        if each["kind"] == "ConfigMap" and each["metadata"]["name"] == "baton-config"
+    )
+    return config_from(yaml.safe_load(made["data"]["config.yaml"]))

@@ -5,10 +5,20 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from deploy.config import FLAGS
 from engine.server.main import parser as worker_parser
 from router.__main__ import parser as router_parser
-from tests.unit.deploy.charts import CASES, CHART, Object, containers, helm, of_kind, pod_templates, render, values_file
+from tests.unit.deploy.charts import (
+    CASES,
+    CHART,
+    Object,
+    containers,
+    fleet_config,
+    helm,
+    of_kind,
+    pod_templates,
+    render,
+    values_file,
+)
 from tests.unit.deploy.custom_resources import SCHEMAS
 
 KUBERNETES = ("1.29", "1.37")
@@ -33,6 +43,7 @@ def test_helm_lint_finds_nothing(case: str) -> None:
         ("workers.decode.autoscaling.kind=magic", "kind"),
         ("monitoring.interval=often", "interval"),
         ("router.resources.requests=null", "requests"),
+        ("ray.prefill=2", "prefill"),
     ],
 )
 def test_values_that_mean_nothing_are_refused(setting: str, where: str) -> None:
@@ -103,13 +114,27 @@ def test_the_commands_are_ones_that_the_programs_take(case: str) -> None:
         assert read.host == "$(POD_IP)"
 
 
-def test_the_job_takes_its_flags() -> None:
+def test_the_job_serves_a_config_that_baton_up_takes() -> None:
+    """The real reader of CONFIG.yaml reads what is mounted where the job's words say."""
     (job,) = of_kind("kuberay", "RayJob")
-    program, flags = job["spec"]["entrypoint"].split()[:3], job["spec"]["entrypoint"].split()[3:]
-    assert program == ["python", "-m", "deploy.job"]
-    known = {"--" + flag.name.replace("_", "-") for flag in FLAGS}
-    assert {flag.partition("=")[0] for flag in flags} <= known
-    assert "--prefill=1" in flags and "--decode=3" in flags and "--host=0.0.0.0" in flags
+    assert job["spec"]["entrypoint"] == "baton up /etc/baton/config/config.yaml --address auto"
+    head = pod_templates("kuberay")["RayJob/baton/head"]["spec"]
+    (mount,) = (each for each in head["containers"][0]["volumeMounts"] if each["mountPath"] == "/etc/baton/config")
+    (volume,) = (each for each in head["volumes"] if each["name"] == mount["name"])
+    assert volume["configMap"]["name"] == "baton-config" and mount["readOnly"]
+    config = fleet_config("kuberay")
+    assert (config.count_of("prefill"), config.count_of("decode")) == (1, 3)
+    assert (config.name, config.served_name, config.routers.host) == ("baton", "model-8b", "0.0.0.0")
+    assert config.engine_of("decode").device == "cuda" and config.pools["decode"].max_unavailable == 1
+    assert config.autoscale is not None and config.autoscale.bounds["decode"].max == 3
+    assert config.restart.max_restarts == 10, "what the chart has no value for is given in ray.config"
+
+
+def test_gpus_of_the_worker_pods_are_used_unless_told_otherwise() -> None:
+    """Ray may not know of them yet when the service starts."""
+    for device, num_gpus, found in (("auto", 1, "cuda"), ("auto", 0, "auto"), ("cpu", 1, "cpu")):
+        config = fleet_config("kuberay-tls", f"workers.device={device}", f"workers.gpu.count={num_gpus}")
+        assert config.engine_of("decode").device == found
 
 
 def test_a_chart_keeps_its_own_rules_and_dashboards() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.unit.deploy.charts import Object, containers, pod_templates, render
+from tests.unit.deploy.charts import Object, containers, fleet_config, pod_templates, render
 
 TLS = ("tls", "kuberay-tls")
 """Values files with TLS: plain with somebody else's secrets, and Ray with cert-manager."""
@@ -48,9 +48,8 @@ def test_flags_name_what_is_mounted() -> None:
         if "doctor" not in name:
             assert f"--cluster-tls={CLUSTER}" in container["args"], name
             assert (f"--tls-cert={CLIENT}/tls.crt" in container["args"]) is (name.endswith("/router")), name
-    (job,) = (each for each in render("kuberay-tls") if each["kind"] == "RayJob")
-    words = job["spec"]["entrypoint"].split()
-    assert {f"--cluster-tls={CLUSTER}", f"--tls-cert={CLIENT}/tls.crt", f"--tls-key={CLIENT}/tls.key"} <= set(words)
+    tls = fleet_config("kuberay-tls").tls
+    assert (tls.cluster, tls.cert, tls.key) == (CLUSTER, f"{CLIENT}/tls.crt", f"{CLIENT}/tls.key")
 
 
 def test_probes_scrapers_and_the_doctor_speak_tls() -> None:

@@ -168,3 +168,36 @@ limits: {{ merge (dict) $devices (.resources.limits | default dict) | toYaml | n
 - --max-model-len={{ . | int64 }}
 {{- end }}
 {{- end }}
+
+{{- /* CONFIG.yaml of `baton up`, from the values that the plain mode has, too; ray.config has the last word. */ -}}
+{{- define "baton.fleetConfig" -}}
+{{- $workers := .Values.workers -}}
+{{- $ray := .Values.ray -}}
+{{- $onGpus := and (eq $workers.device "auto") $workers.gpu.count -}}
+{{- $engine := dict "device" (ternary "cuda" $workers.device (not (empty $onGpus))) "dtype" $workers.dtype -}}
+{{- $_ := set $engine "max_step_tokens" ($workers.prefill.maxStepTokens | int64) -}}
+{{- $_ := set $engine "max_rows" ($workers.decode.maxRows | int64) -}}
+{{- with .Values.model.maxModelLen }}{{ $_ := set $engine "max_model_len" (. | int64) }}{{ end -}}
+{{- with $workers.pageSize }}{{ $_ := set $engine "page_size" (. | int64) }}{{ end -}}
+{{- with $workers.prefill.kvMemory }}{{ $_ := set $engine "kv_memory" (. | toString) }}{{ end -}}
+{{- $pools := dict -}}
+{{- range $pool, $shape := $ray.pools }}
+{{- $_ := set $pools $pool (merge (dict) $shape (dict "transport" $workers.transport)) }}
+{{- end -}}
+{{- $drain := .Values.router.drainSeconds | int64 -}}
+{{- $routers := dict "host" "0.0.0.0" "port" 8000 "grpc_port" 8001 "policy" .Values.router.policy "drain_s" $drain -}}
+{{- $config := dict "name" (include "baton.fullname" .) "model" .Values.model.id "model_name" (include "baton.modelName" .) -}}
+{{- $_ := set $config "engine" $engine -}}
+{{- $_ := set $config "pools" $pools -}}
+{{- $_ := set $config "routers" $routers -}}
+{{- $_ := set $config "drain_s" ($workers.drainSeconds | int64) -}}
+{{- $tls := dict -}}
+{{- if include "baton.clusterTls" . }}{{ $_ := set $tls "cluster" "/etc/baton/cluster-tls" }}{{ end -}}
+{{- if include "baton.clientTls" . -}}
+{{- $_ := set $tls "cert" "/etc/baton/client-tls/tls.crt" -}}
+{{- $_ := set $tls "key" "/etc/baton/client-tls/tls.key" -}}
+{{- end -}}
+{{- if $tls }}{{ $_ := set $config "tls" $tls }}{{ end -}}
+{{- with $ray.autoscale }}{{ $_ := set $config "autoscale" . }}{{ end -}}
+{{ mergeOverwrite $config $ray.config | toYaml }}
+{{- end }}

@@ -1,7 +1,7 @@
 """The shell around the reconciler: real controller, lives and tasks; nodes and processes are fakes."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,14 +11,17 @@ import pytest
 from deploy.actors import Endpoints
 from deploy.fleet import controller as module
 from deploy.fleet import lives
+from deploy.fleet.adopt import Stage
 from deploy.fleet.config import FleetConfig, config_from
 from deploy.fleet.controller import Controller
+from deploy.fleet.found import Found
 from deploy.fleet.nodes import Room
 from deploy.fleet.placing import Node
 from deploy.fleet.plan import Phase
 from deploy.fleet.recipes import ModelFacts, Recipe, Site
 from deploy.fleet.scaling import autoscale
 from deploy.supervisor import End
+from deploy.tags import Description, Tag
 from engine.core.errors import InvalidRequest, NotFound, Unavailable
 from engine.core.messages import PeerStatus
 from engine.core.types import WorkerInfo, WorkerLoad
@@ -49,8 +52,8 @@ class FakeNodes:
     def own(self) -> str:
         return "n"
 
-    async def reserve(self, node: Node, resources: Mapping[str, float]) -> Room:
-        room = FakeRoom(node, dict(resources), None)
+    async def reserve(self, node: Node, resources: Mapping[str, float], name: str) -> Room:
+        room = FakeRoom(node, dict(resources), name)
         self.rooms.append(room)
         return room
 
@@ -58,8 +61,27 @@ class FakeNodes:
         if room in self.rooms:
             self.rooms.remove(room)
 
+    def room_of(self, name: str, node_id: str, resources: Mapping[str, float]) -> Room | None:
+        """None on a node that is not there any more."""
+        return next((room for room in self.rooms if (room.group, room.node.id) == (name, node_id)), None)
+
+    def release_all_but(self, names: Collection[str]) -> None:
+        self.rooms = [room for room in self.rooms if room.group in names]
+
+
+@dataclass
+class FakeMemory:
+    """As Memory."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def save(self, config: FleetConfig, counts: Mapping[str, int]) -> None:
+        self.counts = dict(counts)
+
 
 class FakeRoom(Room):
+    """`group` is the name of whom it is for."""
+
     def options(self) -> dict[str, object]:
         return {}
 
@@ -73,6 +95,8 @@ class World:
     """Id -> why it does not start."""
     load: WorkerLoad | None = None
     """What every worker says of itself."""
+    said: list[str] = field(default_factory=list)
+    """By controllers."""
 
     def last(self, id: str) -> "FakeProcess":
         return self.processes[id][-1]
@@ -84,8 +108,8 @@ class World:
 
 
 class FakeProcess:
-    def __init__(self, world: World, id: str, role: str) -> None:
-        self.world, self.id, self.role = world, id, role
+    def __init__(self, world: World, id: str, role: str, tag: Tag) -> None:
+        self.world, self.id, self.role, self.tag = world, id, role, tag
         self.incarnation = len(world.processes.setdefault(id, [])) + 1
         world.processes[id].append(self)
         self.end: asyncio.Future[End] = asyncio.get_running_loop().create_future()
@@ -117,6 +141,7 @@ class FakeProcess:
         if method == "drain":
             self.die("it was drained", wanted=True)
         elif method == "change_role":
+            self.tag = args[1]
             self.end = asyncio.get_running_loop().create_future()
             self.info = replace(self.info, incarnation=self.info.incarnation + 100, roles=(args[0],))
             return self.info
@@ -127,11 +152,42 @@ class FakeProcess:
         return None
 
     def _status(self) -> ServiceStatus:
-        infos = self.world.workers
+        known = {told[1] for told in self.told if told[0] == "add_worker"}
+        infos = [info for info in self.world.workers if info.address in known]
         peers = tuple(PeerStatus(info.id, info.incarnation, True) for info in infos)
         load = self.world.load
         workers = tuple(WorkerStatus(info, "ready", load=load, peers=peers) for info in infos)
         return ServiceStatus(True, workers=workers)
+
+
+@dataclass
+class Adoptable:
+    """In the place of a process that was made to adopt another one: that one, from then on."""
+
+    other: Any = None
+
+    def adopt(self, actor: Any) -> None:
+        self.other = actor
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.other, name)
+
+
+def new_controller(world: World, nodes: FakeNodes, memory: FakeMemory, **values: Any) -> Controller:
+    site = Site(b"k" * 16, has_gpus=False, offers_router_node=False, only_node=True)
+    return Controller(config_from({**CONFIG, **values}), site, nodes, memory, world.said.append)  # type: ignore[arg-type]
+
+
+@asynccontextmanager
+async def running(controller: Controller) -> AsyncIterator[Controller]:
+    task = asyncio.create_task(controller.run())
+    try:
+        yield controller
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await controller.stop(0.0)
+        assert not controller.nodes.rooms, "all room is given back"  # type: ignore[attr-defined]
 
 
 @asynccontextmanager
@@ -139,21 +195,18 @@ async def fleet(
     monkeypatch: pytest.MonkeyPatch, nodes: FakeNodes | None = None, **values: Any
 ) -> AsyncIterator[tuple[Controller, World]]:
     world = World()
+
+    def process(id: str, recipe: Recipe, options: Mapping[str, object]) -> FakeProcess | Adoptable:
+        return FakeProcess(world, id, recipe.role, recipe.tag) if options else Adoptable()
+
     monkeypatch.setattr(module, "model_facts", lambda config: ModelFacts(config.model, "text"))
-    monkeypatch.setattr(module, "router_process", lambda args, options: FakeProcess(world, "router-0", "router"))
-    monkeypatch.setattr(Recipe, "worker", lambda recipe, id, options: FakeProcess(world, id, recipe.role))
+    monkeypatch.setattr(module, "router_process", lambda recipe, args, options: process("router-0", recipe, options))
+    monkeypatch.setattr(Recipe, "worker", lambda recipe, id, options: process(id, recipe, options))
+    monkeypatch.setattr(module, "adopted", lambda actor: actor)
     monkeypatch.setattr(module, "READY_POLL_S", 0.0)
     monkeypatch.setattr(lives, "PLACE_AGAIN_S", 0.0)
-    site = Site(b"k" * 16, has_gpus=False, offers_router_node=False, only_node=True)
-    controller = Controller(config_from({**CONFIG, **values}), site, nodes or FakeNodes(), lambda line: None)  # type: ignore[arg-type]
-    running = asyncio.create_task(controller.run())
-    try:
+    async with running(new_controller(world, nodes or FakeNodes(), FakeMemory(), **values)) as controller:
         yield controller, world
-    finally:
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
-        await controller.stop(0.0)
-        assert not controller.nodes.rooms, "all room is given back"  # type: ignore[attr-defined]
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -316,6 +369,100 @@ async def test_routers_end_first_and_may_finish(monkeypatch: pytest.MonkeyPatch)
         await controller.stop(7.0)
         assert ended[0] == "router-0" and set(ended) == ALL
         assert ("stop", 7.0) in world.last("router-0").told
+
+
+async def lose(controller: Controller) -> None:
+    """As if its process were killed: nobody is told, nothing is given back."""
+    controller.leave()
+    tasks = [life.task for life in controller.lives.values() if life.task is not None]
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    controller.lives.clear()
+
+
+def found(world: World, stages: Mapping[str, Stage] | None = None, node: str = "n") -> list[Found]:
+    """The last process of each place, as it describes itself."""
+    every = []
+    for id, group in world.processes.items():
+        process = group[-1]
+        stage = (stages or {}).get(id, Stage.ENDED if process.end.done() else Stage.RUNNING)
+        info = None if stage in (Stage.ENDED, Stage.STARTING) else process.info
+        name = id if len(group) == 1 else f"{id}.{len(group)}"
+        every.append(Found(name, process, Description(process.tag, stage, info, node, b"")))
+    return every
+
+
+async def test_a_new_controller_goes_on_with_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a scaled fleet, whose decode-0 was replaced and decode-1 died while nobody looked."""
+    async with fleet(monkeypatch) as (first, world):
+        await until(lambda: ready(first) == ALL)
+        first.scale({"prefill": 2})
+        world.last("decode-0").die("its node is lost")
+        await until(lambda: ready(first) == {*ALL, "prefill-1"} and len(world.processes["decode-0"]) == 2)
+        memory = FakeMemory(dict(first.counts))
+        await lose(first)
+        gone = world.last("decode-1").info
+        world.last("decode-1").die("its process died")
+        before = {id: group[-1] for id, group in world.processes.items()}
+        async with running(new_controller(world, first.nodes, memory)) as second:  # type: ignore[arg-type]
+            second.adopt(found(world), memory.counts)
+            await until(lambda: ready(second) == {*ALL, "prefill-1"})
+            names = {room.group for room in second.nodes.rooms}  # type: ignore[attr-defined]
+            assert names == {"decode-0.2", "decode-1.2", "prefill-0", "prefill-1", "router-0"}
+            assert {id for id, group in world.processes.items() if group[-1] is not before[id]} == {"decode-1"}
+            assert second.lives["decode-1"].name == "decode-1.2", "Ray may know the first name still"
+            assert second.counts == {"prefill": 2, "decode": 2, "router": 1}
+            world.last("decode-0").die("it broke")
+            await until(lambda: len(world.processes["decode-0"]) == 3 and ready(second) == {*ALL, "prefill-1"})
+            assert second.lives["decode-0"].name == "decode-0.3"
+            assert ("remove_worker", gone.address) not in before["router-0"].told, "the router had lost it"
+
+
+async def test_a_router_forgets_whom_it_still_knows_of_the_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with fleet(monkeypatch) as (first, world):
+        await until(lambda: ready(first) == ALL)
+        await lose(first)
+        memory = FakeMemory(dict(first.counts))
+        seen = found(world, {"decode-1": Stage.ENDED})
+        async with running(new_controller(world, first.nodes, memory)) as second:  # type: ignore[arg-type]
+            second.adopt(seen, memory.counts)
+            await until(lambda: ready(second) == ALL)
+            assert ("remove_worker", seen[2].actor.info.address) in world.last("router-0").told
+            assert ("stop", 0.0) in seen[2].actor.told, "a stray is ended"
+
+
+async def test_what_starts_or_drains_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with fleet(monkeypatch) as (first, world):
+        await until(lambda: ready(first) == ALL)
+        await lose(first)
+        before = {id: group[-1] for id, group in world.processes.items()}
+        async with running(new_controller(world, first.nodes, FakeMemory())) as second:  # type: ignore[arg-type]
+            second.adopt(found(world, {"decode-0": Stage.STARTING, "decode-1": Stage.DRAINING}), {})
+            await until(lambda: ready(second) == {"prefill-0", "decode-0", "decode-2", "router-0"})
+            await until(lambda: "decode-1" not in second.places)
+            assert world.last("decode-0") is before["decode-0"]
+            assert [told[0] for told in before["decode-1"].told] == ["drain", "stop"]
+
+
+async def test_of_another_version_it_is_replaced_and_on_a_lost_node_it_is_not_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with fleet(monkeypatch) as (first, world):
+        await until(lambda: ready(first) == ALL)
+        await lose(first)
+        before = {info.incarnation for info in world.workers}
+        async with running(new_controller(world, first.nodes, FakeMemory(), model="/models/new")) as second:  # type: ignore[arg-type]
+            second.adopt(found(world), {})
+            wanted = second.version_of("decode")
+            await until(lambda: {place.version for place in second.places.values()} == {"", wanted})
+            await until(lambda: len(ready(second)) == 4)
+            assert len(world.processes["router-0"]) == 1 and before
+            await lose(second)
+            async with running(new_controller(world, second.nodes, FakeMemory())) as third:  # type: ignore[arg-type]
+                third.adopt(found(world, node="gone"), {})
+                await until(lambda: ready(third) == ALL)
+                assert any(line.startswith("taking over nothing; ending ") for line in world.said)
 
 
 async def test_the_autoscaler_reads_the_routers_and_scales_as_an_operator_would(
