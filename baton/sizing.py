@@ -17,12 +17,12 @@ PREFILL_SHARE = 0.785
 """Of the product speed, over prompts of 512 to 8,192 tokens: rows "prefill" of docs/results/h200.md."""
 PREFILL_FIXED_S = 1e-3
 """From the same rows: what a prompt costs beyond its operations."""
-DECODE_SHARE = 0.79
+DECODE_SHARE = 0.81
 """Of the memory bandwidth, over batches of 1 to 256: rows "decode ITL" of docs/results/h200.md."""
 EDGE_S = 1.5e-3
 """TTFT of two GPUs at 2 requests a second less the prompt's own time: router, streams, client."""
-ITL_TAIL = 1.3
-"""p99 over p50 of ITL with two GPUs at 2 to 14 requests a second: 1.25, 1.27, 1.38."""
+ITL_TAIL = 1.25
+"""p99 over p50 of ITL with two GPUs at 2 to 14 requests a second: 1.20, 1.30, 1.34."""
 MAX_PREFILL_LOAD = 0.8
 """Beyond this share of its time a prefill worker's queue grows at every burst."""
 KV_SHARE = 0.9

@@ -31,7 +31,7 @@ def measured(row: str, column: int = 1) -> float:
     [(1, "decode ITL ms, batch 1"), *((rows, f"batch {rows}") for rows in (8, 32, 64, 128, 256))],
 )
 def test_decode_steps_are_within_5_per_cent_of_the_measured(rows: int, name: str) -> None:
-    assert LLAMA.step_s(H200, rows, 1100) * 1e3 == pytest.approx(measured(name), rel=0.05)
+    assert LLAMA.step_s(H200, rows, 1100) * 1e3 == pytest.approx(measured(name, 2), rel=0.05)
 
 
 @pytest.mark.parametrize(("tokens", "name"), [(512, "prefill 1 x 512, ms"), (2048, "1 x 2,048"), (8192, "1 x 8,192")])
@@ -46,8 +46,8 @@ def test_short_extensions_of_long_prompts_are_taken_too_lightly() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rate", "ttft_p50", "ttft_p99", "itl_p50", "itl_p99"), [(2, 0.05, 0.1, 0.05, 0.07), (8, 0.05, 0.35, 0.05, 0.07),
-                                                             (14, 0.1, 0.75, 0.05, 0.05)]
+    ("rate", "ttft_p50", "ttft_p99", "itl_p50", "itl_p99"), [(2, 0.05, 0.12, 0.03, 0.07), (8, 0.05, 0.35, 0.05, 0.02),
+                                                             (14, 0.1, 0.75, 0.07, 0.02)]
 )  # fmt: skip
 def test_two_gpus_under_load(rate: int, ttft_p50: float, ttft_p99: float, itl_p50: float, itl_p99: float) -> None:
     """One worker of each kind, 100 requests: so few seldom see the tail of an endless load, which is planned for, and
@@ -85,7 +85,7 @@ def test_more_load_needs_more_workers_and_each_kind_its_own() -> None:
     ("change", "message"),
     [
         ({"ttft_s": 0.05}, "a prompt alone takes 50 ms"),
-        ({"itl_s": 0.005}, "one row alone takes 5.9 ms a token"),
+        ({"itl_s": 0.005}, "one row alone takes 5.6 ms a token"),
         ({"requests_per_s": 1e9}, "more than 4096"),
         ({"input_len": 2_000_000}, "do not fit in the 141 GB of one h200"),
     ],
