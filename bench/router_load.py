@@ -19,6 +19,7 @@ import aiohttp
 import grpc
 
 from bench.router_trace import VOCAB_SIZE
+from bench.router_workers import KEY
 from engine.core.messages import Generate
 from engine.core.types import Request, Sampling
 from engine.wire import inference_pb2 as pb
@@ -162,7 +163,7 @@ async def _run_grpc(spec: LoadSpec, prompts: Sequence["array[int]"]) -> LoadResu
 
 async def _run_worker(spec: LoadSpec, prompts: Sequence["array[int]"]) -> LoadResult:
     """One request after the other on a session of our own: what a first token takes without a router."""
-    client = WorkerClient(spec.target, b"", silence_s=10.0)  # such a worker hears anybody
+    client = WorkerClient(spec.target, KEY.encode(), silence_s=10.0)
     await client.connect()
     frames = client.frames()
     sampling = Sampling(max_tokens=1, temperature=0.0)

@@ -8,7 +8,6 @@ also turns it into token ids and back.
 """
 
 import json
-import secrets
 import shutil
 import subprocess
 import sys
@@ -26,6 +25,7 @@ import psutil
 from bench.report import percentile
 from bench.router_load import LoadResult, LoadSpec
 from bench.router_peer import missing, serve_peer
+from bench.router_workers import KEY
 from engine.models.builtin import FOLDER
 from engine.server.config import CLUSTER_KEY_VARIABLE
 
@@ -91,7 +91,7 @@ def serve_router(
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="baton-router-bench-")))
         log = stack.enter_context((folder / "log").open("w+"))
-        shared = dict(environ) | {CLUSTER_KEY_VARIABLE: secrets.token_hex(16)}
+        shared = dict(environ) | {CLUSTER_KEY_VARIABLE: KEY}
 
         def start(*words: str) -> tuple[dict[str, Any], int]:
             command = [sys.executable, "-m", *words, "--log-level", "WARNING"]

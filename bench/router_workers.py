@@ -40,9 +40,11 @@ from engine.core.types import FinishReason, KVLayout, Request, WorkerInfo, Worke
 from engine.wire import worker_pb2 as pb
 from engine.wire.commands import command_from_proto, info_to_proto
 from engine.wire.frames import frame_to_proto
+from engine.wire.session_key import WorkerSide
 from engine.wire.worker_client import CHANNEL_OPTIONS
 from engine.wire.worker_pb2_grpc import WorkerServicer, add_WorkerServicer_to_server
 
+KEY = "the cluster key of a benchmark"
 STEP_S = 0.01
 LOAD_S = 0.1
 TOKEN = 100
@@ -148,12 +150,17 @@ class FastWorker(WorkerServicer):
 
     def __init__(self, info: WorkerInfo, token_s: float = STEP_S) -> None:
         self._info = info
+        self._door = WorkerSide(KEY.encode())
         self._token_s = token_s
 
     async def Describe(  # noqa: N802
-        self, _request: pb.DescribeRequest, _context: grpc.aio.ServicerContext
+        self, _request: pb.DescribeRequest, context: grpc.aio.ServicerContext
     ) -> pb.WorkerInfo:
         """Who it is."""
+        metadata = tuple(context.invocation_metadata() or ())
+        if not self._door.knows(metadata):
+            context.set_trailing_metadata(self._door.greeting(metadata))
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "this needs the cluster key")
         return info_to_proto(self._info)
 
     async def Session(  # noqa: N802

@@ -16,7 +16,7 @@ from engine.server.inbox import Event, Received, SessionClosed, SessionOpened
 from engine.wire import worker_pb2 as pb
 from engine.wire.commands import command_from_proto, info_to_proto
 from engine.wire.frames import frame_to_proto
-from engine.wire.session_key import knows
+from engine.wire.session_key import ANSWER, WorkerSide
 from engine.wire.worker_pb2_grpc import WorkerServicer
 
 logger = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ class WorkerService(WorkerServicer):
         max_backlog_bytes: int = MAX_BACKLOG_BYTES,
     ) -> None:
         """Only who knows `cluster_key` is heard: a session can run anything and end the worker."""
-        self._cluster_key = cluster_key
+        self._door = WorkerSide(cluster_key)
         self._post = post
         self._clock = clock
         self._max_backlog_bytes = max_backlog_bytes
@@ -151,8 +151,11 @@ class WorkerService(WorkerServicer):
             logger.info("session=%d closed", key)
 
     async def _check_key(self, context: grpc.aio.ServicerContext) -> None:
-        if not knows(self._cluster_key, context.invocation_metadata() or ()):
-            logger.warning("%s was refused: it does not know the cluster key", context.peer())
+        metadata = tuple(context.invocation_metadata() or ())
+        if not self._door.knows(metadata):
+            if any(name == ANSWER for name, _ in metadata):
+                logger.warning("%s was refused: it does not know the cluster key", context.peer())
+            context.set_trailing_metadata(self._door.greeting(metadata))
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "this needs the cluster key")
 
     async def _read(self, key: int, requests: AsyncIterator[pb.Command]) -> tuple[grpc.StatusCode, str]:

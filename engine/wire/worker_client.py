@@ -7,13 +7,13 @@ from collections.abc import AsyncIterator, Callable
 
 import grpc
 
-from engine.core.errors import InvalidRequest, Unavailable
+from engine.core.errors import InvalidRequest, Unauthenticated, Unavailable
 from engine.core.messages import Command, Frame
 from engine.core.types import WorkerInfo
 from engine.wire import worker_pb2 as pb
 from engine.wire.commands import command_to_proto, info_from_proto
 from engine.wire.frames import frame_from_proto
-from engine.wire.session_key import session_metadata
+from engine.wire.session_key import RouterSide, Sent
 from engine.wire.tls import TlsFiles, channel_credentials, open_channel
 from engine.wire.worker_pb2_grpc import WorkerStub
 
@@ -65,7 +65,7 @@ class WorkerClient:
     ) -> None:
         """`address` is host:port. `clock` is what the deadlines of sent requests are measured on."""
         self._tls = tls
-        self._metadata = session_metadata(cluster_key)
+        self._cluster_key = cluster_key
         self.address = address
         self.silence_s = silence_s
         """May be changed at any time; taken up within a quarter of the old value."""
@@ -91,13 +91,24 @@ class WorkerClient:
         self._channel = open_channel(self.address, credentials, CHANNEL_OPTIONS)
         stub = WorkerStub(self._channel)
         try:
-            info = await stub.Describe(
-                pb.DescribeRequest(), timeout=self._connect_timeout_s, metadata=self._metadata, wait_for_ready=True
-            )
+            metadata = await self._greet(stub)
+            info = await stub.Describe(pb.DescribeRequest(), timeout=self._connect_timeout_s, metadata=metadata)
         except grpc.aio.AioRpcError as error:
             raise self._lose(f"cannot reach worker at {self.address}: {error.details()}") from error
-        self._call = stub.Session(self._commands(), metadata=self._metadata)
+        except Unauthenticated as error:
+            raise self._lose(f"worker at {self.address} was refused: {error.message}") from error
+        self._call = stub.Session(self._commands(), metadata=metadata)
         return info_from_proto(info)
+
+    async def _greet(self, stub: WorkerStub) -> Sent:
+        """What goes with each call, once the worker has shown that it knows the key. Raises Unauthenticated."""
+        own = RouterSide(self._cluster_key)
+        first = stub.Describe(
+            pb.DescribeRequest(), timeout=self._connect_timeout_s, metadata=own.hello(), wait_for_ready=True
+        )
+        if await first.code() is not grpc.StatusCode.UNAUTHENTICATED:
+            await first  # raises what ended it; who hears anybody has shown nothing
+        return own.reply(tuple(await first.trailing_metadata() or ()))
 
     def send(self, command: Command) -> None:
         """Queue one command; never waits. Raises WorkerLost when the worker is gone."""

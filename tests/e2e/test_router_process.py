@@ -26,7 +26,7 @@ async def test_signals_and_log_of_a_router(tmp_path: Path) -> None:
     """SIGHUP reads the file again, SIGTERM lets answers end; the log is JSON, a line a request, without secrets."""
     tenants, log = tmp_path / "tenants.toml", tmp_path / "log"
     tenants.write_text(file_of("acme"))
-    async with FakeCluster() as cluster:
+    async with FakeCluster(b"a secret") as cluster:
         worker = await cluster.start(worker_info("w"))
         command = [sys.executable, "-m", "router", "--model", str(write_family(tmp_path, "byte_level"))]
         command += ["--model-name", "tiny", "--worker", worker.info.address, "--port", "0", "--grpc-port", "0"]

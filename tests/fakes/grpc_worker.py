@@ -12,16 +12,20 @@ from engine.core.types import WorkerInfo
 from engine.wire import worker_pb2 as pb
 from engine.wire.commands import command_from_proto, info_to_proto
 from engine.wire.frames import frame_to_proto
+from engine.wire.session_key import WorkerSide
 from engine.wire.worker_pb2_grpc import WorkerServicer, add_WorkerServicer_to_server
 from tests.fakes.workers import FakeWorker
 
 STEP_S = 0.005
+KEY = b"a secret of this test"
 
 
 class FakeCluster:
     """Fake workers that can pull from each other. `async with` stops them all."""
 
-    def __init__(self) -> None:
+    def __init__(self, key: bytes = KEY) -> None:
+        """`key` is the cluster's."""
+        self.key = key
         self.servers: list[GrpcWorker] = []
 
     async def start(self, info: WorkerInfo, port: int = 0, host: str = "127.0.0.1") -> "GrpcWorker":
@@ -54,6 +58,7 @@ class GrpcWorker(WorkerServicer):
         self.frozen = False
         """As if stopped by a signal: the connection stays, nothing is said."""
         self._server = grpc.aio.server()
+        self._door = WorkerSide(cluster.key)
 
     async def start(self, port: int, host: str) -> None:
         """Listen; the address in `info` becomes the real one."""
@@ -72,11 +77,13 @@ class GrpcWorker(WorkerServicer):
     async def Describe(  # noqa: N802
         self, request: pb.DescribeRequest, context: grpc.aio.ServicerContext
     ) -> pb.WorkerInfo:
+        await admit(self._door, context)
         return info_to_proto(self.info)
 
     async def Session(  # noqa: N802
         self, requests: AsyncIterator[pb.Command], context: grpc.aio.ServicerContext
     ) -> AsyncIterator[pb.Frame]:
+        await admit(self._door, context)
         reader = asyncio.create_task(self._read(requests))
         try:
             while not reader.done():
@@ -92,3 +99,11 @@ class GrpcWorker(WorkerServicer):
             command = command_from_proto(message, time.monotonic())
             assert command is not None
             self.worker.on_command(command)
+
+
+async def admit(door: WorkerSide, context: grpc.aio.ServicerContext) -> None:
+    """As real workers do."""
+    metadata = tuple(context.invocation_metadata() or ())
+    if not door.knows(metadata):
+        context.set_trailing_metadata(door.greeting(metadata))
+        await context.abort(grpc.StatusCode.UNAUTHENTICATED, "this needs the cluster key")

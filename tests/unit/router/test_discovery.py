@@ -112,7 +112,7 @@ async def test_no_answer_is_an_error_in_words(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.fixture
 async def cluster() -> AsyncIterator[FakeCluster]:
-    async with FakeCluster() as cluster:
+    async with FakeCluster(b"a secret of this test's cluster") as cluster:
         yield cluster
 
 

@@ -11,7 +11,7 @@ from router.core import RouterCore
 from router.hedging import MIN_TIMES, WINDOW, Hedging
 from router.policies.registry import make_policy
 from router.service import RouterService
-from tests.fakes.grpc_worker import FakeCluster
+from tests.fakes.grpc_worker import KEY, FakeCluster
 from tests.fakes.router_world import RouterWorld
 from tests.fakes.workers import answer, worker_info
 from tests.unit.router.test_service import call_of, collect, tokens_of, until
@@ -145,7 +145,7 @@ def test_nothing_is_hedged_unless_asked_for_nor_onto_work_nor_while_calls_wait()
 async def test_over_real_sessions_a_worker_that_stands_still_delays_nobody() -> None:
     config = RouterConfig(PATIENT, hedge=HedgeConfig(max_share=1.0))
     core = RouterCore(config, random.Random(1), lambda model, rng: make_policy("round_robin", model, rng))
-    service = RouterService(core, lambda address: WorkerClient(address, b"any", silence_s=60.0))
+    service = RouterService(core, lambda address: WorkerClient(address, KEY, silence_s=60.0))
     await service.start()
     try:
         async with FakeCluster() as cluster:

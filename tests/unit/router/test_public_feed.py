@@ -87,7 +87,7 @@ async def test_the_index_follows_the_feed_and_the_session_says_nothing_of_pages(
 
 
 async def test_where_the_feed_cannot_be_reached_the_session_is_asked() -> None:
-    async with FakeCluster() as cluster:
+    async with FakeCluster(b"any") as cluster:
         info = worker_info("d1")
         labels = (("kv_events", "tcp://nobody.invalid:1"), ("kv_replay", "no endpoint at all"))
         worker = await cluster.start(replace(info, topology=labels))

@@ -38,7 +38,7 @@ async def router(config: RouterServerConfig) -> AsyncIterator[RunningRouter]:
 
 @pytest.fixture
 async def cluster() -> AsyncIterator[FakeCluster]:
-    async with FakeCluster() as cluster:
+    async with FakeCluster(KEY) as cluster:
         yield cluster
 
 

@@ -18,7 +18,7 @@ from router.config import AdmissionConfig, HealthConfig, RouterConfig
 from router.core import RouterCore
 from router.policies.registry import make_policy
 from router.service import RouterService
-from tests.fakes.grpc_worker import FakeCluster, GrpcWorker
+from tests.fakes.grpc_worker import KEY, FakeCluster, GrpcWorker
 from tests.fakes.workers import answer, worker_info
 
 WAIT_S = 20.0
@@ -26,7 +26,7 @@ WAIT_S = 20.0
 
 def make_service(config: RouterConfig | None = None, policy: str = "cost_always_hand_over") -> RouterService:
     core = RouterCore(config or RouterConfig(), random.Random(1), lambda model, rng: make_policy(policy, model, rng))
-    return RouterService(core, lambda address: WorkerClient(address, b"any"))  # the fake workers hear anybody
+    return RouterService(core, lambda address: WorkerClient(address, KEY))
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -15,9 +15,10 @@ from engine.server.inbox import Event, Received, SessionClosed, SessionOpened
 from engine.server.service import WorkerService
 from engine.server.worker import SERVER_OPTIONS
 from engine.wire import worker_pb2 as pb
-from engine.wire.session_key import session_metadata
+from engine.wire.commands import info_to_proto
+from engine.wire.session_key import CHALLENGE, RouterSide, Sent
 from engine.wire.worker_client import WorkerClient, WorkerLost
-from engine.wire.worker_pb2_grpc import WorkerStub, add_WorkerServicer_to_server
+from engine.wire.worker_pb2_grpc import WorkerServicer, WorkerStub, add_WorkerServicer_to_server
 
 LAYOUT = KVLayout("m", 2, 2, 8, 16, "float32")
 INFO = WorkerInfo("w0", 7, ("decode",), "there:1", "tiny", LAYOUT, 64, 512, (("grpc", b"d"),), (("node", "n"),))
@@ -46,6 +47,12 @@ class Worker:
             while not condition():
                 self._changed.clear()
                 await self._changed.wait()
+
+
+def known_to(service: WorkerService) -> Sent:
+    """What a router that knows the key says with a call."""
+    router = RouterSide(KEY)
+    return router.reply(service._door.greeting(router.hello()))
 
 
 @asynccontextmanager
@@ -146,6 +153,29 @@ async def test_heartbeats_keep_a_quiet_worker() -> None:
         await client.close()
 
 
+async def test_who_takes_the_place_of_a_worker_without_the_key_is_refused_and_hears_nothing() -> None:
+    class HearsAnybody(WorkerServicer):
+        def __init__(self) -> None:
+            self.said: list[tuple[str, str | bytes]] = []
+
+        async def Describe(  # noqa: N802
+            self, _request: pb.DescribeRequest, context: grpc.aio.ServicerContext
+        ) -> pb.WorkerInfo:
+            self.said += [pair for pair in context.invocation_metadata() or () if pair[0].startswith("x-baton")]
+            return info_to_proto(INFO)
+
+    server, false = grpc.aio.server(), HearsAnybody()
+    add_WorkerServicer_to_server(false, server)
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    await server.start()
+    client = WorkerClient(address, KEY)
+    with pytest.raises(WorkerLost, match="was refused: it and this router do not know the same cluster key"):
+        await client.connect()
+    await client.close()
+    await server.stop(0)
+    assert [name for name, _ in false.said] == [CHALLENGE]
+
+
 async def test_nobody_there_is_lost_in_time() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound, not listening
@@ -160,7 +190,7 @@ async def test_nobody_there_is_lost_in_time() -> None:
 async def test_a_router_that_does_not_read_is_let_go_and_the_backlog_stays_bounded() -> None:
     async with serving(max_backlog_bytes=1 << 20) as worker:
         async with grpc.aio.insecure_channel(worker.address) as channel:
-            call = WorkerStub(channel).Session(metadata=session_metadata(KEY))
+            call = WorkerStub(channel).Session(metadata=known_to(worker.service))
             await call.write(pb.Command(cancel=1))
             await worker.until(lambda: len(worker.heard) == 2)
             row = list(range(1000))
@@ -176,7 +206,7 @@ async def test_a_malformed_command_ends_its_session_only() -> None:
         await other.connect()
         await worker.until(lambda: len(worker.heard) == 1)
         async with grpc.aio.insecure_channel(worker.address) as channel:
-            call = WorkerStub(channel).Session(metadata=session_metadata(KEY))
+            call = WorkerStub(channel).Session(metadata=known_to(worker.service))
             await call.write(pb.Command(generate=pb.Request(tokens=b"odd")))
             with pytest.raises(grpc.aio.AioRpcError) as error:
                 while await call.read() is not grpc.aio.EOF:

@@ -356,7 +356,7 @@ async def test_a_drain_ends_at_its_time_with_whatever_is_left() -> None:
 async def test_only_who_knows_the_cluster_key_is_heard() -> None:
     with running("decode") as worker:
         for stranger in (WorkerClient(worker.info.address, key) for key in (b"", b"guessed")):
-            with pytest.raises(WorkerLost, match="needs the cluster key"):
+            with pytest.raises(WorkerLost, match="do not know the same cluster key"):
                 await stranger.connect()
             await stranger.close()
         async with grpc.aio.insecure_channel(worker.info.address) as channel:
