@@ -17,6 +17,7 @@ from deploy.fleet.placing import Taken
 from deploy.fleet.plan import Drain, Phase, Place, Remove, Start, after_death, decide, next_wake_s
 from deploy.fleet.recipes import Recipe, Site, model_facts, recipes, restart_of, router_config, router_process, wanted
 from deploy.fleet.routers import Routers
+from deploy.fleet.updating import check_update, counts_after
 from deploy.launcher import RayProcess
 from deploy.supervisor import End
 from engine.core.errors import InvalidRequest, NotFound
@@ -385,18 +386,7 @@ class Controller:
         """Replace workers by such of `config`, one at a time, and scale to its counts, but for pools that are scaled
         automatically. Raises InvalidRequest.
         """
-        old = self.config
-        if config.name != old.name:
-            raise InvalidRequest(f"name: the service is {old.name!r}")
-        if not config.model_name:
-            config = config.model_copy(update={"model_name": old.served_name})
-        if config.served_name != old.served_name:
-            raise InvalidRequest(f"model_name: clients know it as {old.served_name!r}; start another service")
-        same = {"replicas": 1}
-        if config.routers.model_copy(update=same) != old.routers.model_copy(update=same):
-            raise InvalidRequest("routers: only replicas can be updated; start another service")
-        if config.autoscale != old.autoscale:
-            raise InvalidRequest("autoscale: it cannot be updated; start the service again")
+        config = check_update(self.config, config)
         facts = model_facts(config)
         models = {life.recipe.model.weights for life in self.lives.values() if life.recipe.config is not None}
         if len({*models, facts.weights}) > 2:
@@ -404,8 +394,7 @@ class Controller:
         if facts.text != self._recipes[ROUTER_POOL].model.text:
             raise InvalidRequest("model: it has another tokenizer or chat template; start another service")
         self.config, self._recipes = config, recipes(config, facts, self._site)
-        kept = {name: self.counts[name] for name in (config.autoscale.pools if config.autoscale else ())}
-        self.counts = {name: config.count_of(name) for name in (*config.pools, ROUTER_POOL)} | kept
+        self.counts = counts_after(config, self.counts)
         for place in [place for place in self.places.values() if place.phase is Phase.GIVEN_UP]:
             self._forget(place.id)
         self._reconcile()  # at once: whoever asks next shall see it

@@ -148,6 +148,7 @@ async def test_an_update_replaces_all_workers_and_refuses_what_it_cannot(monkeyp
             ({"model_name": "other"}, "model_name: clients know it as 'builtin'"),
             ({"autoscale": {"pools": {"decode": {"max": 9}}}}, "autoscale: it cannot be updated"),
             ({"routers": {"port": 0, "grpc_port": 0, "policy": "round_robin"}}, "routers: only replicas"),
+            ({"tls": {"cluster": "/tls"}}, "tls: its files may change, not their names"),
         ]
         for values, words in wrong:
             with pytest.raises(InvalidRequest, match=words):

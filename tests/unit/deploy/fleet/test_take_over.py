@@ -100,7 +100,9 @@ async def test_what_is_scaled_automatically_may_be_another_one_now(monkeypatch: 
         await until(lambda: len(ready(first)) == 4)
         await lose(first)
         nodes: Any = first.nodes
-        newer = file(autoscale={"pools": {"decode": {"max": 3}}})
+        pools: dict[str, Any] = {**CONFIG["pools"], "long": {"role": "decode", "cpus": 1}}  # type: ignore[dict-item]
+        newer = file(pools=pools, autoscale={"pools": {"decode": {"max": 3}, "long": {"max": 2}}})
         second = await take_over(monkeypatch, newer, Left(file(), file(), SCALED | {"decode": 2}), found(world), nodes)
         async with running(second):
-            assert second.config.autoscale is not None and second.counts == SCALED | {"prefill": 1, "decode": 2}
+            assert second.counts == {"prefill": 1, "decode": 2, "long": 1, "router": 1}
+            await until(lambda: "long-0" in ready(second))
