@@ -9,7 +9,7 @@ from typing import Any
 from deploy.actors import Endpoints
 from deploy.fleet.adopt import adopt
 from deploy.fleet.config import ROUTER_POOL, FleetConfig
-from deploy.fleet.found import Found, adopted
+from deploy.fleet.found import Found, process_of
 from deploy.fleet.lives import Hooks, Life
 from deploy.fleet.memory import Memory
 from deploy.fleet.nodes import RayNodes, Room
@@ -89,17 +89,17 @@ class Controller:
     def adopt(self, found: Sequence[Found], counts: Mapping[str, int]) -> None:
         """Go on with what an earlier controller left, and with what was wanted last. Before `run`."""
         by_name = {each.name: each for each in found}
-        adopted_ = adopt(each.seen for each in found)
-        self._pasts = {id: _Past(num_starts) for id, num_starts in adopted_.starts.items()}
-        rooms = {name: self._room_of(by_name[name]) for name in adopted_.places}
+        adopted = adopt(each.seen for each in found)
+        self._pasts = {id: _Past(num_starts) for id, num_starts in adopted.starts.items()}
+        rooms = {name: self._room_of(by_name[name]) for name in adopted.places}
         kept = [name for name, room in rooms.items() if room is not None]
         for name in kept:
-            self._adopt(adopted_.places[name], by_name[name], rooms[name])
+            self._adopt(adopted.places[name], by_name[name], rooms[name])
         self.counts |= {pool: count for pool, count in counts.items() if pool in self.counts}
         strays = sorted(by_name.keys() - set(kept))
         for name in strays:
             if by_name[name].actor is not None:
-                self._aside(adopted(by_name[name].actor).stop())
+                self._aside(process_of(by_name[name].actor).stop())
         self.nodes.release_all_but(kept)
         ended = f"; ending {', '.join(strays)}" if strays else ""
         self._say(f"taking over {', '.join(sorted(kept)) or 'nothing'}{ended}")

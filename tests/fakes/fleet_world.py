@@ -201,7 +201,7 @@ async def fleet(
     monkeypatch.setattr(module, "model_facts", lambda config: ModelFacts(config.model, "text"))
     monkeypatch.setattr(module, "router_process", lambda recipe, args, options: process("router-0", recipe, options))
     monkeypatch.setattr(Recipe, "worker", lambda recipe, id, options: process(id, recipe, options))
-    monkeypatch.setattr(module, "adopted", lambda actor: actor)
+    monkeypatch.setattr(module, "process_of", lambda actor: actor)
     monkeypatch.setattr(module, "READY_POLL_S", 0.0)
     monkeypatch.setattr(lives, "PLACE_AGAIN_S", 0.0)
     async with running(new_controller(world, nodes or FakeNodes(), FakeMemory(), **values)) as controller:
