@@ -77,6 +77,9 @@ def call_door(
         if response.status_code == httpx.codes.BAD_REQUEST:
             raise InvalidRequest(response.text)
         answer: dict[str, Any] = response.raise_for_status().json()
+    except httpx.ConnectError as error:
+        hint = "; if nobody controls the fleet, `baton up` takes it over again" if path.startswith("/fleet") else ""
+        raise Unavailable(f"cannot reach the door at {door.base_url}: {first_line(error)}{hint}") from error
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
         raise Unavailable(f"cannot reach the admin door at {door.base_url}: {first_line(error)}") from error
     return answer

@@ -95,6 +95,7 @@ class _Actor(Generic[R]):
         """End the process then, also if nobody is there any more to do it, and give back what was set aside for it."""
         import ray
 
+        self._is_leaving = True
         group = ray.util.get_current_placement_group()
 
         def end() -> None:

@@ -75,7 +75,8 @@ class RayProcess:
 
     async def ended(self) -> End:
         """See Process. Also while `stop` waits for it."""
-        actor, end = self._actor, None
+        actor = self._actor
+        end: End | None = None
         while end is None:
             try:
                 end = await _call(actor, "ended", _ASK_AGAIN_S)

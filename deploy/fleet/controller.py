@@ -9,7 +9,7 @@ from typing import Any
 from deploy.actors import Endpoints
 from deploy.fleet.adopt import adopt
 from deploy.fleet.config import ROUTER_POOL, FleetConfig
-from deploy.fleet.found import Found, adopted
+from deploy.fleet.found import Found, process_of
 from deploy.fleet.lives import Hooks, Life
 from deploy.fleet.memory import Memory
 from deploy.fleet.nodes import RayNodes, Room
@@ -17,6 +17,7 @@ from deploy.fleet.placing import Taken
 from deploy.fleet.plan import Drain, Phase, Place, Remove, Start, after_death, decide, next_wake_s
 from deploy.fleet.recipes import Recipe, Site, model_facts, recipes, restart_of, router_config, router_process, wanted
 from deploy.fleet.routers import Routers
+from deploy.fleet.updating import check_update, counts_after
 from deploy.launcher import RayProcess
 from deploy.supervisor import End
 from engine.core.errors import InvalidRequest, NotFound
@@ -88,17 +89,17 @@ class Controller:
     def adopt(self, found: Sequence[Found], counts: Mapping[str, int]) -> None:
         """Go on with what an earlier controller left, and with what was wanted last. Before `run`."""
         by_name = {each.name: each for each in found}
-        adopted_ = adopt(each.seen for each in found)
-        self._pasts = {id: _Past(num_starts) for id, num_starts in adopted_.starts.items()}
-        rooms = {name: self._room_of(by_name[name]) for name in adopted_.places}
+        adopted = adopt(each.seen for each in found)
+        self._pasts = {id: _Past(num_starts) for id, num_starts in adopted.starts.items()}
+        rooms = {name: self._room_of(by_name[name]) for name in adopted.places}
         kept = [name for name, room in rooms.items() if room is not None]
         for name in kept:
-            self._adopt(adopted_.places[name], by_name[name], rooms[name])
+            self._adopt(adopted.places[name], by_name[name], rooms[name])
         self.counts |= {pool: count for pool, count in counts.items() if pool in self.counts}
         strays = sorted(by_name.keys() - set(kept))
         for name in strays:
             if by_name[name].actor is not None:
-                self._aside(adopted(by_name[name].actor).stop())
+                self._aside(process_of(by_name[name].actor).stop())
         self.nodes.release_all_but(kept)
         ended = f"; ending {', '.join(strays)}" if strays else ""
         self._say(f"taking over {', '.join(sorted(kept)) or 'nothing'}{ended}")
@@ -385,18 +386,7 @@ class Controller:
         """Replace workers by such of `config`, one at a time, and scale to its counts, but for pools that are scaled
         automatically. Raises InvalidRequest.
         """
-        old = self.config
-        if config.name != old.name:
-            raise InvalidRequest(f"name: the service is {old.name!r}")
-        if not config.model_name:
-            config = config.model_copy(update={"model_name": old.served_name})
-        if config.served_name != old.served_name:
-            raise InvalidRequest(f"model_name: clients know it as {old.served_name!r}; start another service")
-        same = {"replicas": 1}
-        if config.routers.model_copy(update=same) != old.routers.model_copy(update=same):
-            raise InvalidRequest("routers: only replicas can be updated; start another service")
-        if config.autoscale != old.autoscale:
-            raise InvalidRequest("autoscale: it cannot be updated; start the service again")
+        config = check_update(self.config, config)
         facts = model_facts(config)
         models = {life.recipe.model.weights for life in self.lives.values() if life.recipe.config is not None}
         if len({*models, facts.weights}) > 2:
@@ -404,8 +394,7 @@ class Controller:
         if facts.text != self._recipes[ROUTER_POOL].model.text:
             raise InvalidRequest("model: it has another tokenizer or chat template; start another service")
         self.config, self._recipes = config, recipes(config, facts, self._site)
-        kept = {name: self.counts[name] for name in (config.autoscale.pools if config.autoscale else ())}
-        self.counts = {name: config.count_of(name) for name in (*config.pools, ROUTER_POOL)} | kept
+        self.counts = counts_after(config, self.counts)
         for place in [place for place in self.places.values() if place.phase is Phase.GIVEN_UP]:
             self._forget(place.id)
         self._reconcile()  # at once: whoever asks next shall see it

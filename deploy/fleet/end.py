@@ -8,7 +8,7 @@ from deploy.cluster import Cluster
 from deploy.door import find as find_door
 from deploy.door import withdraw
 from deploy.fleet.config import ROUTER_POOL
-from deploy.fleet.found import Found, adopted, find
+from deploy.fleet.found import Found, find, process_of
 from deploy.fleet.memory import Memory
 from deploy.fleet.nodes import RayNodes
 from deploy.fleet.take_over import namespace_of
@@ -44,7 +44,7 @@ async def _end(name: str, drain_s: float | None) -> None:
 
 
 async def _stop(processes: Sequence[Found], drain_s: float) -> None:
-    await asyncio.gather(*(adopted(each.actor).stop(drain_s) for each in processes))
+    await asyncio.gather(*(process_of(each.actor).stop(drain_s) for each in processes))
 
 
 def _withdraw(http_port: int, name: str) -> None:

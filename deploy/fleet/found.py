@@ -68,7 +68,7 @@ async def _ask(namespace: str, name: str, nonce: bytes) -> Found:
         actor = ray.get_actor(name, namespace=namespace)
     except ValueError:
         return Found(name, None, None)  # it has just ended
-    process = adopted(actor)
+    process = process_of(actor)
     try:
         async with asyncio.timeout(ANSWER_S):
             return Found(name, actor, await process.call("describe", nonce))
@@ -76,7 +76,7 @@ async def _ask(namespace: str, name: str, nonce: bytes) -> Found:
         return Found(name, actor, None)
 
 
-def adopted(actor: Any) -> RayProcess:
+def process_of(actor: Any) -> RayProcess:
     """One that others started."""
     process = RayProcess(object, tuple)
     process.adopt(actor)

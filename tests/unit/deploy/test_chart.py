@@ -1,5 +1,9 @@
 """The chart by helm's own lint, by its values schema, and every object that it renders by Kubernetes' schemas."""
 
+import os
+import subprocess
+from pathlib import Path
+
 import jsonschema
 import kubernetes_validate
 import pytest
@@ -117,7 +121,7 @@ def test_the_commands_are_ones_that_the_programs_take(case: str) -> None:
 def test_the_job_serves_a_config_that_baton_up_takes() -> None:
     """The real reader of CONFIG.yaml reads what is mounted where the job's words say."""
     (job,) = of_kind("kuberay", "RayJob")
-    assert job["spec"]["entrypoint"] == "baton up /etc/baton/config/config.yaml --address auto"
+    assert job["spec"]["entrypoint"] == "sh /etc/baton/config/run.sh"
     head = pod_templates("kuberay")["RayJob/baton/head"]["spec"]
     (mount,) = (each for each in head["containers"][0]["volumeMounts"] if each["mountPath"] == "/etc/baton/config")
     (volume,) = (each for each in head["volumes"] if each["name"] == mount["name"])
@@ -128,6 +132,25 @@ def test_the_job_serves_a_config_that_baton_up_takes() -> None:
     assert config.engine_of("decode").device == "cuda" and config.pools["decode"].max_unavailable == 1
     assert config.autoscale is not None and config.autoscale.bounds["decode"].max == 3
     assert config.restart.max_restarts == 10, "what the chart has no value for is given in ray.config"
+
+
+@pytest.mark.parametrize(("ends", "status"), [(("kill -9 $$", "exit 0"), 0), (("exit 2",), 2), (("exit 1",), 1)])
+def test_a_controller_that_was_killed_has_a_successor(ends: tuple[str, ...], status: int, tmp_path: Path) -> None:
+    """In the real shell; `baton up` ends as told, one time after the other."""
+    (made,) = (each for each in of_kind("kuberay", "ConfigMap") if each["metadata"]["name"] == "baton-config")
+    for number, end in enumerate(ends):
+        (tmp_path / f"{number}").write_text(end)
+    baton = tmp_path / "baton"
+    baton.write_text(
+        f'#!/bin/sh\necho "$@"\ncd {tmp_path}; next=$(ls [0-9] | head -1)\nend=$(cat $next); rm $next; eval "$end"\n'
+    )
+    baton.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    run = subprocess.run(
+        ["sh", "-c", made["data"]["run.sh"]], env=environment, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == status
+    assert run.stdout.splitlines() == ["up /etc/baton/config/config.yaml --address auto"] * len(ends)
 
 
 def test_gpus_of_the_worker_pods_are_used_unless_told_otherwise() -> None:
