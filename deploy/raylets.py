@@ -225,6 +225,7 @@ def raylets(*specs: NodeSpec) -> Iterator[Raylets]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",  # as in the embedded cluster
         "RAY_raylet_start_wait_time_s": str(int(START_S)),
     }
     folder = tempfile.mkdtemp(prefix="baton-raylets-")
