@@ -17,14 +17,12 @@ help: ## Show this list
 serve: $(STAMP) ## Serve the built-in model: HTTP on 8000, gRPC on 8001 (ARGS="--model ... --port ...")
 	@exec $(BIN)/baton serve $(ARGS)
 
-# Files as a whole, in their order: xdist's own puts those with few tests last, which are the long ones. Those with
-# services of their own wait as much as they work: one process more than cores.
-SHARED   := --max-worker-restart 0
-FILES    := $(SHARED) --dist loadfile --no-loadscope-reorder
-LONG     := tests/contract tests/property tests/unit
-FAST     := -q -m "not slow and not gpu" --ignore tests/e2e --ignore tests/gpu -n $(JOBS) $(FILES)
-SLOW     := -q -m "slow and not gpu"
-SERVICES := -n $$(($(JOBS) + 1)) $(FILES)
+# Files as a whole, in their order: xdist's own puts those with few tests last, which are the long ones.
+SHARED := -n $(JOBS) --max-worker-restart 0
+FILES  := $(SHARED) --dist loadfile --no-loadscope-reorder
+FAST   := -q -m "not slow and not gpu" --ignore tests/e2e --ignore tests/gpu $(FILES)
+SLOW   := -q -m "slow and not gpu"
+LONG   := tests/contract tests/property tests/unit
 
 # What failed is shown and gets one more run, alone, which it must pass: a busy machine makes real sockets late.
 AGAIN := --last-failed --last-failed-no-failures none
@@ -32,9 +30,9 @@ AGAIN := --last-failed --last-failed-no-failures none
 test: $(STAMP) ## All tests that need no GPU
 	$(TESTENV) $(BIN)/python -m pytest $(FAST) $(ARGS) \
 	  || $(TESTENV) $(BIN)/python -m pytest -q -m "not slow and not gpu" $(AGAIN) $(ARGS)
-	$(TESTENV) $(BIN)/python -m pytest $(SLOW) -n $(JOBS) $(SHARED) --maxschedchunk 1 $(ARGS) $(LONG) \
+	$(TESTENV) $(BIN)/python -m pytest $(SLOW) $(SHARED) --maxschedchunk 1 $(ARGS) $(LONG) \
 	  || $(TESTENV) $(BIN)/python -m pytest $(SLOW) $(AGAIN) $(ARGS) $(LONG)
-	$(TESTENV) $(BIN)/python -m pytest $(SLOW) $(SERVICES) --durations=10 $(ARGS) tests/e2e \
+	$(TESTENV) $(BIN)/python -m pytest $(SLOW) $(FILES) --durations=10 $(ARGS) tests/e2e \
 	  || $(TESTENV) $(BIN)/python -m pytest $(SLOW) $(AGAIN) $(ARGS) tests/e2e
 
 test-fast: $(STAMP) ## The tests without real processes, in minutes

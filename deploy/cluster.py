@@ -123,6 +123,7 @@ class Cluster:
     def _start(self) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+        os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 would let every other process go first
         if not self.embedded:
             _init(f"cannot connect to Ray at {self.address}", address=self.address, namespace=self._namespace)
             return

@@ -54,9 +54,21 @@ class Raylet:
     number: int
     """Of the nodes that share its session's folder."""
 
+    again: "Callable[[], subprocess.Popen[bytes]]"
+    """Start it once more."""
+
     def wait_up(self) -> None:
-        """Until it has joined. Raises Unavailable with what it said when it does not."""
-        self._wait(lambda: STARTED in self.said.read_text())
+        """Until it has joined; Ray gives it 30 s, so on a busy machine it may be started once more.
+
+        Raises Unavailable with what it said when it does not join.
+        """
+        try:
+            self._wait(lambda: STARTED in self.said.read_text())
+        except Unavailable:
+            if self.process.poll() is None:
+                raise
+            self.process = self.again()
+            self._wait(lambda: STARTED in self.said.read_text())
 
     def wait_named(self) -> None:
         """Until its sockets are there. Raylets that start side by side would choose the same names, and one would die
@@ -134,15 +146,18 @@ class Raylets:
         if spec.labels:
             options.append(f"--labels={','.join(f'{key}={value}' for key, value in spec.labels.items())}")
         said = Path(self.folder) / f"node-{len(self.nodes)}"
-        with said.open("w") as output:
-            process = subprocess.Popen(
-                [RAY, *words, "--disable-usage-stats", *options],
-                env=self.environment,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        node = Raylet(place, process, said, len(self.nodes))
+
+        def launch() -> "subprocess.Popen[bytes]":
+            with said.open("w") as output:
+                return subprocess.Popen(
+                    [RAY, *words, "--disable-usage-stats", *options],
+                    env=self.environment,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+
+        node = Raylet(place, launch(), said, len(self.nodes), launch)
         self.nodes.append(node)
         return node
 
@@ -210,6 +225,7 @@ def raylets(*specs: NodeSpec) -> Iterator[Raylets]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",  # as in the embedded cluster
         "RAY_raylet_start_wait_time_s": str(int(START_S)),
     }
     folder = tempfile.mkdtemp(prefix="baton-raylets-")

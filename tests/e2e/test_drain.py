@@ -26,6 +26,7 @@ pytestmark = [pytest.mark.slow(seconds=45), pytest.mark.timeout(600)]
 
 NUM_NEW = 700
 PROMPT = list(range(3, 60))
+MOVES = 'baton_router_attempts_total{route="move"}'
 # Few candidates each: logits round differently beside other rows, and a draw at the very edge between two of many
 # tokens may then fall on either side.
 KINDS: dict[str, dict[str, Any]] = {
@@ -133,6 +134,18 @@ def decoders(service: Service) -> list[str]:
     return [worker["id"] for worker in service.workers() if "decode" in worker["roles"]]
 
 
+def whole(service: Service) -> bool:
+    """Each worker is ready, and each decode worker has proven that it can take over from every other."""
+    workers = service.workers()
+    everybody = {(worker["id"], worker["incarnation"]) for worker in workers}
+    for worker in workers:
+        proven = {(peer["id"], peer["incarnation"]) for peer in worker["peers"] if peer["ready"]}
+        others = everybody - {(worker["id"], worker["incarnation"])}
+        if worker["state"] != "ready" or ("decode" in worker["roles"] and not others <= proven):
+            return False
+    return True
+
+
 def count(service: Service, name: str) -> float:
     """A counter of the router, over all labels that begin as in `name`."""
     with urllib.request.urlopen(service.url + "/metrics", timeout=30) as metrics:
@@ -207,6 +220,8 @@ async def test_a_killed_decode_worker_changes_no_token(service: Service, expecte
 
 async def test_sigterm_moves_what_decodes(service: Service, expected: Expected) -> None:
     """Beside a client that leaves, which frees both sides at once."""
+    await until(lambda: whole(service), service)
+    before = count(service, MOVES)
     async with connect(service.grpc) as channel:
         calls = all_calls(InferenceStub(channel), expected.stop)
         leaving = await busiest_in_the_middle(service, calls)
@@ -215,12 +230,13 @@ async def test_sigterm_moves_what_decodes(service: Service, expected: Expected) 
         calls.pop("greedy").task.cancel()
         await asyncio.gather(*(call.task for call in calls.values()))
         check(calls, expected)
+        assert count(service, MOVES) > before, service.log.read_text()
         service.wait_idle()
 
 
 async def test_the_drain_command_moves_what_decodes(service: Service, expected: Expected) -> None:
-    moves = 'baton_router_attempts_total{route="move"}'
-    before = count(service, moves)
+    await until(lambda: whole(service), service)
+    before = count(service, MOVES)
     async with connect(service.grpc) as channel:
         calls = all_calls(InferenceStub(channel), expected.stop)
         leaving = await busiest_in_the_middle(service, calls)
@@ -229,7 +245,7 @@ async def test_the_drain_command_moves_what_decodes(service: Service, expected: 
         await asyncio.gather(*(call.task for call in calls.values()))
         check(calls, expected)
         await until(lambda: not process.is_running(), service)
-        assert count(service, moves) > before, service.log.read_text()
+        assert count(service, MOVES) > before, service.log.read_text()
         service.wait_idle()
 
 

@@ -35,12 +35,19 @@ def service() -> Iterator[PlainService]:
         yield service
 
 
-@pytest.fixture
-def page(service: PlainService) -> Iterator[Chrome]:
+@pytest.fixture(scope="module")
+def driver() -> Iterator[Chrome]:
     with browser() as driver:
-        look(driver, width=1280, height=900)
-        driver.get(service.url + "/")
         yield driver
+
+
+@pytest.fixture
+def page(service: PlainService, driver: Chrome) -> Chrome:
+    """As who comes for the first time sees it."""
+    look(driver, width=1280, height=900)
+    driver.get_log("browser")  # of the test before
+    driver.get(service.url + "/")
+    return driver
 
 
 def text(page: Chrome, id: str) -> str:

@@ -31,11 +31,15 @@ from tests.e2e.test_workers import (
 from tests.fakes.checkpoints import reference_model, tiny_checkpoint
 from tests.fakes.router_session import join
 
-pytestmark = [pytest.mark.slow(seconds=55), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow(seconds=45), pytest.mark.timeout(300)]
 
 LENGTHS = (1, PAGE_SIZE - 1, PAGE_SIZE, PAGE_SIZE + 1, CHUNK, CHUNK + 1, 3 * CHUNK + 5)
 DEGREES = {"a": 1, "b": 2, "c": 2, "d": 4}
-HANDOFFS = (("a", "b"), ("b", "a"), ("b", "d"), ("d", "b"), ("b", "c"), ("a", "d"), ("d", "a"))
+HANDOFFS = {
+    "grpc": (("a", "d"), ("d", "a")),
+    "nixl": (("a", "b"), ("b", "a"), ("b", "d"), ("d", "b"), ("b", "c"), ("a", "d"), ("d", "a")),
+}
+"""By transport. What goes where between unequal ranks is the same for both; contract tests have every case of it."""
 IDS = count(1000, 1000)
 
 
@@ -55,6 +59,8 @@ def workers(transport: str) -> Iterator[dict[str, str]]:
     environment = os.environ | {"BATON_CLUSTER_KEY": KEY, "OMP_NUM_THREADS": "1"}
     spawned = {}
     for name, degree in DEGREES.items():
+        if not any(name in pair for pair in HANDOFFS[transport]):
+            continue
         command = f"-m prefill_worker --worker-id {name} --tp {degree} --transport {transport} --kv-memory 4MiB"
         command += f" --max-step-tokens {CHUNK} --page-size {PAGE_SIZE} --max-model-len 512 --model {folder()}"
         words = [sys.executable, *command.split()]
@@ -68,10 +74,10 @@ def workers(transport: str) -> Iterator[dict[str, str]]:
     assert set(codes.values()) == {0}, codes
 
 
-@pytest.mark.parametrize("transport", ["grpc", "nixl"])
+@pytest.mark.parametrize("transport", HANDOFFS)
 async def test_prompts_go_between_workers_of_any_number_of_ranks(transport: str) -> None:
     with workers(transport) as addresses:
-        for source, target in HANDOFFS:
+        for source, target in HANDOFFS[transport]:
             pair = [Process(None, addresses[name]) for name in (source, target)]  # type: ignore[arg-type]
             async with sessions(*pair) as (p, d):
                 await join(p, d)

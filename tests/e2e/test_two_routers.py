@@ -91,13 +91,19 @@ def idle(router: Router) -> bool:
     )
 
 
-@pytest.mark.parametrize("source", ["session", "public"])
-async def test_two_routers_share_workers_and_one_is_killed(source: str) -> None:
-    flags = () if source == "session" else ("--kv-events", "tcp://127.0.0.1:0")
-    with processes("prefill", "decode", flags=flags) as workers, routers(2, workers, "--kv-events", source) as pair:
+@pytest.fixture(scope="module")
+def workers() -> Iterator[list[Process]]:
+    """A prefill and a decode worker that say what they hold in their sessions and in public, too."""
+    with processes("prefill", "decode", flags=("--kv-events", "tcp://127.0.0.1:0")) as workers:
+        yield workers
+
+
+@pytest.mark.parametrize(("source", "salt"), [("session", 0), ("public", 1000)])
+async def test_two_routers_share_workers_and_one_is_killed(workers: list[Process], source: str, salt: int) -> None:
+    with routers(2, workers, "--kv-events", source) as pair:
         for router in pair:
             await until(lambda router=router: len(router.workers()) == 2 and idle(router))
-        prompts = [prompt(80, salt) for salt in range(6)]
+        prompts = [prompt(80, salt + number) for number in range(6)]
         # Each serves half, and each then finds what the other computed.
         answers = [await asyncio.to_thread(pair[at % 2].complete, tokens, 12) for at, tokens in enumerate(prompts)]
         again = [await asyncio.to_thread(pair[(at + 1) % 2].complete, tokens, 12) for at, tokens in enumerate(prompts)]
@@ -108,12 +114,12 @@ async def test_two_routers_share_workers_and_one_is_killed(source: str) -> None:
         assert {w["source"] for w in pair[0].prefixes()["workers"]} == {source}
         assert sum(size for _, size in pair[0].views().values()) >= 6 * 80
 
-        await a_killed_router_leaves_nothing_behind(*pair)
+        await a_killed_router_leaves_nothing_behind(*pair, salt + 99)
 
 
-async def a_killed_router_leaves_nothing_behind(victim: Router, other: Router) -> None:
+async def a_killed_router_leaves_nothing_behind(victim: Router, other: Router, salt: int) -> None:
     """A stream is under way at `victim` when it dies; its client asks `other` and gets the same."""
-    tokens = prompt(70, 99)
+    tokens = prompt(70, salt)
     body = {"model": "tiny", "prompt": tokens, "max_tokens": 800, "temperature": 0, "ignore_eos": True}
     seen: list[str] = []
     with pytest.raises(httpx.HTTPError):
