@@ -86,7 +86,7 @@ class ServiceConfig:
         for name, value, choices in (
             ("transport", self.links.transport, TRANSPORTS),
             ("policy", self.routing.policy, POLICY_NAMES),
-            ("log-format", self.gateway.log_format, ("", *LOG_FORMATS)),
+            ("log-format", self.gateway.log_format or LOG_FORMATS[0], LOG_FORMATS),
             ("tool-parser", self.doors.tool_parser, TOOL_PARSERS),
             ("reasoning-parser", self.doors.reasoning_parser, REASONING_PARSERS),
         ):

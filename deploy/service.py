@@ -2,7 +2,6 @@
 
 import asyncio
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Coroutine, Iterable
@@ -12,6 +11,7 @@ from types import FrameType
 from typing import Any
 
 from deploy.actors import DecodeWorker, Endpoints, Place, PrefillWorker, Router
+from deploy.checks import check_model, check_ports, check_secrets
 from deploy.cluster import EMBEDDED, Cluster
 from deploy.config import ServiceConfig, service_config
 from deploy.door import AdminDoor, publish, withdraw
@@ -22,10 +22,6 @@ from deploy.launcher import RayProcess
 from deploy.supervisor import Member, Supervisor
 from engine.core.errors import BatonError, InvalidRequest
 from engine.core.types import WorkerInfo
-from engine.models.checkpoint import stored_tensors
-from engine.models.hub import resolve_model
-from engine.models.registry import load_config
-from engine.models.weights import Rank, parameters
 from engine.server.config import WorkerConfig
 from router.api import ServiceStatus
 from router.config import RouterConfig
@@ -65,9 +61,8 @@ def run(values: dict[str, Any], *, ray_address: str) -> int:
     _handle_signals(_interrupt)
     try:
         config = service_config(values, ray_address=ray_address)
-        for index in range(config.routing.num_routers):
-            check_port(config.host, port_at(config.port, index), "port")
-            check_port(config.host, port_at(config.grpc_port, index), "grpc_port")
+        check_ports(config)
+        check_secrets(config.gateway, ray_address=ray_address)
         say(f"looking at model {config.engine.model}")
         check_model(config)
         say("starting Ray" if ray_address == EMBEDDED else f"connecting to Ray at {ray_address}")
@@ -85,26 +80,6 @@ def run(values: dict[str, Any], *, ray_address: str) -> int:
         print(f"baton: {flag}{error.message}", file=sys.stderr, flush=True)
         return 2
     return 0
-
-
-def check_port(host: str, port: int, flag: str) -> None:
-    """Raise InvalidRequest when nothing can listen there, before minutes are spent on a start that must fail."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise InvalidRequest(f"cannot listen on {host}:{port}: {error.strerror}", param=flag) from error
-
-
-def check_model(config: ServiceConfig) -> None:
-    """Fetch the model, read its config and tensor headers, divide it among ranks. Raises CheckpointError."""
-    folder = resolve_model(config.engine.model)
-    facts = load_config(folder, config.engine.max_model_len)
-    stored_tensors(folder)
-    for num_ranks in {config.prefill_ranks, config.decode_ranks}:
-        parameters(facts, Rank(0, num_ranks))
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:

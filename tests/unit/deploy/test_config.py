@@ -1,10 +1,15 @@
 """Flags become a service's settings."""
 
+from pathlib import Path
+
 import pytest
 
+from deploy.checks import check_model, check_secrets
+from deploy.cluster import EMBEDDED
 from deploy.config import FLAGS, service_config
-from deploy.service import check_model, place
+from deploy.service import place
 from engine.core.errors import CheckpointError, InvalidRequest
+from engine.server.config import CLUSTER_KEY_VARIABLE
 from engine.server.kv_events.config import parse_feed
 from tests.fakes.checkpoints import tiny_checkpoint
 
@@ -30,6 +35,7 @@ def test_what_clients_call_the_model(given: dict[str, object], name: str) -> Non
     ("given", "flag"),
     [({"prefill": 0}, "prefill"), ({"port": 70_000}, "port"), ({"port": 5, "grpc_port": 5}, "grpc-port"),
      ({"policy": "best"}, "policy"), ({"kv_memory": "much"}, "kv_memory"), ({"tp": 0}, "tp"),
+     ({"log_format": "xml"}, "log-format"),
      ({"routers": 0}, "routers"), ({"decode_tp": -1}, "decode-tp"), ({"collective": "ring"}, "collective")],
 )  # fmt: skip
 def test_a_bad_value_names_its_flag(given: dict[str, object], flag: str) -> None:
@@ -76,3 +82,18 @@ def test_each_worker_publishes_prefix_events_at_ports_of_its_own() -> None:
     for wrong in ("tcp://127.0.0.1:65534", "udp://127.0.0.1:1"):
         with pytest.raises(InvalidRequest, match=r"kv-events|two ports"):
             service_config(values(kv_events=wrong), ray_address="auto")
+
+
+def test_files_that_will_not_do_are_found_before_a_process_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tenants.toml").write_text("[tenants.acme]\nweigth = 2\n")
+    for flag, value in (("tenants", tmp_path / "tenants.toml"), ("cluster_tls", tmp_path)):
+        gateway = service_config(values(**{flag: str(value)}), ray_address=EMBEDDED).gateway
+        with pytest.raises(InvalidRequest) as caught:
+            check_secrets(gateway, ray_address=EMBEDDED)
+        assert caught.value.param == flag
+        check_secrets(gateway, ray_address="auto")  # they are read on the cluster's nodes, not here
+    monkeypatch.setenv(CLUSTER_KEY_VARIABLE, "short")
+    with pytest.raises(InvalidRequest, match=f"{CLUSTER_KEY_VARIABLE} has 5 bytes; at least 16"):
+        check_secrets(gateway, ray_address="auto")
