@@ -109,8 +109,8 @@ def test_each_call_ends_once_with_right_tokens_and_leaves_nothing(seed: int, pol
     disturbed_service(seed, policy)
 
 
-@pytest.mark.slow(seconds=25)
-@settings(max_examples=60, deadline=None)
+@pytest.mark.slow(seconds=20)
+@settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), policy=st.sampled_from(POLICY_NAMES))
 def test_so_it_is_with_many_seeds(seed: int, policy: str) -> None:
     disturbed_service(seed, policy)
