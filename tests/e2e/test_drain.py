@@ -7,7 +7,8 @@ import asyncio
 import signal
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -178,6 +179,25 @@ def expected(service: Service) -> Expected:
     return asyncio.run(undisturbed(service))
 
 
+@asynccontextmanager
+async def others(stub: InferenceStub, expected: Expected) -> AsyncIterator[None]:
+    """Clients that ask again and again: however late a worker hears that it is to leave, it has something to move."""
+    over = asyncio.Event()
+
+    async def client() -> None:
+        while not over.is_set():
+            call = Call(stub, **KINDS["greedy"])
+            await call.task
+            assert call.streams[0].tokens == expected.calls["greedy"].streams[0].tokens
+
+    clients = [asyncio.create_task(client()) for _ in range(4)]
+    try:
+        yield
+    finally:
+        over.set()
+    await asyncio.gather(*clients)
+
+
 async def busiest_in_the_middle(service: Service, calls: dict[str, Call]) -> str:
     """Wait until each sequence is under way; the decode worker with most of them."""
     streams = [stream for call in calls.values() for stream in call.streams]
@@ -223,11 +243,13 @@ async def test_sigterm_moves_what_decodes(service: Service, expected: Expected) 
     await until(lambda: whole(service), service)
     before = count(service, MOVES)
     async with connect(service.grpc) as channel:
-        calls = all_calls(InferenceStub(channel), expected.stop)
-        leaving = await busiest_in_the_middle(service, calls)
-        process_of(service, leaving).send_signal(signal.SIGTERM)
-        await has_left(service, leaving)
-        calls.pop("greedy").task.cancel()
+        stub = InferenceStub(channel)
+        calls = all_calls(stub, expected.stop)
+        async with others(stub, expected):
+            leaving = await busiest_in_the_middle(service, calls)
+            process_of(service, leaving).send_signal(signal.SIGTERM)
+            await has_left(service, leaving)
+            calls.pop("greedy").task.cancel()
         await asyncio.gather(*(call.task for call in calls.values()))
         check(calls, expected)
         assert count(service, MOVES) > before, service.log.read_text()
@@ -238,10 +260,12 @@ async def test_the_drain_command_moves_what_decodes(service: Service, expected: 
     await until(lambda: whole(service), service)
     before = count(service, MOVES)
     async with connect(service.grpc) as channel:
-        calls = all_calls(InferenceStub(channel), expected.stop)
-        leaving = await busiest_in_the_middle(service, calls)
-        process = process_of(service, leaving)
-        await drain(service, leaving)
+        stub = InferenceStub(channel)
+        calls = all_calls(stub, expected.stop)
+        async with others(stub, expected):
+            leaving = await busiest_in_the_middle(service, calls)
+            process = process_of(service, leaving)
+            await drain(service, leaving)
         await asyncio.gather(*(call.task for call in calls.values()))
         check(calls, expected)
         await until(lambda: not process.is_running(), service)
